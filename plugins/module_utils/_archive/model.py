@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What an archive says: points, their members and the saved-state tree. Plain values, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+FORMAT_VERSION = 1
+CHUNK_BYTES = 4 * 2**20
+
+
+class Role(str, Enum):
+    """What a member of the archive is."""
+
+    DISK = "disk"  # the lowest layer of a disk in this archive
+    LAYER = "layer"  # a qcow2 layer on top of `parent`
+    MEMORY = "memory"
+    ISO = "iso"
+    NVRAM = "nvram"
+    TPM = "tpm"
+
+
+class Consistency(str, Enum):
+    """How the point's disks relate to the guest: agent (frozen file systems), memory, crash, off (powered off)."""
+
+    AGENT = "agent"
+    MEMORY = "memory"
+    CRASH = "crash"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One row of a point's member table.
+
+    `size_bytes` is the size of the bytes in the archive, `virtual_size_bytes` what a guest sees (0 where there is no such thing).
+    `digest` is the hex SHA-256 over the binary SHA-256 digests of its 4 MiB chunks; "" in a foreign archive.
+    `image_format` is that of the bytes in the archive, `original_format` that of the file on its host.
+    """
+
+    name: str
+    role: Role
+    size_bytes: int
+    digest: str = ""
+    target: str = ""
+    virtual_size_bytes: int = 0
+    image_format: str = ""
+    original_format: str = ""
+    parent: str = ""
+    former_path: str = ""
+    pool: str = ""
+    active: bool = False  # the top of its disk at this point: a restore of the point ends in it
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """One node of the saved-state tree: libvirt's whole <domainsnapshot>."""
+
+    name: str
+    xml: str
+    parent: str = ""
+    current: bool = False
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A device that is not in the archive, and why."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One point, as its configuration XML says it.
+
+    `domain_xml`: the definition a restore starts from (persistent; live for transient domains), without our metadata element.
+    `live_xml`: the running definition where there was one. `timestamp`: unix seconds, unique and increasing in an archive.
+    `format_version` 0: a foreign archive, `members` then come from file names and image headers.
+    `digests_member`/`digests_digest`: the member with the chunk digests of all members new at this point, and its own SHA-256.
+    `member_name`: the XML's own name in the archive; `digest`: SHA-256 of that member with the digest's own digits read as zeros.
+    """
+
+    timestamp: int
+    domain_xml: str
+    vm_name: str
+    vm_uuid: str
+    members: tuple[Member, ...]
+    live_xml: str = ""
+    consistency: Consistency = Consistency.OFF
+    mode: str = "full"
+    incrementable: bool = False
+    template: bool = False
+    saved_states: tuple[SavedState, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    created: str = ""
+    tool_version: str = ""
+    format_version: int = FORMAT_VERSION
+    digests_member: str = ""
+    digests_digest: str = ""
+    parent_point: int = 0
+    parent_digest: str = ""
+    member_name: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A damaged extent: bytes `offset`..`offset+length` of `member` ("" = the archive file itself) and the points lost with it."""
+
+    member: str
+    offset: int
+    length: int
+    points: tuple[int, ...] = ()
+    reason: str = ""

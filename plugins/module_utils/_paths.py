@@ -1,0 +1,33 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Directories of the collection on the host it runs on."""
+
+from __future__ import annotations
+
+import os
+
+
+def _directory(system: str, variable: str, fallback: str) -> str:
+    if os.geteuid() == 0:
+        path = os.path.join(system, "kvmops-backup")
+    else:
+        base = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), fallback)
+        path = os.path.join(base, "kvmops-backup")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
+
+
+def state_dir() -> str:
+    """Journals, locks and evidence; survives a reboot."""
+    return _directory("/var/lib", "XDG_STATE_HOME", ".local/state")
+
+
+def run_dir() -> str:
+    """Status files of running operations; gone after a reboot."""
+    return _directory("/run", "XDG_RUNTIME_DIR", ".cache")
+
+
+def cache_dir() -> str:
+    """What can be computed again."""
+    return _directory("/var/cache", "XDG_CACHE_HOME", ".cache")
