@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a user asks of a restore: the options of ``vm_restore`` as typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class DiskFormat(str, Enum):
+    """Format of the restored disks: as they were on their host, or all of them qcow2."""
+
+    KEEP = "keep"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """One run of ``vm_restore``.
+
+    `point` None: the newest. `pool` and `path` both "": the former places (C3), at most one of them is given.
+    `name` "": the VM's own. `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
+    `mac`: "" (as for `uuid`), "keep" or "new". `networks` maps names of networks and bridges in the archive to those of this host.
+    """
+
+    source: str
+    point: int | None = None
+    pool: str = ""
+    path: str = ""
+    name: str = ""
+    uuid: str = ""
+    mac: str = ""
+    networks: Mapping[str, str] = field(default_factory=dict)
+    disk_format: DiskFormat = DiskFormat.KEEP
+    start: bool = False
+    force: bool = False
+    uri: str = "qemu:///system"
+    check_mode: bool = False
+    diff: bool = False
+
+
+def from_params(params: Mapping[str, Any], *, check_mode: bool, diff: bool) -> RestoreRequest:
+    """The request behind the parameters of the module."""
+    return RestoreRequest(
+        source=params["source"],
+        point=params["point"],
+        pool=params["pool"] or "",
+        path=params["path"] or "",
+        name=params["name"] or "",
+        uuid=params["uuid"] or "",
+        mac=params["mac"] or "",
+        networks={str(former): str(here) for former, here in (params["networks"] or {}).items()},
+        disk_format=DiskFormat(params["disk_format"]),
+        start=params["start"],
+        force=params["force"],
+        uri=params["uri"],
+        check_mode=check_mode,
+        diff=diff,
+    )
