@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Names of archives and members; nothing that came from a VM or a foreign archive is trusted here."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
+
+PLAIN_SUFFIX, COMPRESSED_SUFFIX = ".tar", ".tar.zst"
+MAX_STEM, MAX_MEMBER_NAME = 64, 255
+_POINT = re.compile(r"^(\d{1,12})(?:[^0-9].*)?\.xml$")
+
+
+def stem(name: str) -> str:
+    """A VM's or file's name as part of a file name: ASCII letters, digits, dot, dash, underscore; never empty or hidden."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:MAX_STEM]
+    return re.sub(r"^\.+", "_", plain) or "_"
+
+
+def archive_name(vm_name: str, timestamp: int, uuid: str, compressed: bool) -> str:
+    """File name of an archive whose full point was made at the unix time `timestamp`."""
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(timestamp))
+    return f"{stem(vm_name)}_{when}_{uuid[:8]}{COMPRESSED_SUFFIX if compressed else PLAIN_SUFFIX}"
+
+
+def partial_name(name: str, token: str) -> str:
+    """Hidden name under which an archive is written before it is published."""
+    return f".{name}.partial-{token}"
+
+
+def configuration_member(timestamp: int, vm_name: str) -> str:
+    """Member name of a point's configuration XML."""
+    return f"{timestamp}_{stem(vm_name)}.xml"
+
+
+def point_of(member_name: str) -> int | None:
+    """Unix time in the name of a configuration XML, None if it has none."""
+    match = _POINT.match(member_name)
+    return int(match.group(1)) if match else None
+
+
+def checked_member(name: str) -> str:
+    """The plain base name of a member, a leading `./` removed; "" for the entry of the directory itself.
+
+    Raises HostileError for paths, dot names, control characters and over-long names.
+    """
+    plain = name[2:] if name.startswith("./") else name
+    if plain in ("", "."):
+        return ""
+    if "/" in plain or plain == ".." or len(plain) > MAX_MEMBER_NAME or any(ord(c) < 32 or ord(c) == 127 for c in plain):
+        raise HostileError(f"member {name[:80]!r}", "only plain file names have a place in an archive")
+    return plain
