@@ -18,6 +18,8 @@ def duration_s(text: str, option: str) -> int:
     match = _DURATION.fullmatch(text.strip().lower())
     if match is None:
         raise RefusedError(
-            f"Option {option}", f"{text!r} is not a duration", "Write a whole number and s, m, h, d or w, for example 20h."
+            f"Option {option}",
+            f"{text!r} is not a duration",
+            "Write a whole number and s, m, h, d or w, for example 20h.",
         )
     return int(match.group(1)) * _SECONDS[match.group(2)]

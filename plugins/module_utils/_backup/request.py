@@ -33,7 +33,8 @@ class BackupRequest:
     """One run of ``vm_backup``.
 
     Exactly one of `pool` (name of a storage pool) and `path` (directory) is not "".
-    `threads` 0: one per core. `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
+    `threads` 0: one per core.
+    `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
     `notes` is stored with the new archive.
     """
@@ -56,8 +57,11 @@ class BackupRequest:
     diff: bool = False
 
 
-def from_params(params: Mapping[str, Any], *, check_mode: bool, diff: bool) -> BackupRequest:
-    """The request behind the parameters of the module. Raises RefusedError for durations that are none."""
+def from_params(params: Mapping[str, Any]) -> BackupRequest:
+    """The request behind the parameters of the module, with ``check_mode`` and ``diff`` (_argspec.run_module).
+
+    Raises RefusedError for durations that are none.
+    """
     return BackupRequest(
         vm=params["vm"],
         pool=params["pool"] or "",
@@ -73,6 +77,6 @@ def from_params(params: Mapping[str, Any], *, check_mode: bool, diff: bool) -> B
         max_age_s=None if params["max_age"] is None else duration_s(params["max_age"], "max_age"),
         wait_timeout_s=duration_s(params["wait_timeout"], "wait_timeout"),
         notes=params["notes"] or "",
-        check_mode=check_mode,
-        diff=diff,
+        check_mode=params["check_mode"],
+        diff=params["diff"],
     )

@@ -23,8 +23,10 @@ class RestoreRequest:
     """One run of ``vm_restore``.
 
     `point` None: the newest. `pool` and `path` both "": the former places (C3), at most one of them is given.
-    `name` "": the VM's own. `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
-    `mac`: "" (as for `uuid`), "keep" or "new". `networks` maps names of networks and bridges in the archive to those of this host.
+    `name` "": the VM's own.
+    `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
+    `mac`: "" (as for `uuid`), "keep" or "new".
+    `networks` maps names of networks and bridges in the archive to those of this host.
     """
 
     source: str
@@ -43,8 +45,8 @@ class RestoreRequest:
     diff: bool = False
 
 
-def from_params(params: Mapping[str, Any], *, check_mode: bool, diff: bool) -> RestoreRequest:
-    """The request behind the parameters of the module."""
+def from_params(params: Mapping[str, Any]) -> RestoreRequest:
+    """The request behind the parameters of the module, with ``check_mode`` and ``diff`` (_argspec.run_module)."""
     return RestoreRequest(
         source=params["source"],
         point=params["point"],
@@ -58,6 +60,6 @@ def from_params(params: Mapping[str, Any], *, check_mode: bool, diff: bool) -> R
         start=params["start"],
         force=params["force"],
         uri=params["uri"],
-        check_mode=check_mode,
-        diff=diff,
+        check_mode=params["check_mode"],
+        diff=params["diff"],
     )

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What all modules share: common options, and the one place where a result or an error becomes Ansible's."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _deps
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, for_module
+
+URI: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
+TARGET: dict[str, Any] = {"pool": {"type": "str"}, "path": {"type": "path"}}
+COMPRESSION: dict[str, Any] = {
+    "compress_level": {"type": "int", "default": 2},
+    "threads": {"type": "int", "default": 0},
+}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def run_module(
+    argument_spec: Mapping[str, Any],
+    operation: Callable[[Mapping[str, Any], Context], dict[str, Any]],
+    *,
+    libraries: Iterable[str],
+    **rules: Any,
+) -> NoReturn:
+    """Run `operation(params, context)` as an Ansible module and exit with its result.
+
+    `params` are the module's options with ``check_mode`` and ``diff`` added. `rules` go to AnsibleModule (``required_one_of`` …).
+    A KvmopsError ends the module with ``msg``, ``what``, ``why`` and ``hint``; operating system errors likewise.
+    A signal that asks the process to end makes the operation stop at its next step, cleaned up.
+    """
+    module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **rules)
+    missing = _deps.first_missing(libraries)
+    if missing:
+        module.fail_json(msg=missing.message, exception=missing.traceback)
+    params = {**module.params, "check_mode": module.check_mode, "diff": module._diff}
+    progress = for_module(params.get("vm") or "")
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda received, frame: progress.cancel(f"signal {signal.Signals(received).name}"))
+    told: set[str] = set()
+
+    def warn(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            module.warn(text)
+
+    try:
+        result = operation(params, Context(progress, warn))
+    except KvmopsError as error:
+        failure = _failure(error)
+    except OSError as error:
+        failure = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
+    else:
+        failure = {}
+    finally:
+        progress.close()
+    if failure:
+        module.fail_json(**failure)
+    module.exit_json(**{"changed": False, **result})
+
+
+def _failure(error: KvmopsError) -> dict[str, Any]:
+    return {
+        "msg": str(error),
+        "what": error.what,
+        "why": error.why,
+        "hint": error.hint,
+        "cancelled": isinstance(error, CancelledError),
+    }

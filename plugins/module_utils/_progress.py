@@ -1,0 +1,187 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Progress of a long operation: a status file for whoever watches, and the way to ask the operation to stop.
+
+The status file is one JSON object, replaced atomically: ``{schema, phase, vm, disk, bytes_done, bytes_total, percent,
+rate_bps, eta_s, updated_at, pid}``; ``percent`` and ``eta_s`` are null where the total is unknown. It is read by the
+action plugins (live progress in the play's output) and by people (``cat /run/kvmops-backup/status/*``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
+
+SCHEMA = 1
+# The directory that the action plugin shares with the module: `status.json`, `cancel`, `heartbeat`
+# (plugins/plugin_utils/_progress_action.py).
+CONTROL_VARIABLE = "KVMOPS_BACKUP_CONTROL"
+INTERVAL_S = 0.5
+# The action plugin beats every two seconds at the slowest; a lost connection that comes back in this time does no harm.
+HEARTBEAT_LIMIT_S = 90.0
+# The rate is that of the last seconds, so that the ETA follows a disk that becomes slower.
+_RATE_WINDOW_S = 10.0
+
+
+class Progress:
+    """Where an operation stands; safe to be used by several threads. `Progress()` reports to nobody.
+
+    `phase`, `advance` and `check` raise CancelledError when the cancel file exists, when the controller has not touched
+    the heartbeat file for HEARTBEAT_LIMIT_S (only once it has been seen), or after `cancel()`. The files are looked at
+    once in INTERVAL_S. A status file that cannot be written never stops the operation.
+    """
+
+    def __init__(
+        self,
+        status_path: str = "",
+        vm: str = "",
+        cancel_path: str = "",
+        heartbeat_path: str = "",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._status_path = status_path
+        self._vm = vm
+        self._cancel_path = cancel_path
+        self._heartbeat_path = heartbeat_path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._phase = self._disk = ""
+        self._done_bytes = self._total_bytes = 0
+        self._samples: list[tuple[float, int]] = [(clock(), 0)]
+        self._next_write = self._next_look = clock()
+        self._heartbeat: tuple[int, float] | None = None  # mtime as last seen, and when it was first seen with it
+        self._cancelled = ""
+
+    def phase(self, name: str, disk: str = "", bytes_total: int = 0) -> None:
+        """A new phase begins (of one disk, where one is named); written to the status file at once."""
+        with self._lock:
+            self._phase, self._disk, self._done_bytes, self._total_bytes = name, disk, 0, bytes_total
+            self._samples = [(self._clock(), 0)]
+            self._write(self._clock())
+        self.check()
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes of the phase are done."""
+        with self._lock:
+            self._done_bytes += count
+            now = self._clock()
+            if now >= self._next_write:
+                self._write(now)
+        self.check()
+
+    def check(self) -> None:
+        """Raise CancelledError if the operation shall stop."""
+        with self._lock:
+            now = self._clock()
+            if not self._cancelled and now >= self._next_look:
+                self._next_look = now + INTERVAL_S
+                self._cancelled = self._look(now)
+            reason = self._cancelled
+        if reason:
+            raise CancelledError(self._vm or "The operation", f"stopped: {reason}", "Run the task again.")
+
+    def cancel(self, reason: str) -> None:
+        """The next `phase`, `advance` or `check` of any thread raises. Takes no lock: fit for a signal handler."""
+        self._cancelled = reason
+
+    def close(self) -> None:
+        """The operation has ended: the status file goes."""
+        with self._lock:
+            if self._status_path:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._status_path)
+                self._status_path = ""
+
+    def _look(self, now: float) -> str:
+        if self._cancel_path and os.path.lexists(self._cancel_path):
+            return "cancelled by the controller"
+        if self._heartbeat_path:
+            try:
+                mtime_ns = os.stat(self._heartbeat_path).st_mtime_ns
+            except OSError:
+                mtime_ns = -1  # not there yet, or gone with the rest of the control directory
+            if self._heartbeat is None and mtime_ns < 0:
+                return ""
+            if self._heartbeat is None or (mtime_ns >= 0 and mtime_ns != self._heartbeat[0]):
+                self._heartbeat = (mtime_ns, now)
+            elif now - self._heartbeat[1] > HEARTBEAT_LIMIT_S:
+                return f"no sign of life from the controller for {now - self._heartbeat[1]:.0f} s"
+        return ""
+
+    def _write(self, now: float) -> None:
+        if not self._status_path:
+            return
+        self._next_write = now + INTERVAL_S
+        self._samples.append((now, self._done_bytes))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= _RATE_WINDOW_S:
+            del self._samples[0]
+        (then, before), total = self._samples[0], self._total_bytes
+        rate = (self._done_bytes - before) / (now - then) if now > then else 0.0
+        done = min(self._done_bytes, total) if total else self._done_bytes
+        status = {
+            "schema": SCHEMA,
+            "phase": self._phase,
+            "vm": self._vm,
+            "disk": self._disk,
+            "bytes_done": done,
+            "bytes_total": total,
+            "percent": round(100 * done / total, 1) if total else None,
+            "rate_bps": int(rate),
+            "eta_s": round((total - done) / rate) if total and rate > 0 else None,
+            "updated_at": round(time.time(), 3),
+            "pid": os.getpid(),
+        }
+        partial = f"{self._status_path}.{os.getpid()}"
+        # A full /run is no reason to lose a backup.
+        with contextlib.suppress(OSError):
+            with open(partial, "w", encoding="utf-8") as stream:
+                json.dump(status, stream)
+            os.replace(partial, self._status_path)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an operation needs from whoever runs it: where progress goes, and where a degraded result is told."""
+
+    progress: Progress
+    warn: Callable[[str], None]
+
+
+def _remove_left_behind(directory: str) -> None:
+    """Remove the status files of processes that are no more."""
+    for name in os.listdir(directory):
+        owner = re.search(r"-(\d+)\.json", name)
+        if owner and not os.path.exists(f"/proc/{owner.group(1)}"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
+
+
+def for_module(vm: str) -> Progress:
+    """The progress of a module run on this host.
+
+    The status file is ``<run directory>/status/<vm>-<process id>.json``. Under our action plugin a link to it, the
+    cancel file and the heartbeat lie in the control directory that the plugin names in the environment.
+    """
+    directory = os.path.join(_paths.run_dir(), "status")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    _remove_left_behind(directory)
+    name = re.sub(r"[^\w.-]", "_", vm, flags=re.ASCII).lstrip(".")[:100]
+    status_path = os.path.join(directory, f"{name or 'operation'}-{os.getpid()}.json")
+    control = os.path.expanduser(os.environ.get(CONTROL_VARIABLE, ""))
+    if not control:
+        return Progress(status_path, vm)
+    os.makedirs(control, mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(status_path, os.path.join(control, "status.json"))
+    return Progress(status_path, vm, os.path.join(control, "cancel"), os.path.join(control, "heartbeat"))
