@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirtd and virtlogd, started without systemd. Killing them is allowed in a private environment only (see enter)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import libvirt
+
+from ._run import LabError, run, wait_for
+
+_PRIVATE_MARK = Path("/run/kvmops-lab")
+URI = "qemu:///system"
+
+
+def is_private() -> bool:
+    """Whether this process runs in an environment made by ``enter``."""
+    return _PRIVATE_MARK.is_dir()
+
+
+def _pid(daemon: str) -> int | None:
+    """Process id of a running daemon, from its pid file."""
+    try:
+        pid = int(Path(f"/run/{daemon}.pid").read_text())
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return None
+    return pid if name == daemon else None
+
+
+def libvirtd_pid() -> int | None:
+    """Process id of libvirtd, None when it is not running."""
+    return _pid("libvirtd")
+
+
+def answers() -> bool:
+    """Whether libvirt answers on the system URI."""
+    try:
+        libvirt.open(URI).close()
+    except libvirt.libvirtError:
+        return False
+    return True
+
+
+def start(timeout_s: float = 60) -> None:
+    """Starts what is not running and waits until libvirt answers. Does nothing when it answers already."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    if answers():
+        return
+    for daemon in ("virtlogd", "libvirtd"):
+        if _pid(daemon) is None:
+            run(daemon, "-d")
+    wait_for("libvirtd to answer", answers, timeout_s)
+
+
+def _end(signal_number: int) -> None:
+    if not is_private():
+        raise LabError("libvirtd is ended in a private environment only; run this through tests/lab/enter")
+    pid = libvirtd_pid()
+    if pid is None:
+        raise LabError("libvirtd is not running")
+    os.kill(pid, signal_number)
+    wait_for(f"libvirtd (pid {pid}) to end", lambda: libvirtd_pid() != pid, timeout_s=30, every_s=0.01)
+
+
+def kill() -> None:
+    """SIGKILL for libvirtd; QEMU processes live on. Returns when it is gone."""
+    _end(signal.SIGKILL)
+
+
+def stop() -> None:
+    """SIGTERM for libvirtd; QEMU processes live on. Returns when it is gone."""
+    _end(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    start()

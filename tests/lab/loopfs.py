@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Small file systems on loop devices: to run out of space, to share blocks, to be read-only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ._run import run
+
+_MKFS = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0"),
+    "xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+}
+_SMALLEST_MIB = {"ext4": 4, "xfs": 300, "btrfs": 128}
+
+
+@dataclass
+class LoopFileSystem:
+    """A mounted file system in a file; a context manager that always unmounts (which frees the loop device).
+
+    ``kind`` ext4, xfs (with reflinks) or btrfs; ``directory`` gets the image and the mount point.
+    """
+
+    kind: str
+    size_mib: int
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self.size_mib = max(self.size_mib, _SMALLEST_MIB[self.kind])
+        self.image = self.directory / f"{self.kind}.img"
+        self.path = self.directory / f"{self.kind}.mnt"
+
+    def __enter__(self) -> LoopFileSystem:
+        self.path.mkdir(parents=True)
+        with open(self.image, "wb") as file:
+            file.truncate(self.size_mib << 20)
+        run(*_MKFS[self.kind], str(self.image))
+        self.mount()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if os.path.ismount(self.path):
+            self.unmount()
+
+    def mount(self, options: str = "rw") -> None:
+        """Mounts it; everybody may write, as QEMU runs as its own user."""
+        run("mount", "-o", f"loop,{options}", str(self.image), str(self.path))
+        if "ro" not in options.split(","):
+            self.path.chmod(0o755)
+
+    def unmount(self) -> None:
+        """Unmounts it; the image stays and can be mounted again."""
+        run("umount", str(self.path))
+
+    def remount(self, mode: str) -> None:
+        """``ro`` or ``rw``."""
+        run("mount", "-o", f"remount,{mode}", str(self.path))
+
+    def used_bytes(self) -> int:
+        """Blocks in use on the file system, after everything is written out."""
+        run("sync", "-f", str(self.path))
+        status = os.statvfs(self.path)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+    def fill(self, leave_bytes: int) -> Path:
+        """Takes all space but ``leave_bytes`` with one file; remove it to get the space back."""
+        status = os.statvfs(self.path)
+        filler = self.path / "filler"
+        with open(filler, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - leave_bytes))
+        return filler
