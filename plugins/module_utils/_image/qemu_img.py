@@ -1,0 +1,191 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The only place that runs qemu-img. Formats are always explicit and names are always plain files.
+
+``untrusted=True`` is for images whose content others made: qemu-img then runs with bounded memory and CPU time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
+
+_QUICK_S = 60.0
+_LONG_S = 7 * 24 * 3600.0
+_UNTRUSTED_MEMORY_BYTES = 2 << 30
+_UNTRUSTED_CPU_S = 600
+
+
+@dataclass(frozen=True)
+class QemuImageInfo:
+    """What ``qemu-img info`` says about one image; ``full_backing_file`` is the backing name as QEMU resolves it."""
+
+    path: str
+    format: str
+    virtual_size_bytes: int
+    actual_size_bytes: int
+    cluster_bytes: int
+    backing_file: str
+    full_backing_file: str
+    backing_format: str
+    encrypted: bool
+    internal_snapshots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of ``qemu-img check``; ``ok`` means no errors, no corruptions and no leaks (always true for raw)."""
+
+    ok: bool
+    errors: int
+    leaks: int
+    corruptions: int
+
+
+def info(path: str, fmt: str, *, untrusted: bool = False) -> QemuImageInfo:
+    """Header of one image; works on images in use. Raises ImageError."""
+    return _parse_info(json.loads(_run(["info", "-U", "-f", fmt, "--output=json"], path, untrusted=untrusted)))
+
+
+def backing_chain(path: str, fmt: str) -> list[QemuImageInfo]:
+    """The image and all it stands on, top first. For this host's own disks only: opens what the headers name."""
+    output = _run(["info", "-U", "-f", fmt, "--backing-chain", "--output=json"], path)
+    return [_parse_info(layer) for layer in json.loads(output)]
+
+
+def check(path: str, fmt: str, *, untrusted: bool = False) -> CheckResult:
+    """Metadata check of one image by itself; its backing file is not opened. Raises ImageError when that fails."""
+    if fmt == "raw":
+        return CheckResult(ok=True, errors=0, leaks=0, corruptions=0)
+    # "backing": null keeps QEMU from opening what the header names; plain file names cannot say that.
+    options = {"driver": fmt, "backing": None, "file": {"driver": "file", "filename": _absolute(path)}}
+    command = ["check", "--output=json", "json:" + json.dumps(options)]
+    done = _execute(command, path, untrusted=untrusted, timeout_s=_LONG_S)
+    # 0 clean, 2 corruptions, 3 leaks; 1 means the check itself failed.
+    if done.returncode not in (0, 2, 3):
+        raise _failed(command, path, done)
+    found = json.loads(done.stdout)
+    errors, leaks, corruptions = (int(found.get(key, 0)) for key in ("check-errors", "leaks", "corruptions"))
+    return CheckResult(ok=not (errors or leaks or corruptions), errors=errors, leaks=leaks, corruptions=corruptions)
+
+
+def create_overlay(path: str, backing: str, backing_format: str, virtual_size_bytes: int | None = None) -> None:
+    """Create a new qcow2 at ``path`` that stands on ``backing``. Raises ImageError, also when ``path`` exists."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ImageError(f"overlay {path}", f"cannot be created: {error.strerror}") from error
+    size = [] if virtual_size_bytes is None else [str(virtual_size_bytes)]
+    _run(["create", "-q", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)], path, *size)
+
+
+def rebase_unsafe(path: str, backing: str, backing_format: str) -> None:
+    """Write another backing file name into a qcow2 without looking at either's content. Raises ImageError."""
+    _run(["rebase", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)], path)
+
+
+def convert(src: str, src_fmt: str, dst: str, dst_fmt: str, *, untrusted: bool = False) -> None:
+    """Copy the virtual content into a new image, durable when it returns. Raises ImageError.
+
+    Opens the backing file that ``src`` names: of an untrusted image it must have been refused or replaced before.
+    """
+    _run(
+        ["convert", "-q", "-W", "-m", "8", "-f", src_fmt, "-O", dst_fmt],
+        src,
+        _absolute(dst),
+        untrusted=untrusted,
+        timeout_s=_LONG_S,
+    )
+    # convert writes with cache mode "unsafe", which never flushes.
+    fd = os.open(dst, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise ImageError(f"disk image {dst}", f"cannot be made durable: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def commit(top: str, base: str) -> None:
+    """Merge the qcow2 ``top`` and the layers between into ``base``, all of them not in use. Raises ImageError."""
+    _run(["commit", "-q", "-f", "qcow2", "-b", _absolute(base)], top, timeout_s=_LONG_S)
+
+
+def is_in_use(path: str, fmt: str) -> bool:
+    """Whether a process holds the image open for writing (QEMU's lock). Raises ImageError when it cannot be told."""
+    command = ["info", "-f", fmt, "--output=json", "--", _absolute(path)]
+    done = _execute(command, path)
+    if done.returncode == 0:
+        return False
+    if "Failed to get" in done.stderr and "lock" in done.stderr:
+        return True
+    raise _failed(command, path, done)
+
+
+def _parse_info(found: dict[str, Any]) -> QemuImageInfo:
+    return QemuImageInfo(
+        path=found["filename"],
+        format=found["format"],
+        virtual_size_bytes=found["virtual-size"],
+        actual_size_bytes=found.get("actual-size", 0),
+        cluster_bytes=found.get("cluster-size", 0),
+        backing_file=found.get("backing-filename", ""),
+        full_backing_file=found.get("full-backing-filename", ""),
+        backing_format=found.get("backing-filename-format", ""),
+        encrypted=found.get("encrypted", False),
+        internal_snapshots=tuple(snapshot["name"] for snapshot in found.get("snapshots", [])),
+    )
+
+
+def _absolute(path: str) -> str:
+    """QEMU takes ``nbd:…`` or ``json:…`` for protocols, but never a name that begins with a slash."""
+    if not os.path.isabs(path):
+        raise ImageError(f"disk image {path}", "its path is not absolute")
+    return path
+
+
+def _run(options: list[str], path: str, *operands: str, untrusted: bool = False, timeout_s: float = _QUICK_S) -> str:
+    command = [*options, "--", _absolute(path), *operands]
+    done = _execute(command, path, untrusted=untrusted, timeout_s=timeout_s)
+    if done.returncode:
+        raise _failed(command, path, done)
+    return done.stdout
+
+
+def _execute(
+    command: list[str], path: str, *, untrusted: bool = False, timeout_s: float = _QUICK_S
+) -> subprocess.CompletedProcess[str]:
+    # prlimit instead of preexec_fn, which can deadlock in a process with threads.
+    limits = (
+        ["prlimit", f"--as={_UNTRUSTED_MEMORY_BYTES}", f"--cpu={_UNTRUSTED_CPU_S}", "--core=0"] if untrusted else []
+    )
+    try:
+        return subprocess.run(
+            [*limits, "qemu-img", *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            # One malloc arena: each thread's own would count 64 MiB against the memory limit.
+            env={**os.environ, "LC_ALL": "C", **({"MALLOC_ARENA_MAX": "1"} if untrusted else {})},
+            timeout=timeout_s,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"disk image {path}", f"{error.filename} is not installed", "Install qemu-utils (RHEL: qemu-img)."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(
+            f"disk image {path}", f"'qemu-img {command[0]}' did not finish within {timeout_s:.0f} s"
+        ) from error
+
+
+def _failed(command: list[str], path: str, done: subprocess.CompletedProcess[str]) -> ImageError:
+    reason = done.stderr.strip() or f"exit code {done.returncode}"
+    return ImageError(f"disk image {path}", f"'qemu-img {command[0]}' failed: {reason}")
