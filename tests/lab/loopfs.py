@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,9 +71,13 @@ class LoopFileSystem:
         return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     def fill(self, leave_bytes: int) -> Path:
-        """Takes all space but ``leave_bytes`` with one file; remove it to get the space back."""
-        status = os.statvfs(self.path)
+        """Takes all space but about ``leave_bytes`` with one file; remove it to get the space back."""
         filler = self.path / "filler"
         with open(filler, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - leave_bytes))
+            end = 0
+            for step in (1 << 20, 1 << 16, 1 << 12):
+                with suppress(OSError):  # ENOSPC: go on with the smaller step
+                    while os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize >= leave_bytes + step:
+                        os.posix_fallocate(file.fileno(), end, step)
+                        end += step
         return filler
