@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -29,16 +29,21 @@ def run_module(
     operation: Callable[[Mapping[str, Any], Context], dict[str, Any]],
     *,
     libraries: Iterable[str],
+    libraries_for: Mapping[str, str] | None = None,
     **rules: Any,
-) -> NoReturn:
+) -> None:
     """Run `operation(params, context)` as an Ansible module and exit with its result.
 
-    `params` are the module's options with ``check_mode`` and ``diff`` added. `rules` go to AnsibleModule (``required_one_of`` …).
-    A KvmopsError ends the module with ``msg``, ``what``, ``why`` and ``hint``; operating system errors likewise.
+    `params` are the module's options with ``check_mode`` and ``diff`` added.
+    `libraries` must be there, those in `libraries_for` only where the option that they belong to is given.
+    `rules` go to AnsibleModule (``required_one_of`` …).
+    A KvmopsError ends the module with ``msg``, ``what``, ``why`` and ``hint``; operating system errors likewise,
+    and results with ``failed`` set.
     A signal that asks the process to end makes the operation stop at its next step, cleaned up.
     """
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **rules)
-    missing = _deps.first_missing(libraries)
+    needed = [library for option, library in (libraries_for or {}).items() if module.params[option] is not None]
+    missing = _deps.first_missing([*libraries, *needed])
     if missing:
         module.fail_json(msg=missing.message, exception=missing.traceback)
     params = {**module.params, "check_mode": module.check_mode, "diff": module._diff}
@@ -55,20 +60,19 @@ def run_module(
     try:
         result = operation(params, Context(progress, warn))
     except KvmopsError as error:
-        failure = _failure(error)
+        result = _failure(error)
     except OSError as error:
-        failure = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
-    else:
-        failure = {}
+        result = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
     finally:
         progress.close()
-    if failure:
-        module.fail_json(**failure)
+    if result.get("failed"):
+        module.fail_json(**result)
     module.exit_json(**{"changed": False, **result})
 
 
 def _failure(error: KvmopsError) -> dict[str, Any]:
     return {
+        "failed": True,
         "msg": str(error),
         "what": error.what,
         "why": error.why,

@@ -43,7 +43,7 @@ class Missing:
 
 
 def first_missing(modules: Iterable[str]) -> Missing | None:
-    """The first of the libraries that cannot be imported by the interpreter that runs the module; None where all can."""
+    """The first of the libraries that the module's interpreter cannot import; None where it can import all."""
     for module in modules:
         try:
             importlib.import_module(module)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Durations as people write them in playbooks."""
+"""Durations and sizes as people write them in playbooks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(\d+)\s*([smhdw]?)", re.ASCII)
+
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 
 
 def duration_s(text: str, option: str) -> int:
@@ -23,3 +26,13 @@ def duration_s(text: str, option: str) -> int:
             "Write a whole number and s, m, h, d or w, for example 20h.",
         )
     return int(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def size_bytes(text: str, option: str) -> int:
+    """Bytes in ``4096``, ``500K``, ``10G``, ``10GiB`` (powers of 1024). Raises RefusedError naming the option."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise RefusedError(
+            f"Option {option}", f"{text!r} is not a size", "Write a whole number and K, M, G or T, for example 10G."
+        )
+    return int(match.group(1)) * _BYTES[match.group(2)]

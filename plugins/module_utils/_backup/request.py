@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
+from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
 
 
 class Mode(str, Enum):
@@ -36,6 +36,7 @@ class BackupRequest:
     `threads` 0: one per core.
     `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
+    `bandwidth_bps`: limit of the bytes written to the archive in a second; 0: none.
     `notes` is stored with the new archive.
     """
 
@@ -52,6 +53,7 @@ class BackupRequest:
     include_secrets: bool = False
     max_age_s: int | None = None
     wait_timeout_s: int = 0
+    bandwidth_bps: int = 0
     notes: str = ""
     check_mode: bool = False
     diff: bool = False
@@ -60,7 +62,7 @@ class BackupRequest:
 def from_params(params: Mapping[str, Any]) -> BackupRequest:
     """The request behind the parameters of the module, with ``check_mode`` and ``diff`` (_argspec.run_module).
 
-    Raises RefusedError for durations that are none.
+    Raises RefusedError for durations and sizes that are none.
     """
     return BackupRequest(
         vm=params["vm"],
@@ -76,6 +78,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         include_secrets=params["include_secrets"],
         max_age_s=None if params["max_age"] is None else duration_s(params["max_age"], "max_age"),
         wait_timeout_s=duration_s(params["wait_timeout"], "wait_timeout"),
+        bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
         notes=params["notes"] or "",
         check_mode=params["check_mode"],
         diff=params["diff"],

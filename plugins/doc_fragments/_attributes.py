@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+attributes:
+  check_mode:
+    description: Can run in C(check_mode) and return changed status prediction without modifying target.
+  diff_mode:
+    description:
+      - Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+  idempotent:
+    description:
+      - When run twice in a row outside check mode, with the same arguments, the second invocation indicates no
+        change.
+      - This assumes that the system controlled/queried by the module has not changed in a relevant way.
+  action_group:
+    description: Use C(group/kvmops.backup.backup) in C(module_defaults) to set defaults for this module.
+    support: full
+    membership:
+      - kvmops.backup.backup
+"""
+
+    PROGRESS = r"""
+attributes:
+  async:
+    description: Supports being run with the C(async) keyword.
+    support: full
+    details:
+      - Without the keyword the operation shows its progress in the output of the play every few seconds,
+        and is stopped and cleaned up when the play is stopped.
+      - With the keyword, and with C(ansible) run without the collection's action plugins, the progress stands in
+        C(/run/kvmops-backup/status/) on the host.
+"""
+
+    INFO = r"""
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+  idempotent:
+    support: full
+    details:
+      - This action does not modify state.
+"""

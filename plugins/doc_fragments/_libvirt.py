@@ -1,0 +1,18 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  uri:
+    description:
+      - The libvirt connection on the host that the module runs on.
+    type: str
+    default: qemu:///system
+requirements:
+  - Python bindings of libvirt (C(python3-libvirt), on SUSE C(python3-libvirt-python))
+"""

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a user asks of archives: the options of ``backup_info``, ``backup_verify``, ``backup_archive`` as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which archives: one (`archive`), those of a place (`pool` or `path`), or those of all active pools (all "").
+
+    `vm` (name or UUID, "" for all) narrows it down to one VM's.
+    """
+
+    archive: str = ""
+    pool: str = ""
+    path: str = ""
+    vm: str = ""
+    uri: str = "qemu:///system"
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Selection:
+        """From the parameters of a module."""
+        return cls(
+            archive=params["archive"] or "",
+            pool=params["pool"] or "",
+            path=params["path"] or "",
+            vm=params["vm"] or "",
+            uri=params["uri"],
+        )
+
+
+@dataclass(frozen=True)
+class InfoRequest:
+    """One run of ``backup_info``; `point` None: the newest of each archive; `query` "": none."""
+
+    selection: Selection
+    point: int | None = None
+    refresh: bool = False
+    query: str = ""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> InfoRequest:
+        """From the parameters of the module."""
+        return cls(Selection.of(params), params["point"], params["refresh"], params["query"] or "")
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """One run of ``backup_verify``; `threads` 0: one per core."""
+
+    selection: Selection
+    deep: bool = False
+    fail_on_damage: bool = True
+    threads: int = 0
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> VerifyRequest:
+        """From the parameters of the module."""
+        return cls(Selection.of(params), params["deep"], params["fail_on_damage"], params["threads"])
+
+
+@dataclass(frozen=True)
+class ChangeRequest:
+    """One run of ``backup_archive``; None leaves that property as it is; `threads` 0: one per core."""
+
+    archive: str
+    present: bool = True
+    compressed: bool | None = None
+    compress_level: int = 2
+    threads: int = 0
+    protected: bool | None = None
+    notes: str | None = None
+    force: bool = False
+    check_mode: bool = False
+    diff: bool = False
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> ChangeRequest:
+        """From the parameters of the module, with ``check_mode`` and ``diff`` (_argspec.run_module)."""
+        return cls(
+            archive=params["archive"],
+            present=params["state"] == "present",
+            compressed=params["compressed"],
+            compress_level=params["compress_level"],
+            threads=params["threads"],
+            protected=params["protected"],
+            notes=params["notes"],
+            force=params["force"],
+            check_mode=params["check_mode"],
+            diff=params["diff"],
+        )

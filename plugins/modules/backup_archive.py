@@ -1,0 +1,164 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_archive
+short_description: Compress, protect, annotate or delete an archive
+version_added: 0.1.0
+author:
+  - kvmops.backup contributors (@kvmops)
+description:
+  - Compresses or uncompresses an archive. The old file stays until the new one is durable and verified. Points,
+    protection and notes carry over.
+  - Protects an archive from deletion, and keeps notes with it.
+  - Deletes an archive. The last good archive of its VM in that directory, and a protected one, are only deleted with
+    O(force).
+  - Refuses read-only places, and waits for nobody. While another operation is at work on the VM it fails and names
+    the holder.
+extends_documentation_fragment:
+  - kvmops.backup._attributes
+  - kvmops.backup._attributes.progress
+  - kvmops.backup._archive
+  - kvmops.backup._archive.compression
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  archive:
+    description:
+      - Path of the archive.
+      - When O(compressed) is given, the archive is also found under the name that it has after the change, so that a
+        second run of the same task finds nothing to do.
+    type: path
+    required: true
+  state:
+    description:
+      - V(absent) deletes the archive. It is no error if it is not there.
+    type: str
+    choices: [present, absent]
+    default: present
+  compressed:
+    description:
+      - Whether the archive shall be compressed. It is left as it is if not given.
+      - The name of the file gains or loses the ending C(.zst).
+    type: bool
+  protected:
+    description:
+      - Whether the archive shall be protected from deletion. It is left as it is if not given.
+    type: bool
+  notes:
+    description:
+      - Text to keep with the archive. An empty text removes it; it is left as it is if not given.
+    type: str
+  force:
+    description:
+      - Whether to delete an archive although it is protected or the last good one of its VM.
+    type: bool
+    default: false
+seealso:
+  - module: kvmops.backup.backup_info
+"""
+
+EXAMPLES = r"""
+- name: Compress an archive
+  kvmops.backup.backup_archive:
+    archive: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    compressed: true
+
+- name: Keep it, and say why
+  kvmops.backup.backup_archive:
+    archive: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar.zst
+    protected: true
+    notes: last state before the migration
+
+- name: Delete an archive
+  kvmops.backup.backup_archive:
+    archive: /srv/backup/web01_20261015T010000Z_6f1a2b3c.tar
+    state: absent
+"""
+
+RETURN = r"""
+archive:
+  description: The archive after the change, or before it was deleted.
+  returned: success, unless there was nothing to delete
+  type: dict
+  contains:
+    path:
+      description: Its path; a new one after compression.
+      type: str
+      returned: success
+      sample: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar.zst
+    size:
+      description: Its size in bytes. In check mode that before compression.
+      type: int
+      returned: success
+      sample: 973078528
+    compressed:
+      description: Whether it is compressed.
+      type: bool
+      returned: success
+      sample: true
+    protected:
+      description: Whether it is protected.
+      type: bool
+      returned: success
+      sample: false
+    notes:
+      description: The notes kept with it.
+      type: str
+      returned: success
+      sample: ''
+what:
+  description: The object that the error is about.
+  returned: failure
+  type: str
+  sample: Archive /srv/backup/web01.tar
+why:
+  description: The reason of the error.
+  returned: failure
+  type: str
+  sample: it is protected
+hint:
+  description: What to do now.
+  returned: failure
+  type: str
+  sample: Set protected to false first.
+cancelled:
+  description: Whether the operation was stopped on request.
+  returned: failure
+  type: bool
+  sample: false
+"""
+
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import COMPRESSION, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import change
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
+
+ARGUMENT_SPEC = {
+    **COMPRESSION,
+    "archive": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "compressed": {"type": "bool"},
+    "protected": {"type": "bool"},
+    "notes": {"type": "str"},
+    "force": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    run_module(
+        ARGUMENT_SPEC,
+        lambda params, context: change(ChangeRequest.of(params), context),
+        libraries=["lxml", "zstandard"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_info
+short_description: Look into archives without unpacking them
+version_added: 0.1.0
+author:
+  - kvmops.backup contributors (@kvmops)
+description:
+  - Lists archives and shows the configuration of any point in them.
+  - Takes milliseconds for archives of this collection, plain or compressed, whatever their size. A foreign compressed
+    archive is read once in full; the result is kept in C(/var/cache/kvmops-backup).
+  - A damaged or half archive is listed with a warning and does not hide the others. A directory that cannot be read
+    is an error, never an empty list.
+extends_documentation_fragment:
+  - kvmops.backup._attributes
+  - kvmops.backup._attributes.info
+  - kvmops.backup._archive
+  - kvmops.backup._libvirt
+options:
+  archive:
+    description:
+      - Path of one archive, or of a libvirt domain C(.xml).
+    type: path
+  pool:
+    description:
+      - Storage pool whose archives are meant.
+    type: str
+  path:
+    description:
+      - Directory whose archives are meant.
+      - Without O(archive), O(pool) and O(path), the archives in all active directory pools of the host are listed.
+    type: path
+  vm:
+    description:
+      - Only archives of the VM of this name or UUID.
+      - Archives belong to a VM by UUID. Those made before it was renamed are its own, those of another VM that had
+        this name are not. Where no VM of this name is on the host, the names in the archives decide.
+    type: str
+  point:
+    description:
+      - Show the configuration of this point instead of the newest one.
+      - Archives that have no such point are left out of the list. With O(archive) it is an error.
+    type: int
+  refresh:
+    description:
+      - Read foreign compressed archives again instead of using what is kept from the last time.
+    type: bool
+    default: false
+  query:
+    description:
+      - A JMESPath expression over the result, for example V(archives[?size > `1000000000`].path).
+        What it selects is returned as RV(matches). Needs C(python3-jmespath) on the host.
+    type: str
+requirements:
+  - jmespath (C(python3-jmespath)) for O(query)
+seealso:
+  - module: kvmops.backup.backup_verify
+  - module: kvmops.backup.vm_restore
+"""
+
+EXAMPLES = r"""
+- name: All archives of a VM in a pool
+  kvmops.backup.backup_info:
+    pool: backups
+    vm: web01
+  register: backups
+
+- name: The disks of the newest point of one archive
+  kvmops.backup.backup_info:
+    archive: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    query: archives[0].config.disks[].path
+  register: view
+
+- name: All protected archives on this host, with their VMs
+  kvmops.backup.backup_info:
+    query: 'archives[?protected].{path: path, vm: vm.name}'
+"""
+
+RETURN = r"""
+archives:
+  description: The archives, sorted by VM and by the time of their newest point.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: Path of the archive.
+      type: str
+      returned: success
+      sample: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    vm:
+      description: C(name) and C(uuid) of the VM at the newest point; null where the file cannot be read.
+      type: dict
+      returned: success
+      sample: {name: web01, uuid: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11}
+    size:
+      description: Size of the file in bytes.
+      type: int
+      returned: success
+      sample: 2147494400
+    compressed:
+      description: Whether it is compressed; null where the file cannot be read.
+      type: bool
+      returned: success
+      sample: false
+    incrementable:
+      description: Whether increments can be added; null where that is not known, as the VM is not on this host.
+      type: bool
+      returned: success
+      sample: false
+    template:
+      description: Whether it is the archive of a template.
+      type: bool
+      returned: success
+      sample: false
+    protected:
+      description: Whether it is protected from deletion.
+      type: bool
+      returned: success
+      sample: false
+    notes:
+      description: The notes kept with it.
+      type: str
+      returned: success
+      sample: before the upgrade
+    points:
+      description: The points in it, oldest first.
+      type: list
+      elements: dict
+      returned: success
+      contains:
+        point:
+          description: Unix time of the point, its name in O(point).
+          type: int
+          returned: success
+          sample: 1795309200
+        time:
+          description: The same as ISO 8601 text in UTC.
+          type: str
+          returned: success
+          sample: '2026-11-22T01:00:00Z'
+        mode:
+          description: Whether it is a full backup or an increment.
+          type: str
+          returned: success
+          sample: full
+        consistency:
+          description: What the point shows; C(agent), C(memory), C(crash) or C(off). Null in a foreign archive.
+          type: str
+          returned: success
+          sample: agent
+        size:
+          description: Bytes that this point added to the archive, before compression.
+          type: int
+          returned: success
+          sample: 2147483648
+    config:
+      description: The configuration of the chosen point; null where the file cannot be read.
+      type: dict
+      returned: success
+      contains:
+        point:
+          description: The point that is shown.
+          type: int
+          returned: success
+          sample: 1795309200
+        name:
+          description: Name of the VM.
+          type: str
+          returned: success
+          sample: web01
+        uuid:
+          description: UUID of the VM.
+          type: str
+          returned: success
+          sample: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11
+        memory:
+          description: Memory in bytes.
+          type: int
+          returned: success
+          sample: 4294967296
+        vcpus:
+          description: Virtual CPUs.
+          type: int
+          returned: success
+          sample: 4
+        machine:
+          description: Machine type.
+          type: str
+          returned: success
+          sample: pc-q35-7.2
+        arch:
+          description: Architecture.
+          type: str
+          returned: success
+          sample: x86_64
+        firmware:
+          description: C(bios) or C(efi).
+          type: str
+          returned: success
+          sample: efi
+        disks:
+          description: The disks.
+          type: list
+          elements: dict
+          returned: success
+          contains:
+            target:
+              description: Target name.
+              type: str
+              returned: success
+              sample: vda
+            path:
+              description: Former path. A restore without O(kvmops.backup.vm_restore#module:pool) changes it.
+              type: str
+              returned: success
+              sample: /var/lib/libvirt/images/web01.qcow2
+            pool:
+              description: Former pool, where known.
+              type: str
+              returned: success
+              sample: default
+            format:
+              description: Image format on the host.
+              type: str
+              returned: success
+              sample: qcow2
+            bus:
+              description: Bus of the disk.
+              type: str
+              returned: success
+              sample: virtio
+            size:
+              description: Size that the guest sees in bytes; null where it is not known.
+              type: int
+              returned: success
+              sample: 21474836480
+            members:
+              description:
+                - Names of the files in the archive that hold it, the lowest layer first; empty if it is not in the
+                  archive.
+              type: list
+              elements: str
+              returned: success
+              sample: [vda_0.qcow2]
+        cds:
+          description: The CD drives, each with C(target), C(path) and C(members).
+          type: list
+          elements: dict
+          returned: success
+          sample: [{target: sda, path: /srv/iso/debian.iso, members: [0_debian.iso]}]
+        nics:
+          description: The network interfaces, each with C(mac), C(type), C(source) and C(model).
+          type: list
+          elements: dict
+          returned: success
+          sample: [{mac: '52:54:00:12:34:56', type: network, source: default, model: virtio}]
+        hostdevs:
+          description: Host devices passed through to the VM.
+          type: list
+          elements: str
+          returned: success
+          sample: []
+    snapshots:
+      description:
+        - The saved states of the VM at the chosen point, parents first, each with C(name), C(parent) and C(current).
+      type: list
+      elements: dict
+      returned: success
+      sample: [{name: before-upgrade, parent: '', current: true}]
+    warnings:
+      description: What is wrong with the archive, what it lacks, or what was not checked.
+      type: list
+      elements: str
+      returned: success
+      sample: ['sdb is not in the archive: LUN disks are passed through and not part of a backup']
+matches:
+  description: What O(query) selects.
+  returned: when O(query) is given
+  type: raw
+  sample: [/srv/backup/web01_20261122T010000Z_6f1a2b3c.tar]
+what:
+  description: The object that the error is about.
+  returned: failure
+  type: str
+  sample: Archive /srv/backup/web01.tar
+why:
+  description: The reason of the error.
+  returned: failure
+  type: str
+  sample: it is protected
+hint:
+  description: What to do now.
+  returned: failure
+  type: str
+  sample: Set protected to false first.
+cancelled:
+  description: Whether the operation was stopped on request.
+  returned: failure
+  type: bool
+  sample: false
+"""
+
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
+
+ARGUMENT_SPEC = {
+    **URI,
+    **TARGET,
+    "archive": {"type": "path"},
+    "vm": {"type": "str"},
+    "point": {"type": "int"},
+    "refresh": {"type": "bool", "default": False},
+    "query": {"type": "str"},
+}
+
+
+def main() -> None:
+    run_module(
+        ARGUMENT_SPEC,
+        lambda params, context: info(InfoRequest.of(params), context),
+        libraries=["lxml", "zstandard"],
+        libraries_for={"query": "jmespath"},
+        mutually_exclusive=[["archive", "pool", "path"]],
+    )
+
+
+if __name__ == "__main__":
+    main()

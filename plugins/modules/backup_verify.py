@@ -1,0 +1,197 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_verify
+short_description: Check archives for damage
+version_added: 0.1.0
+author:
+  - kvmops.backup contributors (@kvmops)
+description:
+  - Reads every byte of archives and checks it against its digest. Damage is named by archive, member and byte range,
+    together with the points that are lost with it.
+  - Says what was covered. Archives of this collection carry digests of everything. Foreign archives carry none, so
+    that only their structure can be checked, and the checksums of the compression where there are some.
+extends_documentation_fragment:
+  - kvmops.backup._attributes
+  - kvmops.backup._attributes.info
+  - kvmops.backup._attributes.progress
+  - kvmops.backup._archive
+  - kvmops.backup._libvirt
+options:
+  archive:
+    description:
+      - Path of one archive.
+      - Exactly one of O(archive), O(pool) and O(path) is required.
+    type: path
+  pool:
+    description:
+      - Storage pool whose archives are meant.
+    type: str
+  path:
+    description:
+      - Directory whose archives are meant.
+    type: path
+  vm:
+    description:
+      - Only archives of the VM of this name or UUID.
+      - Archives belong to a VM by UUID. Those made before it was renamed are its own, those of another VM that had
+        this name are not. Where no VM of this name is on the host, the names in the archives decide.
+    type: str
+  deep:
+    description:
+      - Open every disk image as well. C(qemu-img check) must find nothing, and each layer's chain must be complete.
+      - The images of plain archives are opened inside the archive. Those of compressed ones are extracted to sparse
+        temporary files in C(/var/tmp) one disk at a time, which needs that much space.
+    type: bool
+    default: false
+  fail_on_damage:
+    description:
+      - Whether the module fails if there is damage. The result is returned either way.
+    type: bool
+    default: true
+  threads:
+    description:
+      - How many threads decompress and compute digests; V(0) means one per core.
+    type: int
+    default: 0
+seealso:
+  - module: kvmops.backup.backup_info
+"""
+
+EXAMPLES = r"""
+- name: Check one archive
+  kvmops.backup.backup_verify:
+    archive: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+
+- name: Check all archives of a VM, the disk images inside as well, and go on if something is damaged
+  kvmops.backup.backup_verify:
+    pool: backups
+    vm: web01
+    deep: true
+    fail_on_damage: false
+  register: check
+
+- name: Name the damaged ones
+  ansible.builtin.debug:
+    msg: "{{ check.archives | rejectattr('ok') | map(attribute='path') }}"
+"""
+
+RETURN = r"""
+archives:
+  description: The archives that were checked. Also returned when the module fails because of damage.
+  returned: success, or failure because of damage
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: Path of the archive.
+      type: str
+      returned: success
+      sample: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    ok:
+      description: Whether no damage was found.
+      type: bool
+      returned: success
+      sample: true
+    coverage:
+      description:
+        - C(full), every byte was checked against a digest. C(partial), some were. C(structure), the archive carries
+          no digests.
+      type: str
+      returned: success
+      sample: full
+    checked_bytes:
+      description: Bytes that were checked against digests.
+      type: int
+      returned: success
+      sample: 2147483648
+    unchecked_bytes:
+      description: Bytes that nothing vouches for.
+      type: int
+      returned: success
+      sample: 0
+    damage:
+      description: The damaged ranges.
+      type: list
+      elements: dict
+      returned: success
+      contains:
+        member:
+          description: The member of the archive; empty for the archive file itself.
+          type: str
+          returned: success
+          sample: vda_0.qcow2
+        offset:
+          description: First byte of the range in the member.
+          type: int
+          returned: success
+          sample: 4194304
+        length:
+          description: Bytes in the range.
+          type: int
+          returned: success
+          sample: 4194304
+        points:
+          description: The points that are lost with it.
+          type: list
+          elements: int
+          returned: success
+          sample: [1795309200]
+        reason:
+          description: What was found.
+          type: str
+          returned: success
+          sample: the digest differs
+what:
+  description: The object that the error is about.
+  returned: failure
+  type: str
+  sample: Archive /srv/backup/web01.tar
+why:
+  description: The reason of the error.
+  returned: failure
+  type: str
+  sample: it is protected
+hint:
+  description: What to do now.
+  returned: failure
+  type: str
+  sample: Set protected to false first.
+cancelled:
+  description: Whether the operation was stopped on request.
+  returned: failure
+  type: bool
+  sample: false
+"""
+
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import VerifyRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
+
+ARGUMENT_SPEC = {
+    **URI,
+    **TARGET,
+    "archive": {"type": "path"},
+    "vm": {"type": "str"},
+    "deep": {"type": "bool", "default": False},
+    "fail_on_damage": {"type": "bool", "default": True},
+    "threads": {"type": "int", "default": 0},
+}
+
+
+def main() -> None:
+    run_module(
+        ARGUMENT_SPEC,
+        lambda params, context: verify(VerifyRequest.of(params), context),
+        libraries=["lxml", "zstandard"],
+        required_one_of=[["archive", "pool", "path"]],
+        mutually_exclusive=[["archive", "pool", "path"]],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_restore
+short_description: Restore a virtual machine from an archive
+version_added: 0.1.0
+author:
+  - kvmops.backup contributors (@kvmops)
+description:
+  - Puts a virtual machine back from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
+    C(.tar.zst) of qcow2 images and a libvirt domain XML.
+  - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
+    becomes a VM, and a failed restore leaves nothing behind.
+  - Everything that the host lacks (pool, network or bridge, machine type, CPU, firmware, emulator, space) is named
+    before the first byte is written.
+extends_documentation_fragment:
+  - kvmops.backup._attributes
+  - kvmops.backup._attributes.progress
+  - kvmops.backup._archive
+  - kvmops.backup._libvirt
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Predicts name, UUID and the path of every disk.
+  diff_mode:
+    support: full
+    details:
+      - Shows the configuration of the VM before and after.
+  idempotent:
+    support: full
+    details:
+      - No change if the VM exists and was restored from that point.
+options:
+  source:
+    description:
+      - Path of the archive on the host.
+    type: path
+    required: true
+    aliases: [src]
+  point:
+    description:
+      - The point to restore, as RV(kvmops.backup.backup_info#module:archives[].points[].point) names it.
+      - The newest one if not given.
+    type: int
+  pool:
+    description:
+      - Storage pool to restore all disks to.
+      - Without O(pool) and O(path), disks go to their former paths. Where the former pool is gone, read-only or too
+        full, its disks go together to the place that holds the archive.
+    type: str
+  path:
+    description:
+      - Directory to restore all disks to. It must exist. See O(pool).
+    type: path
+  name:
+    description:
+      - Name of the restored VM. The VM's own if not given.
+    type: str
+  uuid:
+    description:
+      - UUID of the restored VM. V(keep), V(new) or a UUID.
+      - If not given, it is kept, but new when O(name) is new or the original still exists.
+    type: str
+  mac:
+    description:
+      - MAC addresses of the restored VM.
+      - If not given, they are kept, but new when O(name) is new or the original still exists.
+    type: str
+    choices: [keep, new]
+  networks:
+    description:
+      - Names of networks and bridges in the archive, and those of this host to use instead.
+    type: dict
+    default: {}
+  disk_format:
+    description:
+      - V(keep) restores each disk in the format it had, raw disks as sparse raw files. V(qcow2) makes all of them
+        qcow2.
+    type: str
+    choices: [keep, qcow2]
+    default: keep
+  start:
+    description:
+      - Whether to start the VM once it is restored.
+    type: bool
+    default: false
+  force:
+    description:
+      - Whether to replace an existing VM of that name or UUID, and existing files. The old ones stay as they are
+        until the new ones are complete and durable.
+      - A running VM and a VM with a managed-save image are never replaced.
+    type: bool
+    default: false
+seealso:
+  - module: kvmops.backup.vm_backup
+  - module: kvmops.backup.backup_info
+"""
+
+EXAMPLES = r"""
+- name: Put a lost VM back where it was
+  kvmops.backup.vm_restore:
+    source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+
+- name: A copy beside the original, on another network
+  kvmops.backup.vm_restore:
+    source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    name: web01-test
+    pool: scratch
+    networks:
+      default: isolated
+    start: true
+
+- name: Replace the VM by an older point
+  kvmops.backup.vm_restore:
+    source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    point: 1795309200
+    force: true
+"""
+
+RETURN = r"""
+vm:
+  description: The restored VM.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+      returned: success
+      sample: web01
+    uuid:
+      description: Its UUID.
+      type: str
+      returned: success
+      sample: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11
+point:
+  description: The point that was restored.
+  returned: success
+  type: int
+  sample: 1795309200
+disks:
+  description: The restored disks, and CD images where they had to be restored.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    target:
+      description: Target name of the device.
+      type: str
+      returned: success
+      sample: vda
+    path:
+      description: Path on the host.
+      type: str
+      returned: success
+      sample: /var/lib/libvirt/images/web01.qcow2
+    format:
+      description: Image format.
+      type: str
+      returned: success
+      sample: qcow2
+snapshots:
+  description: Names of the saved states that the restored VM has.
+  returned: success
+  type: list
+  elements: str
+  sample: [before-upgrade]
+skipped:
+  description: Devices that the restored VM does not have.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    device:
+      description: Target name or description of the device.
+      type: str
+      returned: success
+      sample: sdb
+    reason:
+      description: Why it was left out.
+      type: str
+      returned: success
+      sample: the LUN is not present on this host
+bytes_written:
+  description: Bytes written to disks; blocks shared with the archive through reflinks are not counted.
+  returned: success
+  type: int
+  sample: 2147483648
+duration:
+  description: Seconds that the restore took.
+  returned: success
+  type: float
+  sample: 2.31
+what:
+  description: The object that the error is about.
+  returned: failure
+  type: str
+  sample: Archive /srv/backup/web01.tar
+why:
+  description: The reason of the error.
+  returned: failure
+  type: str
+  sample: it is protected
+hint:
+  description: What to do now.
+  returned: failure
+  type: str
+  sample: Set protected to false first.
+cancelled:
+  description: Whether the operation was stopped on request.
+  returned: failure
+  type: bool
+  sample: false
+"""
+
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import from_params
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import restore
+
+ARGUMENT_SPEC = {
+    **URI,
+    **TARGET,
+    "source": {"type": "path", "required": True, "aliases": ["src"]},
+    "point": {"type": "int"},
+    "name": {"type": "str"},
+    "uuid": {"type": "str"},
+    "mac": {"type": "str", "choices": ["keep", "new"]},
+    "networks": {"type": "dict", "default": {}},
+    "disk_format": {"type": "str", "choices": ["keep", "qcow2"], "default": "keep"},
+    "start": {"type": "bool", "default": False},
+    "force": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    run_module(
+        ARGUMENT_SPEC,
+        lambda params, context: restore(from_params(params), context),
+        libraries=["libvirt", "lxml", "zstandard"],
+        mutually_exclusive=[["pool", "path"]],
+    )
+
+
+if __name__ == "__main__":
+    main()
