@@ -43,7 +43,9 @@ class ArchiveError(KvmopsError):
 class DamagedError(ArchiveError):
     """Bytes of the archive are not what was written; names member, offset and length."""
 
-    def __init__(self, what: str, why: str = "", hint: str = "", *, member: str = "", offset: int = 0, length: int = 0) -> None:
+    def __init__(
+        self, what: str, why: str = "", hint: str = "", *, member: str = "", offset: int = 0, length: int = 0
+    ) -> None:
         super().__init__(what, why, hint)
         self.member, self.offset, self.length = member, offset, length
 

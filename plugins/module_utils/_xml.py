@@ -21,8 +21,13 @@ def parse(data: bytes | str, what: str = "XML", limit_bytes: int = MAX_XML_BYTES
     if len(raw) > limit_bytes:
         raise HostileError(what, f"{len(raw)} bytes of XML are more than the {limit_bytes} allowed")
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, huge_tree=False,
-        remove_comments=False, remove_pis=True,
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        dtd_validation=False,
+        huge_tree=False,
+        remove_comments=False,
+        remove_pis=True,
     )
     try:
         root = etree.fromstring(raw, parser)

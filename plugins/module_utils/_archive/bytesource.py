@@ -25,7 +25,9 @@ def _pread(fd: int, length: int, offset: int, path: str) -> bytes:
     try:
         return os.pread(fd, length, offset)
     except OSError as error:
-        raise ArchiveError(f"archive {path}", f"it cannot be read at offset {offset} ({os.strerror(error.errno or errno.EIO)})") from error
+        raise ArchiveError(
+            f"archive {path}", f"it cannot be read at offset {offset} ({os.strerror(error.errno or errno.EIO)})"
+        ) from error
 
 
 class PlainBytes:
@@ -87,13 +89,26 @@ class FramedBytes:
             self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
         data = _pread(self.fd, end - begin, begin, self._path)
         try:
-            if zstandard.frame_content_size(data) != content or zstandard.get_frame_parameters(data).window_size > MAX_WINDOW_BYTES:
+            if (
+                zstandard.frame_content_size(data) != content
+                or zstandard.get_frame_parameters(data).window_size > MAX_WINDOW_BYTES
+            ):
                 raise zstandard.ZstdError("its header does not fit the seek table")
             plain: bytes = self._local.decompressor.decompress(data, max_output_size=content)
         except zstandard.ZstdError as error:
-            raise DamagedError(f"archive {self._path}", f"the frame at offset {begin} is damaged ({error})", offset=begin, length=end - begin) from error
+            raise DamagedError(
+                f"archive {self._path}",
+                f"the frame at offset {begin} is damaged ({error})",
+                offset=begin,
+                length=end - begin,
+            ) from error
         if len(plain) != content:
-            raise DamagedError(f"archive {self._path}", f"the frame at offset {begin} has {len(plain)} bytes instead of {content}", offset=begin, length=end - begin)
+            raise DamagedError(
+                f"archive {self._path}",
+                f"the frame at offset {begin} has {len(plain)} bytes instead of {content}",
+                offset=begin,
+                length=end - begin,
+            )
         return plain
 
     def fetch(self, offset: int, length: int) -> bytes:
@@ -105,7 +120,7 @@ class FramedBytes:
             if getattr(self._local, "number", -1) != number:
                 self._local.plain, self._local.number = self.frame(number), number
             begin = offset - self.index.stream_offsets[number]
-            part = self._local.plain[begin:begin + stop - offset]
+            part = self._local.plain[begin : begin + stop - offset]
             parts.append(part)
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -133,7 +148,8 @@ class StreamedBytes:
     def _restart(self) -> None:
         self._file.seek(0)
         self._reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(
-            self._file, read_size=_READ_AHEAD, read_across_frames=True, closefd=False)
+            self._file, read_size=_READ_AHEAD, read_across_frames=True, closefd=False
+        )
         self._position = 0
         self._buffer = b""  # bytes behind the position: headers are looked at twice
 
@@ -143,9 +159,15 @@ class StreamedBytes:
         except zstandard.ZstdError as error:
             if "too much memory" in str(error):
                 raise HostileError(
-                    f"archive {self._path}", "its zstd window is larger than 128 MiB", "Compress it again without --ultra --long above 27.") from error
+                    f"archive {self._path}",
+                    "its zstd window is larger than 128 MiB",
+                    "Compress it again without --ultra --long above 27.",
+                ) from error
             raise DamagedError(
-                f"archive {self._path}", f"its zstd stream is damaged after {self._position} bytes ({error})", offset=self._position) from error
+                f"archive {self._path}",
+                f"its zstd stream is damaged after {self._position} bytes ({error})",
+                offset=self._position,
+            ) from error
         return data
 
     def fetch(self, offset: int, length: int) -> bytes:
@@ -162,11 +184,11 @@ class StreamedBytes:
         while missing > 0 and self._take(missing, keep=self._position - offset):
             missing = offset + length - self._position
         begin = offset - (self._position - len(self._buffer))
-        return self._buffer[begin:begin + length]
+        return self._buffer[begin : begin + length]
 
     def _take(self, length: int, keep: int) -> bool:
         data = self._read(length)
-        self._buffer = (self._buffer[len(self._buffer) - keep:] if keep else b"") + data
+        self._buffer = (self._buffer[len(self._buffer) - keep :] if keep else b"") + data
         self._position += len(data)
         return bool(data)
 
@@ -181,7 +203,9 @@ def open_bytes(file: BinaryIO, path: str) -> tuple[Bytes, bool]:
     fd = file.fileno()
     size = os.fstat(fd).st_size
     magic = _pread(fd, 4, 0, path)
-    if magic[:4] == frames.ZSTD_MAGIC or (len(magic) == 4 and int.from_bytes(magic, "little") & 0xFFFFFFF0 == 0x184D2A50):
+    if magic[:4] == frames.ZSTD_MAGIC or (
+        len(magic) == 4 and int.from_bytes(magic, "little") & 0xFFFFFFF0 == 0x184D2A50
+    ):
         index = frames.read_seek_table(fd, size) or frames.walk(fd, size)
         return (FramedBytes(fd, path, index) if index else StreamedBytes(file, path)), True
     if not size:

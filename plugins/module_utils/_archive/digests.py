@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Member
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError
@@ -38,13 +38,17 @@ def pack(chunk_digests: Sequence[bytes]) -> bytes:
 
 def unpack(data: bytes, members: Sequence[Member]) -> Mapping[str, bytes]:
     """Chunk digests by member name. Raises DamagedError where table and digests do not fit each other."""
-    if data[:len(HEAD)] != HEAD or len(data) != len(HEAD) + DIGEST_BYTES * sum(chunk_count(m.size_bytes) for m in members):
+    if data[: len(HEAD)] != HEAD or len(data) != len(HEAD) + DIGEST_BYTES * sum(
+        chunk_count(m.size_bytes) for m in members
+    ):
         raise DamagedError("digests member", "its size does not fit the member table", offset=0, length=len(data))
     found, position = {}, len(HEAD)
     for member in members:
         end = position + DIGEST_BYTES * chunk_count(member.size_bytes)
         found[member.name] = data[position:end]
         if of_member(found[member.name]) != member.digest:
-            raise DamagedError("digests member", f"it does not fit the digest of {member.name}", offset=position, length=end - position)
+            raise DamagedError(
+                "digests member", f"it does not fit the digest of {member.name}", offset=position, length=end - position
+            )
         position = end
     return found

@@ -13,8 +13,9 @@ import os
 import struct
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 SKIPPABLE = 0x184D2A5E
 SEEKABLE = 0x8F92EAB1
@@ -73,7 +74,9 @@ def read_seek_table(fd: int, size: int) -> Optional[FrameIndex]:
         return None
     numbers = struct.unpack_from(f"<{2 * count}I", body, 8)
     index = FrameIndex(
-        array("Q", itertools.accumulate(numbers[::2], initial=0)), array("Q", itertools.accumulate(numbers[1::2], initial=0)), size,
+        array("Q", itertools.accumulate(numbers[::2], initial=0)),
+        array("Q", itertools.accumulate(numbers[1::2], initial=0)),
+        size,
     )
     if index.file_offsets[-1] != size - table - 8 or max(numbers[1::2]) > MAX_FRAME_BYTES:
         return None
@@ -118,7 +121,7 @@ def _frame_end(fd: int, position: int, size: int) -> tuple[int, Optional[int]]:
     width = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
     if len(head) < at + width or descriptor & 8:
         raise FrameError(position, "a broken frame header")
-    content = int.from_bytes(head[at:at + width], "little") + (256 if width == 2 else 0) if width else None
+    content = int.from_bytes(head[at : at + width], "little") + (256 if width == 2 else 0) if width else None
     if content is None or content > MAX_FRAME_BYTES:
         return size, content
     block = position + at + width

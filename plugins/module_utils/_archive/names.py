@@ -51,6 +51,11 @@ def checked_member(name: str) -> str:
     plain = name[2:] if name.startswith("./") else name
     if plain in ("", "."):
         return ""
-    if "/" in plain or plain == ".." or len(plain) > MAX_MEMBER_NAME or any(ord(c) < 32 or ord(c) == 127 for c in plain):
+    if (
+        "/" in plain
+        or plain == ".."
+        or len(plain) > MAX_MEMBER_NAME
+        or any(ord(c) < 32 or ord(c) == 127 for c in plain)
+    ):
         raise HostileError(f"member {name[:80]!r}", "only plain file names have a place in an archive")
     return plain

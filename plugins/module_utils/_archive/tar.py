@@ -9,8 +9,9 @@ then the data, then zeros up to a multiple of 512. See docs/FORMAT.md, "Plain la
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator, Optional
+from typing import Callable, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError
@@ -55,8 +56,19 @@ def _number(value: int, width: int) -> bytes:
 
 def _ustar(name: str, size: int, mtime: int, kind: bytes) -> bytes:
     fields = (
-        name.encode("ascii")[:100].ljust(100, b"\0") + _number(0o600, 8) + _number(0, 8) + _number(0, 8) + _number(size, 12)
-        + _number(mtime, 12) + b" " * 8 + kind + bytes(100) + b"ustar\x0000" + b"root".ljust(32, b"\0") * 2 + _number(0, 8) + _number(0, 8)
+        name.encode("ascii")[:100].ljust(100, b"\0")
+        + _number(0o600, 8)
+        + _number(0, 8)
+        + _number(0, 8)
+        + _number(size, 12)
+        + _number(mtime, 12)
+        + b" " * 8
+        + kind
+        + bytes(100)
+        + b"ustar\x0000"
+        + b"root".ljust(32, b"\0") * 2
+        + _number(0, 8)
+        + _number(0, 8)
     ).ljust(BLOCK, b"\0")
     return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
 
@@ -111,16 +123,18 @@ def _pax_records(data: bytes, at: int) -> dict[str, str]:
         space = data.find(b" ", position, position + 20)
         try:
             length = int(data[position:space]) if space > 0 else 0
-            record = data[position:position + length]
+            record = data[position : position + length]
             if length <= space - position or len(record) != length or not record.endswith(b"\n"):
                 raise ValueError
-            key, _, value = record[space - position + 1:-1].partition(b"=")
+            key, _, value = record[space - position + 1 : -1].partition(b"=")
             name = key.decode()
             if name in records:
                 raise HostileError("archive", f"the pax header at offset {at} names {name!r} twice")
             records[name] = value.decode("utf-8", "surrogateescape")
         except ValueError as error:
-            raise DamagedError("archive", f"the pax header at offset {at} is broken", offset=at, length=len(data)) from error
+            raise DamagedError(
+                "archive", f"the pax header at offset {at} is broken", offset=at, length=len(data)
+            ) from error
         position += length
     return records
 
@@ -137,8 +151,16 @@ def _size(field: int, records: dict[str, str], at: int) -> int:
 
 
 _REFUSED = {
-    b"1": "hard link", b"2": "symbolic link", b"3": "character device", b"4": "block device", b"5": "directory", b"6": "FIFO",
-    b"7": "contiguous file", b"S": "GNU sparse file", b"D": "GNU dump directory", b"M": "multi-volume part",
+    b"1": "hard link",
+    b"2": "symbolic link",
+    b"3": "character device",
+    b"4": "block device",
+    b"5": "directory",
+    b"6": "FIFO",
+    b"7": "contiguous file",
+    b"S": "GNU sparse file",
+    b"D": "GNU dump directory",
+    b"M": "multi-volume part",
 }
 
 
@@ -163,7 +185,12 @@ class Walk:
                 block = self._block(position)
                 if block is None:
                     if position != begin:
-                        raise DamagedError("archive", f"it ends inside the header at offset {begin}", offset=begin, length=position - begin)
+                        raise DamagedError(
+                            "archive",
+                            f"it ends inside the header at offset {begin}",
+                            offset=begin,
+                            length=position - begin,
+                        )
                     self.end = begin
                     return
                 kind = block[156:157]
@@ -174,18 +201,24 @@ class Walk:
                     raise HostileError("archive", f"the extended header at offset {position} has {size} bytes")
                 payload = self._fetch(position + BLOCK, size)
                 if len(payload) < size:
-                    raise DamagedError("archive", f"it ends inside the header at offset {position}", offset=position, length=BLOCK)
+                    raise DamagedError(
+                        "archive", f"it ends inside the header at offset {position}", offset=position, length=BLOCK
+                    )
                 if kind == b"L":
                     long_name = payload.rstrip(b"\0").decode("utf-8", "surrogateescape")
                 else:
                     found = _pax_records(payload, position)
                     if kind == b"g" and ("size" in found or "path" in found):
-                        raise HostileError("archive", f"the global header at offset {position} renames or resizes members")
+                        raise HostileError(
+                            "archive", f"the global header at offset {position} renames or resizes members"
+                        )
                     if any(key.startswith("GNU.sparse") for key in found):
                         raise HostileError("archive", "it holds sparse members", "Write it again without tar's -S.")
                     records = found if kind == b"x" else records
                 position += BLOCK + round_up(size, BLOCK)
-            entry = self._entry(block, begin, position, _size(size, records, position), records.get("path") or long_name)
+            entry = self._entry(
+                block, begin, position, _size(size, records, position), records.get("path") or long_name
+            )
             position = entry.end
             if not entry.name:
                 continue
@@ -200,11 +233,21 @@ class Walk:
         """The header at `position`, None for the end marker."""
         block = self._fetch(position, BLOCK)
         if len(block) < BLOCK:
-            raise DamagedError("archive", f"it ends at offset {position + len(block)} without an end marker", offset=position, length=len(block))
+            raise DamagedError(
+                "archive",
+                f"it ends at offset {position + len(block)} without an end marker",
+                offset=position,
+                length=len(block),
+            )
         if block == bytes(BLOCK):
             follows = self._fetch(position + BLOCK, BLOCK)
             if follows and follows != bytes(len(follows)):
-                raise DamagedError("archive", f"a block of zeros stands where a header should be at offset {position}", offset=position, length=BLOCK)
+                raise DamagedError(
+                    "archive",
+                    f"a block of zeros stands where a header should be at offset {position}",
+                    offset=position,
+                    length=BLOCK,
+                )
             return None
         _check_sum(block, position)
         return block
@@ -217,7 +260,10 @@ class Walk:
         if kind == b"5" and name in (".", "./") and size == 0:
             return Entry("", begin, position + BLOCK, 0, 0)
         if kind not in (b"0", b"\0"):
-            raise HostileError(f"member {name[:80]!r}", f"a {_REFUSED.get(kind, 'member of type ' + repr(kind))} has no place in an archive")
+            raise HostileError(
+                f"member {name[:80]!r}",
+                f"a {_REFUSED.get(kind, 'member of type ' + repr(kind))} has no place in an archive",
+            )
         if size > MAX_MEMBER_BYTES:
             raise HostileError(f"member {name[:80]!r}", f"a size of {size} bytes cannot be")
         checked = names.checked_member(name)
@@ -226,7 +272,10 @@ class Walk:
         offset = position + BLOCK
         if self._size is not None and offset + size > self._size:
             raise DamagedError(
-                f"member {checked!r}", f"the archive ends {offset + size - self._size} bytes before the member does",
-                member=checked, offset=max(0, self._size - offset), length=min(size, offset + size - self._size),
+                f"member {checked!r}",
+                f"the archive ends {offset + size - self._size} bytes before the member does",
+                member=checked,
+                offset=max(0, self._size - offset),
+                length=min(size, offset + size - self._size),
             )
         return Entry(checked, begin, offset, size, _parse_number(block[136:148], "time", position))

@@ -1,0 +1,242 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Configuration XML of a point: a libvirt Domain XML with one element of our own under <metadata>.
+
+See docs/FORMAT.md, "Configuration XML", for the element, attribute by attribute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import replace
+from typing import Optional
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, names, tar
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    CHUNK_BYTES,
+    FORMAT_VERSION,
+    Configuration,
+    Consistency,
+    Member,
+    Role,
+    SavedState,
+    Skipped,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, HostileError
+
+NAMESPACE = "urn:kvmops:backup:1"
+_PREFIX = "{" + NAMESPACE + "}"
+_ROOT = _PREFIX + "backup"
+_NO_DIGEST = b"0" * 64
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _child(parent: etree._Element, tag: str, attributes: dict[str, str], text: str = "") -> etree._Element:
+    element = etree.SubElement(parent, _PREFIX + tag, {key: value for key, value in attributes.items() if value})
+    if text:
+        element.text = text
+    return element
+
+
+def encode(configuration: Configuration) -> tuple[bytes, str]:
+    """The member's bytes, padded with blanks to a multiple of 4096, and their digest.
+
+    `member_name` and `digest` of the argument are not looked at; both are known only once the bytes are.
+    """
+    root = _xml.parse(configuration.domain_xml, f"domain XML of {configuration.vm_name}")
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = etree.SubElement(root, "metadata")
+    for old in metadata.findall(_ROOT):
+        metadata.remove(old)
+    placeholder = secrets.token_hex(32)
+    own = etree.SubElement(
+        metadata,
+        _ROOT,
+        {
+            "version": str(FORMAT_VERSION),
+            "tool": configuration.tool_version,
+            "created": configuration.created,
+            "point": str(configuration.timestamp),
+            "mode": configuration.mode,
+            "consistency": configuration.consistency.value,
+            "incrementable": _yes(configuration.incrementable),
+            "template": _yes(configuration.template),
+            "digest-algorithm": digests.ALGORITHM,
+            "digest": placeholder,
+        },
+        nsmap={"kvmops": NAMESPACE},
+    )
+    members = _child(
+        own,
+        "members",
+        {
+            "chunk": str(CHUNK_BYTES),
+            "digests": configuration.digests_member,
+            "digests-digest": configuration.digests_digest,
+        },
+    )
+    for member in configuration.members:
+        _child(
+            members,
+            "member",
+            {
+                "name": member.name,
+                "role": member.role.value,
+                "target": member.target,
+                "size": str(member.size_bytes),
+                "virtual-size": str(member.virtual_size_bytes or ""),
+                "format": member.image_format,
+                "original-format": member.original_format,
+                "parent": member.parent,
+                "active": _yes(member.active),
+                "former-path": member.former_path,
+                "pool": member.pool,
+                "digest": member.digest,
+            },
+        )
+    for state in configuration.saved_states:
+        _child(
+            own, "saved-state", {"name": state.name, "parent": state.parent, "current": _yes(state.current)}, state.xml
+        )
+    for skipped in configuration.skipped:
+        _child(own, "skipped", {"device": skipped.device, "reason": skipped.reason})
+    for warning in configuration.warnings:
+        _child(own, "warning", {}, warning)
+    if configuration.parent_digest:
+        _child(own, "parent", {"point": str(configuration.parent_point), "digest": configuration.parent_digest})
+    if configuration.live_xml:
+        _child(own, "live", {}, configuration.live_xml)
+    data = etree.tostring(root, encoding="utf-8") + b"\n"
+    data += b" " * (tar.round_up(len(data), tar.ALIGN) - len(data))
+    digest = hashlib.sha256(data.replace(placeholder.encode(), _NO_DIGEST)).hexdigest()
+    return data.replace(placeholder.encode(), digest.encode()), digest
+
+
+def _number(element: etree._Element, attribute: str, what: str) -> int:
+    value = element.get(attribute) or "0"
+    if not value.isascii() or not value.isdigit() or len(value) > 20:
+        raise HostileError(what, f"{attribute}={value[:30]!r} is not a number")
+    return int(value)
+
+
+def _member(element: etree._Element, what: str) -> Member:
+    try:
+        role = Role(element.get("role"))
+    except ValueError as error:
+        raise HostileError(what, f"the role {element.get('role')!r} of a member is not known") from error
+    name = names.checked_member(element.get("name") or "")
+    if not name:
+        raise HostileError(what, "a member of its table has no name")
+    return Member(
+        name=name,
+        role=role,
+        size_bytes=_number(element, "size", what),
+        digest=element.get("digest") or "",
+        target=element.get("target") or "",
+        virtual_size_bytes=_number(element, "virtual-size", what),
+        image_format=element.get("format") or "",
+        original_format=element.get("original-format") or "",
+        parent=element.get("parent") or "",
+        active=element.get("active") == "yes",
+        former_path=element.get("former-path") or "",
+        pool=element.get("pool") or "",
+    )
+
+
+def decode(data: bytes, member_name: str, mtime: int = 0) -> Optional[Configuration]:
+    """The point that a configuration member describes; None for XML that is no libvirt domain.
+
+    Without our element the result has `format_version` 0 and no members. Raises DamagedError where the digest does not fit,
+    HostileError for XML that no honest archive holds, ArchiveError for versions of the future.
+    """
+    what = f"configuration {member_name}"
+    root = _xml.parse(data, what)
+    if root.tag != "domain":
+        return None
+    name, uuid = root.findtext("name") or "", root.findtext("uuid") or ""
+    found = root.findall(f"metadata/{_ROOT}")
+    timestamp = names.point_of(member_name)
+    if not found:
+        return Configuration(
+            timestamp=mtime if timestamp is None else timestamp,
+            domain_xml=_xml.text(root),
+            vm_name=name,
+            vm_uuid=uuid,
+            members=(),
+            format_version=0,
+            member_name=member_name,
+        )
+    own = found[0]
+    if _number(own, "version", what) != FORMAT_VERSION:
+        raise ArchiveError(
+            what,
+            f"it is of format version {own.get('version')}, this collection reads {FORMAT_VERSION}",
+            "Use a newer release.",
+        )
+    digest = own.get("digest") or ""
+    if (
+        len(found) != 1
+        or len(digest) != 64
+        or hashlib.sha256(data.replace(digest.encode(), _NO_DIGEST)).hexdigest() != digest
+    ):
+        raise DamagedError(what, "its bytes do not fit its own digest", member=member_name, length=len(data))
+    if own.get("digest-algorithm") != digests.ALGORITHM or timestamp != _number(own, "point", what):
+        raise HostileError(what, "its name and its content do not fit each other")
+    configuration = _decode_own(own, what)
+    for element in found:
+        parent = element.getparent()
+        assert parent is not None
+        parent.remove(element)
+        if not len(parent):
+            root.remove(parent)
+    return replace(
+        configuration, domain_xml=_xml.text(root), vm_name=name, vm_uuid=uuid, member_name=member_name, digest=digest
+    )
+
+
+def _decode_own(own: etree._Element, what: str) -> Configuration:
+    members = own.find(_PREFIX + "members")
+    if members is None or _number(members, "chunk", what) != CHUNK_BYTES:
+        raise HostileError(what, "its member table is missing or of another chunk size")
+    try:
+        consistency = Consistency(own.get("consistency"))
+    except ValueError as error:
+        raise HostileError(what, f"the consistency {own.get('consistency')!r} is not known") from error
+    parent = own.find(_PREFIX + "parent")
+    table = tuple(_member(element, what) for element in members)
+    known = {member.name for member in table}
+    if len(known) != len(table) or any(m.parent and (m.parent not in known or m.parent == m.name) for m in table):
+        raise HostileError(what, "its member table contradicts itself")
+    return Configuration(
+        timestamp=_number(own, "point", what),
+        domain_xml="",
+        vm_name="",
+        vm_uuid="",
+        members=table,
+        consistency=consistency,
+        live_xml=own.findtext(_PREFIX + "live") or "",
+        mode=own.get("mode") or "",
+        incrementable=own.get("incrementable") == "yes",
+        template=own.get("template") == "yes",
+        saved_states=tuple(
+            SavedState(e.get("name") or "", e.text or "", e.get("parent") or "", e.get("current") == "yes")
+            for e in own.findall(_PREFIX + "saved-state")
+        ),
+        skipped=tuple(Skipped(e.get("device") or "", e.get("reason") or "") for e in own.findall(_PREFIX + "skipped")),
+        warnings=tuple(e.text or "" for e in own.findall(_PREFIX + "warning")),
+        created=own.get("created") or "",
+        tool_version=own.get("tool") or "",
+        digests_member=members.get("digests") or "",
+        digests_digest=members.get("digests-digest") or "",
+        parent_point=_number(parent, "point", what) if parent is not None else 0,
+        parent_digest=(parent.get("digest") or "") if parent is not None else "",
+    )

@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Archives made elsewhere: which member is what, told by the Domain XML, file names and image headers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Callable, Optional
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt, probe
+
+IMAGE_SUFFIXES = (".qcow2", ".snapshot", ".raw", ".img")
+_ROLES = {".memory": Role.MEMORY, ".iso": Role.ISO, ".nvram": Role.NVRAM}
+_NUMBERED = re.compile(r"^(.+)_(\d+)\.(?:qcow2|snapshot)$")
+
+
+@dataclass(frozen=True)
+class _Disk:
+    target: str
+    path: str
+    device: str
+
+
+def _disks(configuration: Configuration) -> list[_Disk]:
+    root = _xml.parse(configuration.domain_xml, f"configuration {configuration.member_name}")
+    found = []
+    for element in root.findall("devices/disk"):
+        source, target = element.find("source"), element.find("target")
+        attributes = dict(source.attrib) if source is not None else {}
+        path = str(attributes.get("file") or attributes.get("dev") or attributes.get("volume") or "")
+        found.append(_Disk("" if target is None else target.get("dev") or "", path, element.get("device") or "disk"))
+    return found
+
+
+def _images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> dict[str, Member]:
+    found = {}
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in IMAGE_SUFFIXES:
+            info = probe(read_at(entry.name), entry.size_bytes)
+            backing = os.path.basename(info.backing_file)
+            found[entry.name] = Member(
+                entry.name,
+                Role.LAYER if backing else Role.DISK,
+                entry.size_bytes,
+                virtual_size_bytes=info.virtual_size_bytes,
+                image_format=info.format,
+                original_format=info.format,
+                parent=backing,
+            )
+    return {name: replace(member, parent=_parent(member, found)) for name, member in found.items()}
+
+
+def _parent(member: Member, images: dict[str, Member]) -> str:
+    """The member that a layer stands on: the name in its header, else the one numbered before it."""
+    if not member.parent:
+        return ""
+    stems = {os.path.splitext(name)[0]: name for name in images}
+    number = _NUMBERED.match(member.name)
+    candidates = [member.parent, stems.get(os.path.splitext(member.parent)[0], "")]
+    if number and int(number.group(2)):
+        before = f"{number.group(1)}_{int(number.group(2)) - 1}"
+        candidates += [f"{before}.snapshot", f"{before}.qcow2"]
+    return next((name for name in candidates if name in images and name != member.name), member.parent)
+
+
+def _top(disk: _Disk, images: dict[str, Member]) -> Optional[str]:
+    """The member that holds what `disk` showed: by the name of its file, else by its target's name."""
+    base = os.path.basename(disk.path)
+    if base in images:
+        return base
+    same = [name for name in images if base and os.path.splitext(name)[0] == os.path.splitext(base)[0]]
+    if len(same) == 1:
+        return same[0]
+    own = {n for n in images if disk.target and re.match(rf"{re.escape(disk.target)}(?:[._-]|$)", n)}
+    tops = sorted(own - {images[name].parent for name in own})
+    return tops[0] if len(tops) == 1 else None
+
+
+def _chain(top: str, images: dict[str, Member]) -> list[Member]:
+    chain: list[Member] = []
+    name = top
+    while name in images and all(member.name != name for member in chain):
+        chain.append(images[name])
+        name = images[name].parent
+    return list(reversed(chain))
+
+
+def complete(
+    configuration: Configuration, entries: tuple[Entry, ...], read_at: Callable[[str], ReadAt]
+) -> Configuration:
+    """The point with its member table, and a warning for each thing that could not be matched."""
+    images = _images(entries, read_at)
+    disks = _disks(configuration)
+    members: list[Member] = []
+    warnings: list[str] = []
+    tops = {disk.target: _top(disk, images) for disk in disks if disk.device == "disk"}
+    open_disks = [disk for disk in disks if disk.device == "disk" and tops[disk.target] is None]
+    used = {member.name for top in tops.values() if top for member in _chain(top, images)}
+    free = sorted(set(images) - used - {images[name].parent for name in images})
+    if open_disks and len(open_disks) == len(free):
+        for disk, name in zip(open_disks, free):
+            tops[disk.target] = name
+            warnings.append(f"disk {disk.target} ({disk.path}) was matched with {name} by order only")
+    for disk in disks:
+        top = tops.get(disk.target)
+        if top:
+            chain = _chain(top, images)
+            members += [
+                replace(m, target=disk.target, active=m.name == top, former_path=disk.path if m.name == top else "")
+                for m in chain
+            ]
+        elif disk.device == "disk":
+            warnings.append(f"disk {disk.target} ({disk.path or 'no file'}) is not in the archive")
+    by_name = {entry.name: entry for entry in entries}
+    for name, entry in by_name.items():
+        role = _ROLES.get(os.path.splitext(name)[1].lower())
+        if role is Role.ISO:
+            member = _iso(entry, disks)
+            members.append(member)
+        elif role:
+            members.append(Member(name, role, entry.size_bytes))
+    return replace(configuration, members=tuple(members), warnings=tuple(warnings))
+
+
+def _iso(entry: Entry, disks: list[_Disk]) -> Member:
+    """A CD image, with the target of the CD drive that had it in."""
+    for disk in disks:
+        base = os.path.basename(disk.path)
+        if disk.device == "cdrom" and base and re.fullmatch(rf"(?:\d+_)?{re.escape(base)}", entry.name):
+            return Member(
+                entry.name,
+                Role.ISO,
+                entry.size_bytes,
+                target=disk.target,
+                image_format="raw",
+                original_format="raw",
+                former_path=disk.path,
+                active=True,
+            )
+    return Member(entry.name, Role.ISO, entry.size_bytes, image_format="raw", original_format="raw")

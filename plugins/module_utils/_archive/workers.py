@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Work on chunks by several threads, in bounded memory; the libraries that do the work release Python's lock."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MAX_DEFAULT_THREADS = 8  # about 16 MiB each; more saturate no storage we have met
+
+
+def thread_count(asked: int) -> int:
+    """Number of worker threads: what was asked for, or the processors this process may use."""
+    return asked if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+
+
+class Workers:
+    """A pool of threads; `ordered` maps a function over items and keeps their order. Use as a context manager."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = thread_count(threads)
+        self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="chunk")
+
+    def ordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results in the order of the items, at most two more than there are threads ahead of the consumer."""
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._executor.submit(function, item))
+                if len(waiting) > self.threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self._executor.shutdown(wait=True)
