@@ -1,0 +1,98 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The guest agent: is it there, are the guest's file systems frozen, thaw them."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Domain,
+    libvirt,
+    libvirt_qemu,
+    translate,
+)
+
+PING_TIMEOUT_S = 5
+
+
+class AgentState(str, Enum):
+    """What can be expected of a VM's guest agent."""
+
+    OFF = "the VM is not running"
+    NO_CHANNEL = "the VM has no guest agent channel"
+    DISCONNECTED = "no guest agent is connected"
+    HANGING = "the guest agent does not answer"
+    CANNOT_FREEZE = "the guest agent cannot freeze file systems"
+    FROZEN = "the guest's file systems are already frozen"
+    OK = "the guest agent answers and can freeze"
+
+
+def available(domain: Domain, timeout_s: int = PING_TIMEOUT_S) -> AgentState:
+    """Whether a quiesced saved state can be had now; asks the agent itself, in at most about 2 × ``timeout_s``."""
+    if not domain.isActive():
+        return AgentState.OFF
+    view = domain_xml.parse(domain.XMLDesc(0))
+    if not view.agent_channel:
+        return AgentState.NO_CHANNEL
+    if not view.agent_connected:
+        return AgentState.DISCONNECTED
+    try:
+        info = _command(domain, "guest-info", timeout_s)
+        if _frozen(domain, timeout_s):
+            return AgentState.FROZEN
+    except libvirt.libvirtError as error:
+        return _judge(error)
+    commands = {each["name"]: each["enabled"] for each in info["supported_commands"]}
+    needed = ("guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-fsfreeze-status")
+    return AgentState.OK if all(commands.get(name) for name in needed) else AgentState.CANNOT_FREEZE
+
+
+def freeze_status(domain: Domain, timeout_s: int = PING_TIMEOUT_S) -> bool | None:
+    """Whether the guest's file systems are frozen; None when no agent answers."""
+    try:
+        return _frozen(domain, timeout_s)
+    except libvirt.libvirtError as error:
+        if _judge(error) in (AgentState.DISCONNECTED, AgentState.HANGING, AgentState.CANNOT_FREEZE, AgentState.OFF):
+            return None
+        raise translate(error, f"The guest agent of {domain.name()}") from error
+
+
+def thaw(domain: Domain) -> None:
+    """Thaw the guest's file systems; raises KvmopsError when they stay frozen or nobody answers."""
+    try:
+        domain.fsThaw()
+        if not _frozen(domain, PING_TIMEOUT_S):
+            return
+    except libvirt.libvirtError as error:
+        raise translate(error, f"Thawing the file systems of {domain.name()}") from error
+    raise KvmopsError(
+        f"Thawing the file systems of {domain.name()}",
+        "the guest agent still says frozen",
+        f"Run: virsh domfsthaw {domain.name()}",
+    )
+
+
+def _frozen(domain: Domain, timeout_s: int) -> bool:
+    return bool(_command(domain, "guest-fsfreeze-status", timeout_s) == "frozen")
+
+
+def _command(domain: Domain, name: str, timeout_s: int) -> Any:
+    answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": name}), timeout_s, 0)
+    return json.loads(answer)["return"]
+
+
+def _judge(error: Any) -> AgentState:
+    code = error.get_error_code()
+    if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+        return AgentState.DISCONNECTED if "not connected" in str(error) else AgentState.HANGING
+    if code in (libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT, libvirt.VIR_ERR_OPERATION_TIMEOUT):
+        return AgentState.HANGING
+    if code == libvirt.VIR_ERR_OPERATION_INVALID:
+        return AgentState.OFF
+    return AgentState.CANNOT_FREEZE

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The one place that imports the libvirt binding, and the way from its errors to ours.
+
+The binding has no type stubs: ``Connection``, ``Domain`` and ``Snapshot`` stand for its objects everywhere in the collection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
+
+try:
+    import libvirt
+    import libvirt_qemu
+except ImportError:  # archives are viewed and verified on hosts without libvirt; connect() says so where it is needed
+    libvirt = None
+    libvirt_qemu = None
+
+Connection = Any
+Domain = Any
+Snapshot = Any
+
+
+def connect(uri: str = "qemu:///system") -> Connection:
+    """A read-write connection. Raises KvmopsError when the binding is missing or the daemon does not answer."""
+    if libvirt is None:
+        raise KvmopsError(
+            f"The connection to {uri}",
+            "the Python binding of libvirt is not installed",
+            "Install the package python3-libvirt (libvirt-python) for the Python that runs the module.",
+        )
+    libvirt.registerErrorHandler(_quiet, None)  # the binding prints every error to stderr otherwise
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The connection to {uri}") from error
+
+
+def find_domain(conn: Connection, name_or_uuid: str) -> Domain:
+    """The domain of that name, else of that uuid. Raises RefusedError when there is none."""
+    for lookup in (conn.lookupByName, conn.lookupByUUIDString):
+        try:
+            return lookup(name_or_uuid)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                raise translate(error, f"The VM {name_or_uuid}") from error
+    raise RefusedError(
+        f"The VM {name_or_uuid}", "there is no VM of that name or uuid on this host", "virsh list --all shows what there is."
+    )
+
+
+def translate(error: Exception, what: str) -> KvmopsError:
+    """Our error for one of libvirt's: ``what`` names the object and stays the first part of the text."""
+    code = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None
+    why = str(error)
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+        return BusyError(what, why, "Another job is at work on the VM: virsh domjobinfo shows it.")
+    if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR) or is_connection_lost(error):
+        return KvmopsError(what, why, "Check that libvirtd (or virtqemud) runs on this host and that this user may use it.")
+    return KvmopsError(what, why)
+
+
+def is_connection_lost(error: Exception) -> bool:
+    """Whether a libvirt error says that the daemon went away, so that nothing is known about the call's effect."""
+    if not isinstance(error, libvirt.libvirtError):
+        return False
+    return error.get_error_domain() == libvirt.VIR_FROM_RPC or (
+        error.get_error_code() in (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_SYSTEM_ERROR)
+        and error.get_error_domain() == libvirt.VIR_FROM_REMOTE
+    )
+
+
+def _quiet(_context: object, _error: object) -> None:
+    return None

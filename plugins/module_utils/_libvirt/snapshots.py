@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Saved states of a VM (libvirt calls them snapshots): the tree, a new one, its bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
+
+
+@dataclass(frozen=True)
+class SavedStateInfo:
+    """One node of the tree. ``xml`` is libvirt's whole <domainsnapshot>, secrets included."""
+
+    name: str
+    xml: str
+    parent: str  # "" for a root
+    current: bool
+    external: bool  # some disk's state is frozen in a file of its own (else inside the qcow2)
+    memory: str  # "no", "internal" or "external"
+    memory_path: str  # of an external memory image, else ""
+    state: str  # of the VM then: running, paused, shutoff, disk-snapshot
+    created: int  # unix time
+
+
+def tree(domain: Domain) -> tuple[SavedStateInfo, ...]:
+    """All saved states, parents before children, siblings by time."""
+    try:
+        snapshots = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+        nodes = [
+            describe(each.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE), current=bool(each.isCurrent()))
+            for each in snapshots
+        ]
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The saved states of {domain.name()}") from error
+    return order(nodes)
+
+
+def describe(xml: str, *, current: bool) -> SavedStateInfo:
+    """The node that a <domainsnapshot> stands for. Pure."""
+    root = _xml.parse(xml, "A saved state")
+    memory = root.find("memory")
+    return SavedStateInfo(
+        name=root.findtext("name", ""),
+        xml=xml,
+        parent=root.findtext("parent/name", ""),
+        current=current,
+        external=any(disk.get("snapshot") == "external" for disk in root.iterfind("disks/disk")),
+        memory="no" if memory is None else memory.get("snapshot", "no"),
+        memory_path="" if memory is None else memory.get("file", ""),
+        state=root.findtext("state", ""),
+        created=int(root.findtext("creationTime", "0") or 0),
+    )
+
+
+def order(nodes: Sequence[SavedStateInfo]) -> tuple[SavedStateInfo, ...]:
+    """Parents before children, siblings by time and name; nodes whose parent is missing come as roots. Pure."""
+    names = {node.name for node in nodes}
+    children: dict[str, list[SavedStateInfo]] = {}
+    for node in sorted(nodes, key=lambda each: (each.created, each.name)):
+        children.setdefault(node.parent if node.parent in names else "", []).append(node)
+    result: list[SavedStateInfo] = []
+    pending = list(reversed(children.get("", [])))
+    while pending:
+        node = pending.pop()
+        result.append(node)
+        pending.extend(reversed(children.get(node.name, [])))
+    return tuple(result)
+
+
+def document(
+    name: str, description: str, overlays: Sequence[tuple[str, str]], excluded: Sequence[str], memory_path: str = ""
+) -> str:
+    """The <domainsnapshot> to create: every disk listed, overlays as (target, qcow2 file), the others with snapshot='no'. Pure."""
+    root = etree.Element("domainsnapshot")
+    etree.SubElement(root, "name").text = name
+    etree.SubElement(root, "description").text = description
+    if memory_path:
+        etree.SubElement(root, "memory", snapshot="external", file=memory_path)
+    else:
+        etree.SubElement(root, "memory", snapshot="no")
+    disks = etree.SubElement(root, "disks")
+    for target, path in overlays:
+        disk = etree.SubElement(disks, "disk", name=target, snapshot="external", type="file")
+        etree.SubElement(disk, "driver", type="qcow2")
+        etree.SubElement(disk, "source", file=path)
+    for target in excluded:
+        etree.SubElement(disks, "disk", name=target, snapshot="no")
+    return _xml.text(root)
+
+
+def create(domain: Domain, xml: str, *, memory: bool, quiesce: bool) -> str:
+    """Create an external saved state; returns its whole XML. The VM runs on. Raises libvirtError (the caller knows what to undo)."""
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    # LIVE keeps the guest running while its memory is written; memory and DISK_ONLY exclude each other
+    flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if memory else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    if quiesce:
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+    snapshot = domain.snapshotCreateXML(xml, flags)
+    return str(snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+
+
+def exists(domain: Domain, name: str) -> bool:
+    """Whether the VM has a saved state of that name."""
+    return name in domain.snapshotListNames(0)
+
+
+def forget(domain: Domain, name: str) -> None:
+    """Remove the bookkeeping of one saved state, not its files; none of that name is fine."""
+    try:
+        snapshot = domain.snapshotLookupByName(name, 0)
+        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            raise translate(error, f"The saved state {name} of {domain.name()}") from error

@@ -1,0 +1,264 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Places: which pool, file system and device a path is on, and whether it can be written to."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent import futures
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
+
+ANSWER_TIMEOUT_S = 20.0
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "9p", "virtiofs"})
+_DIRECTORY_POOLS = frozenset({"dir", "fs", "netfs"})
+
+
+class PlaceKind(str, Enum):
+    """What the bytes of a path lie on."""
+
+    DIR = "dir"
+    LVM = "lvm"
+    THIN_LVM = "thin_lvm"
+    ZFS = "zfs"
+    BLOCK = "block"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A storage pool as libvirt defines it."""
+
+    name: str
+    type: str  # dir, fs, netfs, logical, …
+    active: bool
+    target_path: str
+    source: str  # device, directory or volume group it is made of; "" for dir
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a path lies. Sizes are those of the file system (f_bavail: what an ordinary user may still write)."""
+
+    path: str
+    directory: str
+    kind: PlaceKind
+    pool: str  # "" outside all pools
+    pool_type: str
+    pool_active: bool
+    fs_type: str
+    mount_point: str
+    device: str
+    is_network_fs: bool
+    read_only: bool
+    writable: bool
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/self/mountinfo."""
+
+    mount_point: str
+    fs_type: str
+    source: str
+    read_only: bool
+    device: str  # major:minor
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """All mounts in kernel order; later ones cover earlier ones. See proc(5)."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        if len(fields) < 6 or len(tail) < 2:
+            continue
+        options = set(fields[5].split(",")) | set(tail[2].split(",") if len(tail) > 2 else ())
+        mounts.append(Mount(_unescape(fields[4]), tail[0], _unescape(tail[1]), "ro" in options, fields[2]))
+    return tuple(mounts)
+
+
+def mount_of(path: str, mounts: Sequence[Mount]) -> Mount:
+    """The mount that a real path lies on."""
+    best = Mount("/", "", "", False, "")
+    for mount in mounts:
+        root = mount.mount_point.rstrip("/")
+        if (path == root or path.startswith(root + "/")) and len(mount.mount_point) >= len(best.mount_point):
+            best = mount
+    return best
+
+
+def pools(conn: Connection) -> tuple[Pool, ...]:
+    """All pools of the host, active or not."""
+    try:
+        return tuple(parse_pool(each.XMLDesc(0), active=bool(each.isActive())) for each in conn.listAllStoragePools(0))
+    except libvirt.libvirtError as error:
+        raise translate(error, "The storage pools of this host") from error
+
+
+def parse_pool(xml: str, *, active: bool) -> Pool:
+    """The view of a <pool> document. Pure."""
+    root = _xml.parse(xml, "A storage pool")
+    source = ""
+    for path, attribute in (("source/device", "path"), ("source/dir", "path")):
+        element = root.find(path)
+        if element is not None:
+            source = source or element.get(attribute, "")
+    return Pool(
+        root.findtext("name", ""), root.get("type", ""), active, root.findtext("target/path", ""),
+        source or root.findtext("source/name", ""),
+    )  # fmt: skip
+
+
+def describe(conn: Connection | None, path: str) -> Place:
+    """Where a file, device or directory lies (it need not exist yet). Raises TargetError when the file system hangs."""
+    known = () if conn is None else pools(conn)
+    return _describe(path, known)
+
+
+def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -> Place:
+    """The directory that ``pool`` or ``path`` (one of them) names, ready to be written to.
+
+    Raises TargetError when the pool is unknown, inactive or not of files, when the directory is missing, not mounted though
+    its pool is a file system, read-only, not writable, hanging, or on LVM without a file system.
+    """
+    if bool(pool) == bool(path):
+        raise TargetError("The target", "give either pool or path")
+    known = () if conn is None else pools(conn)
+    what = f"The pool {pool}" if pool else f"The directory {path}"
+    if pool:
+        found = next((each for each in known if each.name == pool), None)
+        if found is None:
+            raise TargetError(what, "there is no storage pool of that name on this host", "virsh pool-list --all shows what there is.")
+        if found.type not in _DIRECTORY_POOLS:
+            raise TargetError(what, f"it is of type {found.type}; archives need a directory", "Name a pool of type dir, fs or netfs.")
+        if not found.active:
+            raise TargetError(what, "it is not active", f"Run: virsh pool-start {pool}")
+        path = found.target_path
+    place = _describe(path, known)
+    if not _answers(os.path.isdir, path):
+        raise TargetError(what, f"{path} is not a directory", "Create it, or mount what belongs there.")
+    # the pool may be named by its parent: any file system pool whose directory this is must be mounted there
+    expected = next((each for each in known if each.type in ("fs", "netfs") and each.target_path and _within(place.path, each.target_path)), None)
+    if expected is not None and place.mount_point != os.path.realpath(expected.target_path):
+        raise TargetError(
+            what,
+            f"nothing is mounted at {expected.target_path}, though the pool {expected.name} says that {expected.source} belongs there",
+            f"Run: virsh pool-destroy {expected.name} && virsh pool-start {expected.name}",
+        )
+    if place.read_only:
+        raise TargetError(what, f"{place.mount_point} is mounted read-only", "Choose another target or mount it read-write.")
+    if not place.writable:
+        raise TargetError(what, f"{path} is not writable for this user", "Run as root (become: true) or change its permissions.")
+    return place
+
+
+def _describe(path: str, known: Sequence[Pool]) -> Place:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = parse_mountinfo(file.read())
+    real = _answers(os.path.realpath, path)
+    existing = _answers(_nearest_existing, real)
+    directory = existing if _answers(os.path.isdir, existing) else os.path.dirname(existing)
+    mount = mount_of(directory, mounts)
+    facts = _answers(os.statvfs, directory)
+    is_device = _answers(_is_block_device, real)
+    owner = _pool_of(real, known)
+    read_only = bool(facts.f_flag & os.ST_RDONLY) or mount.read_only
+    return Place(
+        path=real,
+        directory=directory,
+        kind=_kind(real, is_device, mount.fs_type, owner),
+        pool=owner.name if owner else "",
+        pool_type=owner.type if owner else "",
+        pool_active=bool(owner and owner.active),
+        fs_type=mount.fs_type,
+        mount_point=mount.mount_point,
+        device=real if is_device else mount.source,
+        is_network_fs=mount.fs_type in NETWORK_FILE_SYSTEMS,
+        read_only=read_only,
+        writable=not read_only and _answers(lambda at: os.access(at, os.W_OK | os.X_OK, effective_ids=True), directory),
+        free_bytes=facts.f_bavail * facts.f_frsize,
+        total_bytes=facts.f_blocks * facts.f_frsize,
+    )
+
+
+def _kind(path: str, is_device: bool, fs_type: str, owner: Pool | None) -> PlaceKind:
+    if owner is not None and owner.type in ("rbd", "gluster", "iscsi-direct", "sheepdog", "vstorage"):
+        return PlaceKind.NETWORK
+    if is_device:
+        name = _mapped_uuid(path)
+        if name.startswith("LVM-") or (owner is not None and owner.type == "logical"):
+            return PlaceKind.THIN_LVM if _is_thin(path) else PlaceKind.LVM
+        if os.path.basename(path).startswith("zd") or (owner is not None and owner.type == "zfs"):
+            return PlaceKind.ZFS
+        return PlaceKind.BLOCK
+    return PlaceKind.ZFS if fs_type in ("zfs", "fuse.zfs") else PlaceKind.DIR
+
+
+def _mapped_uuid(path: str) -> str:
+    """The device mapper's name for the kind of a device ("LVM-…", "mpath-…"); "" for other devices."""
+    try:
+        with open(f"/sys/class/block/{os.path.basename(path)}/dm/uuid", encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _is_thin(path: str) -> bool:
+    """A thin volume's table names the thin target; without a mapping there is nothing to ask."""
+    slaves = f"/sys/class/block/{os.path.basename(path)}/slaves"
+    try:
+        return any(_mapped_uuid(name).endswith("-tpool") for name in os.listdir(slaves))
+    except OSError:
+        return False
+
+
+def _pool_of(path: str, known: Sequence[Pool]) -> Pool | None:
+    inside = [each for each in known if each.target_path and each.type != "disk" and _within(path, os.path.realpath(each.target_path))]
+    return max(inside, key=lambda each: (len(os.path.realpath(each.target_path)), each.active), default=None)
+
+
+def _within(path: str, directory: str) -> bool:
+    root = os.path.realpath(directory).rstrip("/")
+    return path == root or path.startswith(root + "/")
+
+
+def _nearest_existing(path: str) -> str:
+    while not os.path.lexists(path) and path != "/":
+        path = os.path.dirname(path)
+    return path
+
+
+def _is_block_device(path: str) -> bool:
+    try:
+        return os.stat(path).st_rdev != 0 and (os.stat(path).st_mode & 0o170000) == 0o060000
+    except FileNotFoundError:
+        return False
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+
+
+def _answers(call: Any, path: str) -> Any:
+    """The result of a file system call, in bounded time: a network file system may hang for ever."""
+    # not as a context manager: leaving it would wait for the hanging call
+    pool = futures.ThreadPoolExecutor(max_workers=1)
+    try:
+        return pool.submit(call, path).result(ANSWER_TIMEOUT_S)
+    except futures.TimeoutError as error:
+        raise TargetError(f"The path {path}", f"its file system did not answer within {ANSWER_TIMEOUT_S:g} seconds") from error
+    except OSError as error:
+        raise TargetError(f"The path {path}", error.strerror or str(error)) from error
+    finally:
+        pool.shutdown(wait=False)

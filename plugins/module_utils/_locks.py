@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Who is at work on what: kernel locks with an owner record.
+
+The locks are OFD write locks (open file description): they end with the last descriptor of the holder, whatever
+killed it, and a second lock of the same process is refused too. No clock and no pid decides whether a holder lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
+
+POLL_S = 0.1
+_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that works on something; ``start_ticks`` tells it from a later one with the same pid."""
+
+    host: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+    what: str
+
+    @classmethod
+    def myself(cls, what: str) -> Holder:
+        """This process, doing ``what``."""
+        return cls(socket.gethostname(), boot_id(), os.getpid(), start_ticks(os.getpid()), what)
+
+    def __str__(self) -> str:
+        return f"{self.what} (process {self.pid} on {self.host})"
+
+
+def boot_id() -> str:
+    """The kernel's random name of this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks after boot (proc(5), field 22); 0 if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def try_lock(fd: int) -> bool:
+    """Take the whole-file OFD write lock of a descriptor opened O_RDWR; False when somebody else has it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def is_locked(fd: int) -> bool:
+    """Whether another open file description holds a lock on the file."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+@contextlib.contextmanager
+def hold(name: str, *, what: str, timeout_s: float = 0) -> Iterator[None]:
+    """Hold the lock ``name`` (a plain file name) of this host while the block runs.
+
+    ``what`` is shown to whoever finds it taken. Waits up to ``timeout_s`` seconds; then raises BusyError with the holder.
+    """
+    path = _path(name)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not try_lock(fd):
+            if time.monotonic() >= deadline:
+                holder = _owner(fd)
+                raise BusyError(
+                    f"The lock {name}",
+                    f"it is held by {holder}" if holder else "it is held by a process that has not named itself",
+                    "Wait until it has finished, or end that process: its lock goes with it.",
+                )
+            time.sleep(POLL_S)
+        _write(fd, json.dumps(asdict(Holder.myself(what))).encode())
+        try:
+            yield
+        finally:
+            _write(fd, b"")
+    finally:
+        os.close(fd)
+
+
+def holder(name: str) -> Holder | None:
+    """Who holds the lock ``name`` now; None when it is free. Takes nothing and creates nothing."""
+    try:
+        fd = os.open(_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        if not is_locked(fd):
+            return None
+        return _owner(fd) or Holder("unknown", "", 0, 0, "a process that has not named itself")
+    finally:
+        os.close(fd)
+
+
+def _path(name: str) -> str:
+    if not name or "/" in name or "\0" in name or name.startswith("."):
+        raise ValueError(f"not a lock name: {name!r}")
+    directory = os.path.join(_paths.state_dir(), "locks")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    return os.path.join(directory, f"{name}.lock")
+
+
+def _write(fd: int, data: bytes) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, data, 0)
+
+
+def _owner(fd: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(os.pread(fd, 4096, 0)))
+    except (ValueError, TypeError):
+        return None
