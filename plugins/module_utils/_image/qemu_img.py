@@ -58,12 +58,18 @@ def backing_chain(path: str, fmt: str) -> list[QemuImageInfo]:
     return [_parse_info(layer) for layer in json.loads(output)]
 
 
-def check(path: str, fmt: str, *, untrusted: bool = False) -> CheckResult:
-    """Metadata check of one image by itself; its backing file is not opened. Raises ImageError when that fails."""
+def check(path: str, fmt: str, *, untrusted: bool = False, window: tuple[int, int] | None = None) -> CheckResult:
+    """Metadata check of one image by itself; its backing file is not opened. Raises ImageError when that fails.
+
+    ``window``: offset and size in bytes of the image within the file, for one inside a plain archive.
+    """
     if fmt == "raw":
         return CheckResult(ok=True, errors=0, leaks=0, corruptions=0)
     # "backing": null keeps QEMU from opening what the header names; plain file names cannot say that.
-    options = {"driver": fmt, "backing": None, "file": {"driver": "file", "filename": _absolute(path)}}
+    file: dict[str, Any] = {"driver": "file", "filename": _absolute(path)}
+    if window:
+        file = {"driver": "raw", "offset": window[0], "size": window[1], "file": file}
+    options = {"driver": fmt, "backing": None, "file": file}
     command = ["check", "--output=json", "json:" + json.dumps(options)]
     done = _execute(command, path, untrusted=untrusted, timeout_s=_LONG_S)
     # 0 clean, 2 corruptions, 3 leaks; 1 means the check itself failed.
