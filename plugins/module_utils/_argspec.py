@@ -13,6 +13,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _deps
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, for_module
 
 URI: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
@@ -21,6 +22,8 @@ COMPRESSION: dict[str, Any] = {
     "compress_level": {"type": "int", "default": 2},
     "threads": {"type": "int", "default": 0},
 }
+# Those that no layer below has told more about.
+_LIBVIRT_ERRORS = (connection.libvirt.libvirtError,) if connection.libvirt else ()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -61,6 +64,8 @@ def run_module(
         result = operation(params, Context(progress, warn))
     except KvmopsError as error:
         result = _failure(error)
+    except _LIBVIRT_ERRORS as error:
+        result = _failure(connection.translate(error, f"libvirt at {params.get('uri', '')}"))
     except OSError as error:
         result = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
     finally:

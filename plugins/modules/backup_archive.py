@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - kvmops.backup._attributes.progress
   - kvmops.backup._archive
   - kvmops.backup._archive.compression
+  - kvmops.backup._libvirt
 attributes:
   check_mode:
     support: full
@@ -137,11 +138,12 @@ cancelled:
   sample: false
 """
 
-from ansible_collections.kvmops.backup.plugins.module_utils._argspec import COMPRESSION, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import COMPRESSION, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import change
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
 
 ARGUMENT_SPEC = {
+    **URI,
     **COMPRESSION,
     "archive": {"type": "path", "required": True},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

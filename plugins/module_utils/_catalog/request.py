@@ -77,6 +77,7 @@ class ChangeRequest:
     protected: bool | None = None
     notes: str | None = None
     force: bool = False
+    uri: str = "qemu:///system"
     check_mode: bool = False
     diff: bool = False
 
@@ -92,6 +93,7 @@ class ChangeRequest:
             protected=params["protected"],
             notes=params["notes"],
             force=params["force"],
+            uri=params["uri"],
             check_mode=params["check_mode"],
             diff=params["diff"],
         )

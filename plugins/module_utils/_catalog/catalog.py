@@ -1,0 +1,253 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Finding archives, and what they say: without unpacking, without libvirt."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, edit, names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
+
+SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a file says: its good points, oldest first, and why others are not good. `native`: made by this collection."""
+
+    path: str
+    size_bytes: int
+    compressed: bool
+    native: bool
+    points: tuple[Configuration, ...]
+    broken: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> tuple[tuple[int, str], ...]:
+        """The same for an archive and its compressed form, different for any two others of this collection."""
+        return tuple((point.timestamp, point.digest) for point in self.points)
+
+    @property
+    def newest(self) -> Configuration:
+        """The newest good point."""
+        return self.points[-1]
+
+    def point(self, timestamp: int | None) -> Configuration:
+        """The point of that unix time, the newest for None. Raises ArchiveError naming those that there are."""
+        if timestamp is None:
+            return self.newest
+        for point in self.points:
+            if point.timestamp == timestamp:
+                return point
+        known = ", ".join(str(point.timestamp) for point in self.points)
+        raise ArchiveError(f"Archive {self.path}", f"it has no point {timestamp}", f"It has {known}.")
+
+
+def find(directories: Iterable[str]) -> list[str]:
+    """Paths of the files in the directories (not below) that are named like archives: no hidden and no partial ones.
+
+    Raises ArchiveError for a directory that cannot be read: nothing found is not the same as nothing there.
+    """
+    found = set()
+    for directory in directories:
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or not entry.name.endswith(SUFFIXES):
+                        continue
+                    if entry.is_file(follow_symlinks=False):
+                        found.add(entry.path)
+        except OSError as error:
+            raise ArchiveError(
+                f"Directory {directory}",
+                f"it cannot be listed ({error.strerror})",
+                "Check that it exists, is mounted and readable.",
+            ) from error
+    return sorted(found)
+
+
+def look(path: str, *, refresh: bool = False) -> View:
+    """Reads an archive or a bare domain XML. `refresh`: read a foreign compressed archive again in full.
+
+    Raises ArchiveError (not readable, not an archive, no good point), DamagedError, HostileError.
+    """
+    lower = path.lower()
+    if lower.endswith((".ova", ".ovf")):
+        raise ArchiveError(path, "this release does not read OVA and OVF packages", "Give an archive or a domain XML.")
+    if lower.endswith(".xml"):
+        return _look_at_xml(path)
+    kept = None if refresh or not os.path.exists(path) else cache.load(path)
+    if kept:
+        return View(path, os.stat(path).st_size, compressed=True, native=False, points=kept)
+    with open_archive(path) as reader:
+        key = _files.evidence(path)
+        broken = tuple(f"point {point.timestamp} cannot be used: {point.error}" for point in reader.broken)
+        if not reader.points:
+            reader.point()  # raises, with the reason
+        if reader.compressed and not reader.native:
+            cache.store(path, key, reader.points)
+        return View(path, reader.size_bytes, reader.compressed, reader.native, reader.points, broken)
+
+
+def _look_at_xml(path: str) -> View:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(_xml.MAX_XML_BYTES + 1)
+            mtime = int(os.fstat(stream.fileno()).st_mtime)
+    except OSError as error:
+        raise ArchiveError(path, f"it cannot be read ({error.strerror})") from error
+    point = config.decode(data, os.path.basename(path), mtime)
+    if point is None:
+        raise ArchiveError(path, "it is not the definition of a VM", "A libvirt domain XML begins with <domain>.")
+    return View(path, len(data), compressed=False, native=False, points=(point,))
+
+
+def describe(path: str, *, point: int | None = None, refresh: bool = False) -> dict[str, Any]:
+    """An archive as ``backup_info`` returns it; `point` selects whose configuration is shown (None: the newest).
+
+    Raises what `look` raises, and ArchiveError where there is no such point.
+    """
+    return entry(look(path, refresh=refresh), point)
+
+
+def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
+    """A view in the shape of INTERFACE.md's ``archives``."""
+    shown = view.point(timestamp)
+    return {
+        "path": view.path,
+        "vm": {"name": view.newest.vm_name, "uuid": view.newest.vm_uuid},
+        "size": view.size_bytes,
+        "compressed": view.compressed,
+        # Whether a chain still stands is for the VM's host to say; what never was made incrementable is known anywhere.
+        "incrementable": None if view.newest.incrementable else False,
+        "template": view.newest.template,
+        "protected": edit.is_protected(view.path),
+        "notes": edit.notes(view.path),
+        "points": _points(view),
+        "config": _config(shown),
+        "snapshots": [
+            {"name": state.name, "parent": state.parent, "current": state.current} for state in shown.saved_states
+        ],
+        "warnings": [*view.broken, *_warnings(shown)],
+    }
+
+
+def unreadable(path: str, reason: str) -> dict[str, Any]:
+    """The same shape for a file that could not be read."""
+    try:
+        size = os.stat(path).st_size
+    except OSError:
+        size = 0
+    return {
+        "path": path,
+        "vm": None,
+        "size": size,
+        "compressed": None,
+        "incrementable": None,
+        "template": False,
+        "protected": edit.is_protected(path),
+        "notes": edit.notes(path),
+        "points": [],
+        "config": None,
+        "snapshots": [],
+        "warnings": [reason],
+    }
+
+
+def iso_time(timestamp: int) -> str:
+    """Unix time as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp))
+
+
+def _points(view: View) -> list[dict[str, Any]]:
+    rows = []
+    known: set[str] = set()
+    for point in view.points:
+        new = [member for member in point.members if member.name not in known]
+        known.update(member.name for member in new)
+        rows.append({
+            "point": point.timestamp,
+            "time": iso_time(point.timestamp),
+            "mode": point.mode,
+            "consistency": point.consistency.value if point.format_version else None,
+            "size": sum(member.size_bytes for member in new),
+        })
+    return rows
+
+
+def _config(point: Configuration) -> dict[str, Any]:
+    view = domain.parse(point.domain_xml)
+    disks = [disk for disk in view.disks if disk.device != "cdrom"]
+    return {
+        "point": point.timestamp,
+        "name": view.name,
+        "uuid": view.uuid,
+        "memory": view.memory_bytes,
+        "vcpus": view.vcpus,
+        "machine": view.machine,
+        "arch": view.arch,
+        "firmware": view.firmware,
+        "disks": [_disk(disk, point) for disk in disks],
+        "cds": [
+            {"target": disk.target, "path": disk.path, "members": _isos(point, disk.target)}
+            for disk in view.disks
+            if disk.device == "cdrom"
+        ],
+        "nics": [{"mac": nic.mac, "type": nic.type, "source": nic.source, "model": nic.model} for nic in view.nics],
+        "hostdevs": [f"{hostdev.kind} {hostdev.description}".strip() for hostdev in view.hostdevs],
+    }
+
+
+def _disk(disk: domain.Disk, point: Configuration) -> dict[str, Any]:
+    chain = _chain(point, disk.target)
+    top = chain[-1] if chain else None
+    return {
+        "target": disk.target,
+        "path": disk.path or disk.network,
+        "pool": disk.pool or (top.pool if top else ""),
+        "format": disk.format or (top.original_format if top else ""),
+        "bus": disk.bus,
+        "size": top.virtual_size_bytes if top else None,
+        "members": [member.name for member in chain],
+    }
+
+
+def _chain(point: Configuration, target: str) -> list[Member]:
+    """The layers of a disk's active image, the lowest first."""
+    images = {m.name: m for m in point.members if m.role in (Role.DISK, Role.LAYER)}
+    member = next((m for m in images.values() if m.target == target and m.active), None)
+    chain: list[Member] = []
+    while member is not None and member not in chain:
+        chain.append(member)
+        member = images.get(member.parent)
+    return chain[::-1]
+
+
+def _isos(point: Configuration, target: str) -> list[str]:
+    return [member.name for member in point.members if member.role is Role.ISO and member.target == target]
+
+
+def _warnings(point: Configuration) -> list[str]:
+    """What the point lacks, what was noted when it was made, and what only a host can tell."""
+    view = domain.parse(point.domain_xml)
+    told = [*point.warnings, *(f"{skipped.device} is not in the archive: {skipped.reason}" for skipped in point.skipped)]
+    skipped_devices = {skipped.device for skipped in point.skipped}
+    # A foreign archive's reader has told what it could not match; a bare XML has no members by nature.
+    for disk in view.disks if point.format_version else ():
+        held = _isos(point, disk.target) if disk.device == "cdrom" else _chain(point, disk.target)
+        if not held and disk.target not in skipped_devices and (disk.path or disk.volume or disk.network):
+            told.append(f"{disk.name} is not in the archive")
+    for hostdev in view.hostdevs:
+        told.append(f"host device {hostdev.kind} {hostdev.description}: not checked here whether this host has it")
+    return told

@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What ``backup_info`` does: list archives and show what is in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+
+try:
+    import jmespath
+except ImportError:  # needed for `query` only; the module has then checked that it is there
+    jmespath = None
+
+
+def info(request: InfoRequest, context: Context) -> dict[str, Any]:
+    """The result of ``backup_info``.
+
+    Raises ArchiveError for an archive that was named and cannot be read, and for a place that cannot be listed. In a place, an
+    archive that cannot be read is listed with the reason.
+    """
+    selection = request.selection
+    views: list[catalog.View] = []
+    unreadable: list[dict[str, Any]] = []
+    for path in select.paths(selection):
+        context.progress.phase("read", path)
+        try:
+            views.append(catalog.look(path, refresh=request.refresh))
+        except ArchiveError as error:
+            if selection.archive:
+                raise
+            unreadable.append(catalog.unreadable(path, str(error)))
+    if selection.vm:
+        views = select.of_vm(views, selection.vm, select.vm_on_host(selection, context))
+        for entry in unreadable:
+            context.warn(f"{entry['path']} is not listed, as nobody knows whose it is: {entry['warnings'][0]}")
+        unreadable = []
+    views = select.without_twins(views)
+    if request.point is not None and not selection.archive:
+        views = [view for view in views if any(point.timestamp == request.point for point in view.points)]
+    views.sort(key=lambda view: (view.newest.vm_name, view.newest.vm_uuid, view.newest.timestamp, view.path))
+    result: dict[str, Any] = {"archives": [catalog.entry(view, request.point) for view in views] + unreadable}
+    if request.query:
+        result["matches"] = _matches(request.query, result)
+    return result
+
+
+def _matches(query: str, result: dict[str, Any]) -> Any:
+    try:
+        return jmespath.search(query, result)
+    except jmespath.exceptions.JMESPathError as error:
+        raise RefusedError("Option query", str(error), "See https://jmespath.org for the language.") from error

@@ -1,0 +1,238 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Live progress around the long modules: the base of the action plugins.
+
+The module runs under Ansible's async wrapper on the host. Small remote commands read its status file, which is printed
+as plain lines (ansible-runner and AWX record them as job events), and touch a heartbeat file. Whatever ends this task
+early leaves a cancel file or, killed, no more heartbeats: the module then stops at its next step and cleans up
+(module_utils/_progress.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import CONTROL_VARIABLE, HEARTBEAT_LIMIT_S
+
+FIRST_POLL_S, SLOWEST_POLL_S = 0.1, 2.0
+# Every five seconds at first, ever more slowly up to once a minute: hours of backup do not fill a job log.
+LINE_EVERY_S, LINE_EVERY_LONGEST_S, LINES_WORTH = 5.0, 60.0, 20
+LINE_EVERY_PERCENT = 10.0
+# The module has stopped by itself by then.
+LOST_CONNECTION_LIMIT_S = HEARTBEAT_LIMIT_S + 30.0
+CANCEL_WAIT_S = 20.0
+# The async wrapper kills the module after this time; a year is "never".
+_MODULE_LIMIT_S = 365 * 86400
+
+display = Display()
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What one look at the host has shown: the status file, and the module's result once it has ended (None: not there)."""
+
+    status: dict[str, Any] | None
+    result: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A module at work on the host: its job id, the async wrapper's result file and the directory shared with the module."""
+
+    id: str
+    results_file: str
+    control: str
+    separator: str
+
+
+def poll_command(job: Job, quote: Any) -> str:
+    """The shell command of one look: beat, print the status file, print the result file."""
+    control = quote(job.control)
+    return (
+        f"touch {control}/heartbeat 2>/dev/null; echo; echo {job.separator}; cat {control}/status.json 2>/dev/null; "
+        f"echo; echo {job.separator}; cat {quote(job.results_file)} 2>/dev/null; echo; echo {job.separator}"
+    )
+
+
+def parse_poll(output: str, separator: str) -> Poll:
+    """What the output of `poll_command` says; an output that is cut off or not ours says nothing."""
+    parts = output.split(separator)
+    if len(parts) != 4:
+        return Poll(None, None)
+    status, result = (_object(part) for part in parts[1:3])
+    # The wrapper's own interim result has "started"; the module's does not.
+    return Poll(status, None if result is None or "started" in result else result)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class Reporter:
+    """Turns status after status into a few lines: one for each new phase or disk, then every few seconds or percent.
+
+    Times are monotonic seconds.
+    """
+
+    def __init__(self, title: str, now: float) -> None:
+        self._title, self._began_at = title, now
+        self._step = ("", "")
+        self._printed_at = self._printed_percent = 0.0
+
+    def line(self, status: dict[str, Any], now: float) -> str | None:
+        """The line to print now, None for none."""
+        step = (str(status.get("phase") or ""), str(status.get("disk") or ""))
+        percent = float(status.get("percent") or 0)
+        pause = min(LINE_EVERY_LONGEST_S, max(LINE_EVERY_S, (now - self._began_at) / LINES_WORTH))
+        due = now - self._printed_at >= pause
+        if step == self._step and not due and percent - self._printed_percent < LINE_EVERY_PERCENT:
+            return None
+        if not step[0]:
+            return None
+        self._step, self._printed_at, self._printed_percent = step, now, percent
+        return _printable(f"{self._title}: {describe(status)}")
+
+
+def describe(status: dict[str, Any]) -> str:
+    """A status as text, for example ``copy vda 43 %, 9.1 of 21.0 GiB, 212.0 MiB/s, 0:57 left``."""
+    text = " ".join(str(status.get(key) or "") for key in ("phase", "disk")).strip()
+    done, total, rate = (int(status.get(key) or 0) for key in ("bytes_done", "bytes_total", "rate_bps"))
+    facts = []
+    if total:
+        text += f" {int(status.get('percent') or 0)} %"
+        facts.append(f"{_bytes(done)} of {_bytes(total)}")
+    elif done:
+        facts.append(_bytes(done))
+    if rate and done:
+        facts.append(f"{_bytes(rate)}/s")
+    if status.get("eta_s") is not None and done:
+        minutes, seconds = divmod(int(status["eta_s"]), 60)
+        facts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left" if minutes >= 60 else f"{minutes}:{seconds:02} left")
+    return ", ".join([text, *facts])
+
+
+def _bytes(count: int) -> str:
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+class ProgressActionModule(ActionBase):
+    """Runs the module of the task's name with live progress; check mode and the user's own ``async`` pass through."""
+
+    _supports_check_mode = True
+    _supports_async = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The module's result."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        if self._task.async_val or self._task.check_mode:
+            result.update(self._execute_module(task_vars=task_vars, wrap_async=bool(self._task.async_val)))
+            if not self._task.async_val:
+                self._remove_tmp_path(self._connection._shell.tmpdir)
+            return result
+        result.update(self._run_with_progress(task_vars or {}))
+        return result
+
+    def _run_with_progress(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        token = f"kvmops_backup_{secrets.token_hex(8)}"
+        started = self._start(token, task_vars)
+        if started.get("failed") or not started.get("results_file"):
+            return started
+        results_file = str(started["results_file"])
+        control = os.path.join(os.path.dirname(results_file), token)
+        job = Job(str(started["ansible_job_id"]), results_file, control, f"--{token}--")
+        result = None
+        try:
+            result = self._follow(job, str(task_vars.get("inventory_hostname", "")))
+            if "__ansible_type" in json.dumps(result):
+                # Warnings and errors in Ansible's own types, which only Ansible can read.
+                result = self._fetch(job, task_vars)
+        finally:
+            if result is None:
+                self._cancel(job)
+            else:
+                self._remove(job)
+        return result
+
+    def _fetch(self, job: Job, task_vars: dict[str, Any]) -> dict[str, Any]:
+        arguments = {"jid": job.id, "mode": "status", "_async_dir": os.path.dirname(job.results_file)}
+        result: dict[str, Any] = self._execute_module(
+            module_name="ansible.legacy.async_status", module_args=arguments, task_vars=task_vars
+        )
+        for of_the_wrapper in ("ansible_job_id", "started", "finished", "results_file"):
+            result.pop(of_the_wrapper, None)
+        return result
+
+    def _start(self, token: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        control = f"{self.get_shell_option('async_dir', default='~/.ansible_async')}/{token}"
+        environment, limit = self._task.environment, self._task.async_val
+        self._task.environment = [*(environment or []), {CONTROL_VARIABLE: control}]
+        self._task.async_val = _MODULE_LIMIT_S
+        try:
+            started: dict[str, Any] = self._execute_module(task_vars=task_vars, wrap_async=True)
+        finally:
+            self._task.environment, self._task.async_val = environment, limit
+        return started
+
+    def _follow(self, job: Job, host: str) -> dict[str, Any]:
+        """The module's result; prints its progress until there is one. Raises when the host stays unreachable."""
+        reporter = Reporter(f"[{host}] {self._task.action.rpartition('.')[2]}", time.monotonic())
+        pause, seen_at = FIRST_POLL_S, time.monotonic()
+        while True:
+            time.sleep(pause)
+            pause = min(SLOWEST_POLL_S, pause * 1.3)
+            try:
+                poll = self._poll(job)
+            except AnsibleConnectionFailure:
+                if time.monotonic() - seen_at > LOST_CONNECTION_LIMIT_S:
+                    raise
+                display.vvv(f"{job.id}: the host did not answer, trying again", host=host)
+                continue
+            seen_at = time.monotonic()
+            if poll.result is not None:
+                return poll.result
+            line = reporter.line(poll.status, seen_at) if poll.status else None
+            if line:
+                display.display(line)
+
+    def _poll(self, job: Job) -> Poll:
+        answer = self._low_level_execute_command(poll_command(job, self._connection._shell.quote))
+        return parse_poll(str(answer.get("stdout", "")), job.separator)
+
+    def _cancel(self, job: Job) -> None:
+        """Asks the module to stop, gives it a little time and clears up after it."""
+        deadline = time.monotonic() + CANCEL_WAIT_S
+        # The heartbeat ends with this task, so that the module stops also where this does not reach it.
+        with contextlib.suppress(AnsibleConnectionFailure):
+            self._low_level_execute_command(f": > {self._connection._shell.quote(job.control)}/cancel")
+            while time.monotonic() < deadline:
+                if self._poll(job).result is not None:
+                    self._remove(job)
+                    return
+                time.sleep(0.5)
+
+    def _remove(self, job: Job) -> None:
+        quote = self._connection._shell.quote
+        with contextlib.suppress(AnsibleConnectionFailure):
+            self._low_level_execute_command(f"rm -rf {quote(job.control)} {quote(job.results_file)}")
