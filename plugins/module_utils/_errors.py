@@ -54,6 +54,10 @@ class HostileError(ArchiveError):
     """The archive asks for something no honest archive asks for; it is refused whole."""
 
 
+class QuiesceError(KvmopsError):
+    """The guest agent was asked to freeze the file systems and could not; the VM is as it was."""
+
+
 class SplitViewError(KvmopsError):
     """QEMU, the live and the persistent definition disagree in a way without a written recovery."""
 

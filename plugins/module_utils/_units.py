@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Durations and sizes as people write them in playbooks."""
+"""Durations and sizes as people write and read them."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def size_bytes(text: str, option: str) -> int:
             f"Option {option}", f"{text!r} is not a size", "Write a whole number and K, M, G or T, for example 10G."
         )
     return int(match.group(1)) * _BYTES[match.group(2)]
+
+
+def human_bytes(count: int) -> str:
+    """A size as people read it: ``1.5 GiB``."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

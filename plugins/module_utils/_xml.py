@@ -33,7 +33,7 @@ def parse(data: bytes | str, what: str = "XML", limit_bytes: int = MAX_XML_BYTES
         root = etree.fromstring(raw, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         raise HostileError(what, f"not well-formed XML ({error})") from error
-    if root.getroottree().docinfo.doctype:
+    if root.getroottree().docinfo.doctype:  # type: ignore[union-attr]
         raise HostileError(what, "a document type declaration has no place here")
     return root
 

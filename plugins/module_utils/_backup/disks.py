@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The one table that says what a backup does with each kind of disk: store, skip with a warning, or refuse.
+
+docs/DISKS.md is this table for people; tests/unit/plugins/module_utils/_backup/test_disks.py holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
+
+
+class Verdict(str, Enum):
+    """What happens to a disk. FREEZE: a saved state freezes it first; COPY: copied as it stands, nobody writes to it."""
+
+    FREEZE = "freeze"
+    COPY = "copy"
+    ISO = "iso"
+    SKIP = "skip"
+    REFUSE = "refuse"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on a disk; `reason` says why it is skipped or refused, `warning` what else a person should know."""
+
+    verdict: Verdict
+    reason: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image file or device of this host that a disk or one of its layers stands on.
+
+    `allocated_bytes`: what it takes on its file system. `backing_path` "" for the lowest layer. `kind`: kind of place
+    as `_libvirt.storage.Place.kind` names it; `pool` "" outside of pools.
+    """
+
+    path: str
+    format: str
+    size_bytes: int
+    allocated_bytes: int
+    virtual_size_bytes: int
+    backing_path: str = ""
+    has_data_file: bool = False
+    is_device: bool = False
+    kind: str = "dir"
+    pool: str = ""
+    device_id: int = 0
+    fs_type: str = ""
+
+
+STORED_FORMATS = ("qcow2", "raw")
+_VOLUME_MANAGERS = {"lvm": "LVM", "thin_lvm": "thin LVM", "shared_lvm": "shared LVM"}
+
+
+def judge(disk: Disk, image: Image | None, *, running: bool, saved_states: bool, include_iso: bool) -> Judgement:
+    """What happens to one disk; `image` is its topmost image, None where the host has none for it."""
+    if disk.device in ("cdrom", "floppy"):
+        return _removable(disk, image, include_iso)
+    if disk.device == "lun":
+        return Judgement(Verdict.SKIP, "a LUN is passed through to the guest and is not part of a backup")
+    if disk.transient:
+        return Judgement(Verdict.SKIP, "the disk is transient: what is written to it is meant to be lost")
+    if disk.type in ("network", "nvme", "vhostuser", "vhostvdpa", "dir"):
+        return Judgement(
+            Verdict.REFUSE, f"disks of type {disk.type} ({disk.network or 'no local file'}) cannot be read here"
+        )
+    if disk.mirror:
+        return Judgement(Verdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
+    if image is None:
+        return Judgement(Verdict.REFUSE, f"its source {disk.path or 'in the XML'} is not there")
+    return _data(disk, image, running, saved_states)
+
+
+def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
+    if not disk.path and not disk.network and not disk.volume:
+        return Judgement(Verdict.NOTHING)
+    if disk.device == "floppy":
+        return Judgement(Verdict.SKIP, "floppy images are not part of a backup")
+    if not include_iso:
+        return Judgement(Verdict.SKIP, "include_iso is false")
+    if image is None or image.is_device:
+        return Judgement(
+            Verdict.SKIP, f"the CD image {disk.path or disk.network or disk.volume} is no file of this host"
+        )
+    return Judgement(Verdict.ISO)
+
+
+def _data(disk: Disk, image: Image, running: bool, saved_states: bool) -> Judgement:
+    manager = _VOLUME_MANAGERS.get(image.kind)
+    if manager:
+        return Judgement(Verdict.REFUSE, f"{image.path} is on {manager}, which this collection does not back up")
+    if image.kind == "zfs" and saved_states:
+        return Judgement(
+            Verdict.REFUSE, f"{image.path} is on ZFS and the VM has saved states; ZFS works without them only"
+        )
+    if image.format not in STORED_FORMATS:
+        return Judgement(Verdict.REFUSE, f"images of format {image.format} are not supported; qcow2 and raw are")
+    if image.has_data_file or disk.has_data_file:
+        return Judgement(Verdict.REFUSE, f"{image.path} keeps its data in an external data file")
+    if disk.has_slices:
+        return Judgement(Verdict.REFUSE, "it is a slice of a larger file")
+    if image.is_device and image.format == "qcow2":
+        return Judgement(
+            Verdict.REFUSE, f"{image.path} is a block device with qcow2 on it; raw block devices and files work"
+        )
+    warning = "the disk is encrypted; its key is not part of the backup: keep it elsewhere" if disk.encrypted else ""
+    if disk.readonly:
+        return Judgement(Verdict.COPY, warning=warning)
+    if disk.shareable:
+        return Judgement(Verdict.SKIP, "the disk is shareable: other VMs may write to it at any time")
+    if running and image.is_device:
+        return Judgement(
+            Verdict.REFUSE, f"{image.path} is a block device, which can be backed up only while the VM is off"
+        )
+    if running and disk.encrypted:
+        return Judgement(Verdict.REFUSE, "it is encrypted and its overlay would not be: back it up while the VM is off")
+    return Judgement(Verdict.FREEZE if running else Verdict.COPY, warning=warning)

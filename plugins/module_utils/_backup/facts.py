@@ -1,0 +1,166 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a plan needs to know about a VM, gathered without touching it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, snapshots, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+
+
+def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) -> VmFacts:
+    """The facts of one VM. `secrets`: definitions with passwords; `ask_agent`: whether the guest agent matters.
+
+    Raises SourceError where an image cannot be looked at, KvmopsError where libvirt cannot answer.
+    """
+    flags = libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0
+    try:
+        running = bool(domain.isActive())
+        live = domain.XMLDesc(flags) if running else ""
+        persistent = domain.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
+        managed_save = bool(domain.hasManagedSaveImage(0))
+        jobs = _jobs(domain) if running else ()
+    except libvirt.libvirtError as error:
+        raise translate(error, f"VM {domain.name()}") from error
+    view = domain_xml.parse(live or persistent)
+    view = replace(view, disks=tuple(_resolved(conn, disk) for disk in view.disks))
+    states = snapshots.tree(domain, secrets=secrets)
+    state_disks = {state.name: _state_disks(state) for state in states}
+    images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
+    return VmFacts(
+        name=view.name,
+        uuid=view.uuid,
+        running=running,
+        persistent_xml=persistent,
+        live_xml=live,
+        view=view,
+        images=images,
+        saved_states=states,
+        saved_state_disks=state_disks,
+        agent=agent.available(domain) if running and ask_agent else agent.AgentState.OFF,
+        managed_save=managed_save,
+        foreign_jobs=jobs,
+        locked_images=() if running else _locked(view.disks, images),
+        nvram_bytes=os.path.getsize(view.nvram_path) if view.nvram_path and os.path.isfile(view.nvram_path) else 0,
+        free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
+    )
+
+
+def target_facts(place: storage.Place) -> TargetFacts:
+    """What a plan needs to know about the directory that the archive goes to."""
+    return TargetFacts(
+        directory=place.directory,
+        free_bytes=place.free_bytes,
+        device_id=os.stat(place.directory).st_dev,
+        fs_type=place.fs_type,
+        file_names=frozenset(os.listdir(place.directory)),
+    )
+
+
+def _jobs(domain: Domain) -> tuple[str, ...]:
+    """Jobs of libvirt that are at work on a running VM; block jobs with a mirror show in the XML."""
+    found = []
+    if domain.jobStats().get("type", 0):
+        found.append("a libvirt job (virsh domjobinfo shows it)")
+    for disk in domain_xml.parse(domain.XMLDesc(0)).disks:
+        if disk.device == "disk" and domain.blockJobInfo(disk.target, 0):
+            found.append(f"a block job on {disk.target} (virsh blockjob shows it)")
+    return tuple(found)
+
+
+def _resolved(conn: Connection, disk: domain_xml.Disk) -> domain_xml.Disk:
+    """A disk of type volume with the path of its volume, where the pool can tell it."""
+    if not disk.volume or disk.path:
+        return disk
+    try:
+        volume = conn.storagePoolLookupByName(disk.pool).storageVolLookupByName(disk.volume)
+        return replace(disk, path=str(volume.path()))
+    except libvirt.libvirtError:
+        return disk  # judged as a disk whose source is not there
+
+
+def _state_disks(state: snapshots.SavedStateInfo) -> tuple[domain_xml.Disk, ...]:
+    element = _xml.parse(state.xml, f"saved state {state.name}").find("domain")
+    return () if element is None else domain_xml.view(element).disks
+
+
+def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Image]:
+    """Every image that the disks stand on, by path; disks without a local file have none."""
+    found: dict[str, Image] = {}
+    for disk in disks:
+        if not disk.path or disk.path in found or not os.path.exists(disk.path):
+            continue
+        removable = disk.device in ("cdrom", "floppy")
+        fmt = "raw" if removable else disk.format or "raw"
+        if disk.device == "lun" or fmt not in STORED_FORMATS:
+            found[disk.path] = _image(conn, disk.path, fmt, "", 0)
+            continue
+        chain = qemu_img.backing_chain(disk.path, fmt)
+        for link in chain:
+            below = os.path.realpath(link.full_backing_file) if link.full_backing_file else ""
+            path = disk.path if link is chain[0] else os.path.realpath(link.path)
+            found[path] = _image(conn, path, link.format, below, link.virtual_size_bytes)
+    return found
+
+
+def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: int) -> Image:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise SourceError(f"disk image {path}", f"it cannot be read ({error.strerror})") from error
+    try:
+        status = os.fstat(fd)
+        is_device = stat.S_ISBLK(status.st_mode)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        data_file = fmt == "qcow2" and bool(probe(lambda offset, length: os.pread(fd, length, offset), size).data_file)
+    finally:
+        os.close(fd)
+    place = storage.describe(conn, path)
+    return Image(
+        path=path,
+        format=fmt,
+        size_bytes=size,
+        allocated_bytes=size if is_device else status.st_blocks * 512,
+        virtual_size_bytes=virtual_size,
+        backing_path=backing,
+        has_data_file=data_file,
+        is_device=is_device,
+        kind=place.kind.value,
+        pool=place.pool,
+        device_id=status.st_dev,
+        fs_type=place.fs_type,
+    )
+
+
+def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple[str, ...]:
+    """Images of an off VM's disks that a QEMU has open for writing."""
+    found = []
+    for disk in disks:
+        image = images.get(disk.path)
+        data = disk.device == "disk" and image is not None and image.format in STORED_FORMATS
+        if data and image and qemu_img.is_in_use(image.path, image.format):
+            found.append(image.path)
+    return tuple(found)
+
+
+def _free(path: str) -> int:
+    figures = os.statvfs(os.path.dirname(path))
+    return figures.f_bavail * figures.f_frsize
