@@ -114,7 +114,9 @@ class Journal:
                 continue
             facts, length = _load(fd)
             journals.append((os.fstat(fd).st_mtime_ns, path, fd, facts, length))
-        return [cls(path, fd, facts, length) for _, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])]
+        return [
+            cls(path, fd, facts, length) for _, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])
+        ]
 
 
 def _directory_lock() -> contextlib.AbstractContextManager[None]:

@@ -34,7 +34,7 @@ class AgentState(str, Enum):
 
 
 def available(domain: Domain, timeout_s: int = PING_TIMEOUT_S) -> AgentState:
-    """Whether a quiesced saved state can be had now; asks the agent itself, in at most about 2 × ``timeout_s``."""
+    """Whether a quiesced saved state can be had now; asks the agent itself, in at most about twice ``timeout_s``."""
     if not domain.isActive():
         return AgentState.OFF
     view = domain_xml.parse(domain.XMLDesc(0))

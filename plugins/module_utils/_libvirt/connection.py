@@ -19,6 +19,18 @@ except ImportError:  # archives are viewed and verified on hosts without libvirt
     libvirt = None
     libvirt_qemu = None
 
+__all__ = (
+    "Connection",
+    "Domain",
+    "Snapshot",
+    "connect",
+    "find_domain",
+    "is_connection_lost",
+    "libvirt",
+    "libvirt_qemu",
+    "translate",
+)
+
 Connection = Any
 Domain = Any
 Snapshot = Any
@@ -48,7 +60,9 @@ def find_domain(conn: Connection, name_or_uuid: str) -> Domain:
             if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                 raise translate(error, f"The VM {name_or_uuid}") from error
     raise RefusedError(
-        f"The VM {name_or_uuid}", "there is no VM of that name or uuid on this host", "virsh list --all shows what there is."
+        f"The VM {name_or_uuid}",
+        "there is no VM of that name or uuid on this host",
+        "virsh list --all shows what there is.",
     )
 
 
@@ -59,7 +73,9 @@ def translate(error: Exception, what: str) -> KvmopsError:
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
         return BusyError(what, why, "Another job is at work on the VM: virsh domjobinfo shows it.")
     if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR) or is_connection_lost(error):
-        return KvmopsError(what, why, "Check that libvirtd (or virtqemud) runs on this host and that this user may use it.")
+        return KvmopsError(
+            what, why, "Check that libvirtd (or virtqemud) runs on this host and that this user may use it."
+        )
     return KvmopsError(what, why)
 
 

@@ -134,9 +134,7 @@ def view(root: etree._Element) -> DomainView:
         devices = etree.Element("devices")
     type_element = root.find("os/type")
     tpm = devices.find("tpm/backend")
-    agent = next(
-        (each for each in devices.iterfind("channel/target") if each.get("name") == _AGENT_CHANNEL), None
-    )
+    agent = next((each for each in devices.iterfind("channel/target") if each.get("name") == _AGENT_CHANNEL), None)
     loader = root.find("os/loader")
     return DomainView(
         name=root.findtext("name", ""),
@@ -158,7 +156,9 @@ def view(root: etree._Element) -> DomainView:
         nics=tuple(_nic(each) for each in devices.iterfind("interface")),
         hostdevs=tuple(_hostdev(each) for each in devices.iterfind("hostdev")),
         filesystems=tuple(
-            Filesystem(_attribute(each, "driver", "type"), _attribute(each, "source", "dir"), _attribute(each, "target", "dir"))
+            Filesystem(
+                _attribute(each, "driver", "type"), _attribute(each, "source", "dir"), _attribute(each, "target", "dir")
+            )
             for each in devices.iterfind("filesystem")
         ),
         vsock=devices.find("vsock") is not None,
@@ -238,7 +238,7 @@ def _disk(element: etree._Element) -> Disk:
 
 
 def _chain(disk: etree._Element) -> tuple[tuple[ChainLink, ...], bool]:
-    links = []
+    links: list[ChainLink] = []
     backing = disk.find("backingStore")
     while backing is not None:
         source = backing.find("source")
@@ -253,18 +253,24 @@ def _nic(element: etree._Element) -> Nic:
     source = element.find("source")
     name = ""
     if source is not None:
-        name = next((source.get(key, "") for key in ("network", "bridge", "dev", "path", "address") if source.get(key)), "")
-    return Nic(_attribute(element, "mac", "address"), element.get("type", ""), name, _attribute(element, "model", "type"))
+        name = next(
+            (source.get(key, "") for key in ("network", "bridge", "dev", "path", "address") if source.get(key)), ""
+        )
+    return Nic(
+        _attribute(element, "mac", "address"), element.get("type", ""), name, _attribute(element, "model", "type")
+    )
 
 
 def _hostdev(element: etree._Element) -> Hostdev:
-    kind = element.get("type") or element.get("mode", "")
+    kind = element.get("type", "") or element.get("mode", "")
     source = element.find("source")
     if source is None:
         return Hostdev(kind, "")
     address = source.find("address")
     if address is not None:
-        described = address.get("uuid") or " ".join(f"{key}={value}" for key, value in sorted(address.items()))
+        described = address.get("uuid", "") or " ".join(
+            f"{key}={address.get(key, '')}" for key in sorted(map(str, address.keys()))
+        )
         return Hostdev(kind, described)
     described = f"{_attribute(source, 'vendor', 'id')}:{_attribute(source, 'product', 'id')}"
     return Hostdev(kind, "" if described == ":" else described)

@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 
 @dataclass(frozen=True)
 class SavedStateInfo:
-    """One node of the tree. ``xml`` is libvirt's whole <domainsnapshot>, secrets included."""
+    """One node of the tree. ``xml`` is libvirt's whole <domainsnapshot>."""
 
     name: str
     xml: str
@@ -29,12 +29,15 @@ class SavedStateInfo:
     created: int  # unix time
 
 
-def tree(domain: Domain) -> tuple[SavedStateInfo, ...]:
-    """All saved states, parents before children, siblings by time."""
+def tree(domain: Domain, *, secrets: bool = True) -> tuple[SavedStateInfo, ...]:
+    """All saved states, parents before children, siblings by time; without `secrets` their XML has no passwords."""
     try:
         snapshots = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
         nodes = [
-            describe(each.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE), current=bool(each.isCurrent()))
+            describe(
+                each.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secrets else 0),
+                current=bool(each.isCurrent()),
+            )
             for each in snapshots
         ]
     except libvirt.libvirtError as error:
@@ -96,7 +99,7 @@ def document(
 
 
 def create(domain: Domain, xml: str, *, memory: bool, quiesce: bool) -> str:
-    """Create an external saved state; returns its whole XML. The VM runs on. Raises libvirtError (the caller knows what to undo)."""
+    """Create an external saved state; returns its whole XML. The VM runs on. Raises libvirtError."""
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     # LIVE keeps the guest running while its memory is written; memory and DISK_ONLY exclude each other
     flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if memory else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY

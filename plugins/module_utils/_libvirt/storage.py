@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
-from collections.abc import Sequence
-from concurrent import futures
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TypeVar
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
 
+_Answer = TypeVar("_Answer")
 ANSWER_TIMEOUT_S = 20.0
-NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "9p", "virtiofs"})
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "9p", "virtiofs"}
+)
 _DIRECTORY_POOLS = frozenset({"dir", "fs", "netfs"})
 
 
@@ -106,6 +110,15 @@ def pools(conn: Connection) -> tuple[Pool, ...]:
         raise translate(error, "The storage pools of this host") from error
 
 
+def volume_path(conn: Connection, pool: str, volume: str) -> str:
+    """Where the volume of an active pool lies on this host. Raises SourceError with the pool's name."""
+    try:
+        return str(conn.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+    except libvirt.libvirtError as error:
+        hint = f"Run: virsh pool-start {pool}; virsh pool-refresh {pool}"
+        raise SourceError(f"The volume {volume} of the pool {pool}", str(error), hint) from error
+
+
 def parse_pool(xml: str, *, active: bool) -> Pool:
     """The view of a <pool> document. Pure."""
     root = _xml.parse(xml, "A storage pool")
@@ -139,27 +152,30 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
     if pool:
         found = next((each for each in known if each.name == pool), None)
         if found is None:
-            raise TargetError(what, "there is no storage pool of that name on this host", "virsh pool-list --all shows what there is.")
+            why = "there is no storage pool of that name on this host"
+            raise TargetError(what, why, "virsh pool-list --all shows what there is.")
         if found.type not in _DIRECTORY_POOLS:
-            raise TargetError(what, f"it is of type {found.type}; archives need a directory", "Name a pool of type dir, fs or netfs.")
+            why = f"it is of type {found.type}; archives need a directory"
+            raise TargetError(what, why, "Name a pool of type dir, fs or netfs.")
         if not found.active:
             raise TargetError(what, "it is not active", f"Run: virsh pool-start {pool}")
         path = found.target_path
     place = _describe(path, known)
     if not _answers(os.path.isdir, path):
         raise TargetError(what, f"{path} is not a directory", "Create it, or mount what belongs there.")
-    # the pool may be named by its parent: any file system pool whose directory this is must be mounted there
-    expected = next((each for each in known if each.type in ("fs", "netfs") and each.target_path and _within(place.path, each.target_path)), None)
+    expected = _file_system_pool(place.path, known)
     if expected is not None and place.mount_point != os.path.realpath(expected.target_path):
         raise TargetError(
             what,
-            f"nothing is mounted at {expected.target_path}, though the pool {expected.name} says that {expected.source} belongs there",
+            f"nothing is mounted at {expected.target_path}, where the pool {expected.name} has {expected.source}",
             f"Run: virsh pool-destroy {expected.name} && virsh pool-start {expected.name}",
         )
     if place.read_only:
-        raise TargetError(what, f"{place.mount_point} is mounted read-only", "Choose another target or mount it read-write.")
+        why = f"{place.mount_point} is mounted read-only"
+        raise TargetError(what, why, "Choose another target or mount it read-write.")
     if not place.writable:
-        raise TargetError(what, f"{path} is not writable for this user", "Run as root (become: true) or change its permissions.")
+        why = f"{path} is not writable for this user"
+        raise TargetError(what, why, "Run as root (become: true) or change its permissions.")
     return place
 
 
@@ -224,8 +240,15 @@ def _is_thin(path: str) -> bool:
 
 
 def _pool_of(path: str, known: Sequence[Pool]) -> Pool | None:
-    inside = [each for each in known if each.target_path and each.type != "disk" and _within(path, os.path.realpath(each.target_path))]
+    inside = [each for each in known if each.target_path and each.type != "disk" and _within(path, each.target_path)]
     return max(inside, key=lambda each: (len(os.path.realpath(each.target_path)), each.active), default=None)
+
+
+def _file_system_pool(path: str, known: Sequence[Pool]) -> Pool | None:
+    """The pool that mounts a file system at the directory or above it, also when the target was given as a path."""
+    mounting = [each for each in known if each.type in ("fs", "netfs") and each.target_path]
+    inside = [each for each in mounting if _within(path, each.target_path)]
+    return max(inside, key=lambda each: len(each.target_path), default=None)
 
 
 def _within(path: str, directory: str) -> bool:
@@ -250,15 +273,23 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
 
 
-def _answers(call: Any, path: str) -> Any:
+def _answers(call: Callable[[str], _Answer], path: str) -> _Answer:
     """The result of a file system call, in bounded time: a network file system may hang for ever."""
-    # not as a context manager: leaving it would wait for the hanging call
-    pool = futures.ThreadPoolExecutor(max_workers=1)
+    answer: queue.Queue[_Answer | OSError] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answer.put(call(path))
+        except OSError as error:
+            answer.put(error)
+
+    # a daemon: the interpreter does not wait for a call that never returns
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        return pool.submit(call, path).result(ANSWER_TIMEOUT_S)
-    except futures.TimeoutError as error:
-        raise TargetError(f"The path {path}", f"its file system did not answer within {ANSWER_TIMEOUT_S:g} seconds") from error
-    except OSError as error:
-        raise TargetError(f"The path {path}", error.strerror or str(error)) from error
-    finally:
-        pool.shutdown(wait=False)
+        result = answer.get(timeout=ANSWER_TIMEOUT_S)
+    except queue.Empty:
+        why = f"its file system did not answer within {ANSWER_TIMEOUT_S:g} seconds"
+        raise TargetError(f"The path {path}", why, "Check the mount: a server may be gone.") from None
+    if isinstance(result, OSError):
+        raise TargetError(f"The path {path}", result.strerror or str(result)) from result
+    return result

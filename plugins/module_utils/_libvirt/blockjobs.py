@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Block jobs: who is at work on a VM's disks, and the merge of an overlay into its base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
+
+POLL_S = 0.05
+OWN_PREFIX = "kvmops-"
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job in QEMU. ``target`` is the disk libvirt made it for, "" for jobs it does not know."""
+
+    id: str
+    type: str  # commit, stream, mirror, backup, snapshot-save, …
+    status: str  # running, ready, pending, concluded, …
+    target: str
+    done_bytes: int
+    total_bytes: int
+
+
+def jobs(domain: Domain) -> tuple[Job, ...]:
+    """All jobs of a running VM's QEMU."""
+    found = []
+    for each in monitor.execute(domain, "query-jobs"):
+        found.append(
+            Job(
+                each["id"],
+                each["type"],
+                each["status"],
+                target_of(each["id"]),
+                each.get("current-progress", 0),
+                each.get("total-progress", 0),
+            )
+        )
+    return tuple(found)
+
+
+def target_of(job_id: str) -> str:
+    """The disk in the name of a job: libvirt's commit-vda-libvirt-4-format, our own kvmops-vda; "" otherwise. Pure."""
+    parts = job_id.split("-")
+    if job_id.startswith(OWN_PREFIX):
+        return job_id[len(OWN_PREFIX) :]
+    return parts[1] if len(parts) >= 2 and parts[0] in ("commit", "pull", "copy", "backup") else ""
+
+
+def domain_job(domain: Domain) -> str:
+    """What libvirt itself is doing with the whole VM (backup, migration, save, dump), "" if nothing."""
+    try:
+        stats = domain.jobStats(0)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The VM {domain.name()}") from error
+    if stats.get("type", 0) == libvirt.VIR_DOMAIN_JOB_NONE:
+        return ""
+    names = {
+        libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "a backup job (virsh domjobinfo; end it with virsh domjobabort)",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: "a migration",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "a migration",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "a save",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "a memory dump",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "a saved state being taken",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_REVERT: "a saved state being reverted to",
+    }
+    return names.get(stats.get("operation", 0), "another job (virsh domjobinfo)")
+
+
+def start_commit(domain: Domain, target: str, base: str, top: str) -> None:
+    """Start merging the active image ``top`` into ``base``; it stays in step until pivot()."""
+    try:
+        domain.blockCommit(target, base, top, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
+
+
+def wait_ready(domain: Domain, target: str, on_bytes: OnBytes) -> None:
+    """Wait until base and overlay are in step. Raises KvmopsError when the job ends instead (no space, I/O error)."""
+    while True:
+        try:
+            info = domain.blockJobInfo(target, 0)
+            disk = domain_xml.parse(domain.XMLDesc(0)).disk(target)
+        except libvirt.libvirtError as error:
+            raise translate(error, f"Merging {target} of {domain.name()}") from error
+        if not info:
+            raise KvmopsError(
+                f"Merging {target} of {domain.name()}",
+                "the block job ended before it was ready",
+                "Look for a full file system or I/O errors under the disk; the next run tries again.",
+            )
+        on_bytes(int(info["cur"]), int(info["end"]))
+        if disk is not None and disk.mirror_ready:
+            return
+        time.sleep(POLL_S)
+
+
+def pivot(domain: Domain, target: str) -> None:
+    """Let the guest go on with the base. Returns when libvirt has done it; the caller looks at the views."""
+    try:
+        domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"Switching {target} of {domain.name()} back to its base") from error

@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Three views of a VM's disks (QEMU's, libvirt's live one, the persistent definition), and whether a VM is really off."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+
+
+@dataclass(frozen=True)
+class DiskView:
+    """One disk as the three see it. Chains are paths, the active image first; () where a view does not have the disk."""
+
+    target: str
+    qemu: tuple[str, ...]
+    live: tuple[str, ...]
+    live_complete: bool  # the live definition lists the chain down to its end
+    persistent: tuple[str, ...]
+    node: str  # QEMU's node name of the active image, else ""
+
+    @property
+    def agree(self) -> bool:
+        """Same active image in every view that has the disk, same chain in QEMU and the live definition."""
+        if self.qemu or self.live:
+            if self.qemu[: len(self.live)] != self.live or not self.live:
+                return False
+            if self.live_complete and self.qemu != self.live:
+                return False
+        active = {chain[0] for chain in (self.qemu, self.live, self.persistent) if chain}
+        return len(active) <= 1
+
+
+@dataclass(frozen=True)
+class VmView:
+    """A VM's disks now. ``running`` is what libvirt says; see require_really_off()."""
+
+    running: bool
+    persistent: bool
+    managed_save: bool
+    disks: tuple[DiskView, ...]
+
+    def disk(self, target: str) -> DiskView:
+        """The views of one disk; all empty where nobody has it."""
+        empty = DiskView(target, (), (), False, (), "")
+        return next((each for each in self.disks if each.target == target), empty)
+
+
+def gather(conn: Connection, domain: Domain) -> VmView:
+    """Ask libvirt and QEMU about all disks with a local path (empty drives and network disks are left out)."""
+    try:
+        running, persistent = bool(domain.isActive()), bool(domain.isPersistent())
+        live = domain_xml.parse(domain.XMLDesc(0)).disks if running else ()
+        kept = domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disks if persistent else ()
+        managed_save = bool(domain.hasManagedSaveImage(0))
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The VM {domain.name()}") from error
+    devices = monitor.execute(domain, "query-block") if running else []
+    live_of = {disk.target: disk for disk in live}
+    kept_of = {disk.target: disk for disk in kept}
+    disks = []
+    for target in dict.fromkeys([*live_of, *kept_of]):
+        here, there = live_of.get(target), kept_of.get(target)
+        chain, node = _qemu_chain(devices, here.alias) if here else ((), "")
+        live_chain = _chain(conn, here) if here else ()
+        kept_chain = _chain(conn, there) if there else ()
+        if live_chain or kept_chain:
+            complete = bool(here and here.chain_complete)
+            disks.append(DiskView(target, chain if live_chain else (), live_chain, complete, kept_chain, node))
+    return VmView(running, persistent, managed_save, tuple(disks))
+
+
+def require_really_off(domain: Domain, images: Iterable[tuple[str, str]]) -> None:
+    """Raise RefusedError unless libvirt says off AND there is no managed-save image AND nobody writes to (path, format)."""
+    name = domain.name()
+    if domain.isActive():
+        raise RefusedError(f"The VM {name}", "it is running")
+    if domain.hasManagedSaveImage(0):
+        raise RefusedError(
+            f"The VM {name}",
+            "it has a managed-save image: its memory belongs to its disks as they are now",
+            f"Start it (virsh start {name}) or give its memory up (virsh managedsave-remove {name}).",
+        )
+    for path, image_format in images:
+        if os.path.exists(path) and qemu_img.is_in_use(path, image_format):
+            raise RefusedError(
+                f"The VM {name}",
+                f"libvirt says it is off, but a process has {path} open and writes to it",
+                f"Find it with: fuser -v {path}. If it is this VM's QEMU, libvirt has lost it: shut the guest down from inside.",
+            )
+
+
+def real(path: str) -> str:
+    """The path all views are compared by."""
+    return os.path.realpath(path) if path else ""
+
+
+def _chain(conn: Connection, disk: domain_xml.Disk) -> tuple[str, ...]:
+    path = storage.volume_path(conn, disk.pool, disk.volume) if disk.type == "volume" else disk.path
+    return tuple(real(each) for each in (path, *(link.path for link in disk.chain))) if path else ()
+
+
+def _qemu_chain(devices: Iterable[dict[str, Any]], alias: str) -> tuple[tuple[str, ...], str]:
+    """Chain and top node of the device with libvirt's alias in QEMU's query-block."""
+    for device in devices:
+        # /machine/peripheral/virtio-disk0/virtio-backend, or the bare alias
+        if alias and alias in device.get("qdev", "").split("/") and "inserted" in device:
+            inserted = device["inserted"]
+            files = tuple(real(monitor.file_of(name)) for name in _files(inserted["image"]))
+            return files, inserted.get("node-name", "")
+    return (), ""
+
+
+def _files(image: dict[str, Any]) -> Iterator[str]:
+    here: dict[str, Any] | None = image
+    while here:
+        yield here["filename"]
+        here = here.get("backing-image")
