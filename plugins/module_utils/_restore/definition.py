@@ -1,0 +1,300 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""From the domain XML of an archive to the one that is defined here. Pure: an element tree is changed, nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, PlannedDisk
+
+_LIBVIRTS_SOCKETS = "/var/lib/libvirt/qemu/channel/"
+#: Host files that QEMU hands to the guest as they are: element or attribute path → what it is.
+_GUEST_READABLE = (
+    ("os/acpi/table", "", "ACPI table"),
+    ("sysinfo/entry", "file", "firmware configuration"),
+    ("devices/*/rom", "file", "option ROM"),
+)
+
+
+@dataclass(frozen=True)
+class NewDisk(PlannedDisk):
+    """A restored disk in its place; ``pool`` and ``volume`` where it is again the volume that the definition named."""
+
+    pool: str = ""
+    volume: str = ""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All decisions that the definition has to show. ``nvram_path`` "": the VM has no NVRAM."""
+
+    identity: Identity
+    genid: str
+    fates: Mapping[str, disk_rules.Fate]
+    disks: Mapping[str, NewDisk]
+    networks: Mapping[str, str]
+    nvram_path: str = ""
+
+
+@dataclass
+class Outcome:
+    """What the user has to know about the rewriting."""
+
+    warnings: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def mac_addresses(root: etree._Element) -> list[str]:
+    """Address of each interface in document order, "" where the definition gives none."""
+    found = (interface.find("mac") for interface in root.findall("devices/interface"))
+    return [(mac.get("address") or "") if mac is not None else "" for mac in found]
+
+
+def host_file_names(root: etree._Element) -> set[str]:
+    """Every file of the host that the definition names and a plan may want to look at."""
+    drives = [disk for disk in disk_rules.elements(root) if disk.device in ("cdrom", "floppy") and disk.type == "file"]
+    names = {drive.source for drive in drives}
+    names |= {(root.findtext(f"os/{tag}") or "").strip() for tag in ("kernel", "initrd", "dtb", "loader", "shim")}
+    nvram = root.find("os/nvram")
+    if nvram is not None:
+        names.add(nvram.get("template") or "")
+    for path, attribute, _ in _GUEST_READABLE:
+        names |= {(element.get(attribute) if attribute else element.text) or "" for element in root.iterfind(path)}
+    return {name for name in names if name.startswith("/")}
+
+
+def apply(root: etree._Element, changes: Changes, facts: HostFacts) -> Outcome:
+    """Rewrites a definition in place; what reaches out of the VM has been dealt with before (reach.apply)."""
+    outcome = Outcome()
+    _identity(root, changes)
+    for element in root.findall("devices/disk"):
+        _disk(element, changes, outcome)
+    for element, mac in zip(root.findall("devices/interface"), changes.identity.macs):
+        _interface(element, mac, changes, facts)
+    _firmware(root, changes, facts, outcome)
+    _guest_readable(root, facts, outcome)
+    _runtime_traces(root)
+    if changes.identity.new:
+        _shared_numbers(root, outcome)
+    return outcome
+
+
+def _identity(root: etree._Element, changes: Changes) -> None:
+    identity = changes.identity
+    root.attrib.pop("id", "")
+    former = (root.findtext("uuid") or "").strip()
+    _first(root, "name").text = identity.name
+    _first(root, "uuid").text = identity.uuid
+    genid = root.find("genid")
+    if genid is not None:
+        genid.text = changes.genid  # Windows has to notice that it was taken back in time
+    for entry in root.iterfind("sysinfo/system/entry"):
+        if entry.get("name") == "uuid" or (former and (entry.text or "").strip().lower() == former.lower()):
+            entry.text = identity.uuid
+
+
+def _first(root: etree._Element, tag: str) -> etree._Element:
+    element = root.find(tag)
+    if element is None:
+        element = etree.Element(tag)
+        root.insert(0, element)
+    return element
+
+
+def _disk(element: etree._Element, changes: Changes, outcome: Outcome) -> None:
+    target_element = element.find("target")
+    target = (target_element.get("dev") or "") if target_element is not None else ""
+    fate = changes.fates[target]
+    parent = element.getparent()
+    assert parent is not None
+    for tag in ("backingStore", "mirror"):
+        for child in element.findall(tag):
+            element.remove(child)
+    if isinstance(fate, disk_rules.Dropped):
+        outcome.skipped.append(Skipped(target, fate.reason))
+        parent.remove(element)
+    elif isinstance(fate, disk_rules.Emptied):
+        outcome.skipped.append(Skipped(target, fate.reason))
+        for source in element.findall("source"):
+            element.remove(source)
+        element.set("type", "file")
+    elif isinstance(fate, disk_rules.Restored):
+        _restored_disk(element, changes.disks[target], outcome)
+    else:
+        driver = element.find("driver")
+        if element.find("source") is not None and (driver is None or not driver.get("type")):
+            _driver(element).set("type", "raw")
+
+
+def _driver(element: etree._Element) -> etree._Element:
+    driver = element.find("driver")
+    if driver is None:
+        driver = etree.Element("driver", {"name": "qemu"})
+        element.insert(0, driver)
+    return driver
+
+
+def _restored_disk(element: etree._Element, disk: NewDisk, outcome: Outcome) -> None:
+    former = element.find("source")
+    encryption = former.find("encryption") if former is not None else None
+    for child in [*element.findall("source"), *element.findall("auth")]:
+        element.remove(child)
+    for attribute in ("rawio", "sgio"):  # of block devices
+        element.attrib.pop(attribute, "")
+    if disk.volume:
+        element.set("type", "volume")
+        source = etree.Element("source", {"pool": disk.pool, "volume": disk.volume})
+    else:
+        element.set("type", "file")
+        source = etree.Element("source", {"file": disk.path})
+    if encryption is not None:
+        source.append(encryption)
+    driver = _driver(element)
+    driver.set("name", "qemu")
+    driver.set("type", disk.format)
+    element.insert(element.index(driver) + 1, source)
+    shareable = element.find("shareable")
+    if shareable is not None and disk.format != "raw":
+        element.remove(shareable)
+        outcome.warnings.append(f"{disk.target} is no longer shareable: libvirt shares raw disks only.")
+
+
+def _interface(element: etree._Element, mac: str, changes: Changes, facts: HostFacts) -> None:
+    address = element.find("mac")
+    if address is None:
+        address = etree.Element("mac")
+        element.insert(0, address)
+    address.set("address", mac)
+    target = element.find("target")
+    if target is not None and (changes.identity.new or (target.get("dev") or "").startswith(("vnet", "macvtap"))):
+        target.attrib.pop("dev", "")
+        if not target.attrib:
+            element.remove(target)
+    source = element.find("source")
+    kind = element.get("type")
+    if source is None or kind not in ("network", "bridge", "direct"):
+        return
+    if kind == "network":
+        for live in ("portid", "bridge"):
+            source.attrib.pop(live, "")
+    attribute = {"network": "network", "bridge": "bridge", "direct": "dev"}[kind]
+    former = source.get(attribute) or ""
+    if former not in changes.networks:
+        return
+    name = changes.networks[former]
+    if kind == "network" and name not in facts.networks and name in facts.interfaces:
+        kind, attribute = "bridge", "bridge"
+    elif kind != "network" and name in facts.networks and name not in facts.interfaces:
+        kind, attribute = "network", "network"
+    element.set("type", kind)
+    for key in ("network", "bridge", "dev", "mode", "portgroup"):
+        if key != "mode" or kind != "direct":
+            source.attrib.pop(key, "")
+    source.set(attribute, name)
+
+
+def missing_networks(root: etree._Element, networks: Mapping[str, str], facts: HostFacts) -> list[str]:
+    """What the interfaces need after mapping and this host does not have."""
+    missing = []
+    for interface in root.iterfind("devices/interface"):
+        source = interface.find("source")
+        kind = interface.get("type")
+        if source is None or kind not in ("network", "bridge", "direct"):
+            continue
+        former = source.get({"network": "network", "bridge": "bridge", "direct": "dev"}[kind]) or ""
+        name = networks.get(former, former)
+        here = facts.networks if kind == "network" else facts.interfaces
+        if former in networks:
+            here = facts.networks | facts.interfaces
+        if name not in here:
+            what = {"network": "the network", "bridge": "the bridge", "direct": "the network device"}[kind]
+            missing.append(f"{what} {name}")
+    return sorted(set(missing))
+
+
+def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome: Outcome) -> None:
+    os_element = root.find("os")
+    if os_element is None:
+        return
+    loader, nvram = os_element.find("loader"), os_element.find("nvram")
+    automatic = bool(os_element.get("firmware"))
+    path = (loader.text or "").strip() if loader is not None else ""
+    if loader is not None and automatic and not loader_is_here(path, facts):
+        outcome.warnings.append(f"The firmware {path} is not on this host; libvirt chooses one of its own.")
+        os_element.remove(loader)
+        if nvram is not None:
+            nvram.attrib.pop("template", "")
+    if nvram is None:
+        return
+    if nvram.get("template") and not _is_public(nvram.get("template") or "", facts):
+        nvram.attrib.pop("template")
+    for child in list(nvram):
+        nvram.remove(child)
+    nvram.attrib.pop("type", "")
+    nvram.text = changes.nvram_path
+
+
+def loader_is_here(path: str, facts: HostFacts) -> bool:
+    """Whether a firmware image is one of this host's, or at least a file that everybody may read."""
+    return not path or path in facts.capabilities.firmware or _is_public(path, facts)
+
+
+def _is_public(path: str, facts: HostFacts) -> bool:
+    file = facts.files.get(path)
+    return file is not None and file.public
+
+
+def _guest_readable(root: etree._Element, facts: HostFacts, outcome: Outcome) -> None:
+    for path, attribute, kind in _GUEST_READABLE:
+        for element in root.findall(path):
+            name = ((element.get(attribute) if attribute else element.text) or "").strip()
+            parent = element.getparent()
+            if name and parent is not None and not _is_public(name, facts):
+                reason = f"{kind}: not on this host, or not a file that everybody may read"
+                outcome.skipped.append(Skipped(name, reason))
+                parent.remove(element)
+
+
+def private_boot_files(root: etree._Element, facts: HostFacts) -> list[str]:
+    """Kernel, initial RAM disk and device tree that are not here as files that everybody may read."""
+    names = ((root.findtext(f"os/{tag}") or "").strip() for tag in ("kernel", "initrd", "dtb", "shim"))
+    return [name for name in names if name and not _is_public(name, facts)]
+
+
+def _runtime_traces(root: etree._Element) -> None:
+    """What only a running definition says, and libvirt fills in anew."""
+    for device in root.iterfind("devices/*"):
+        if device.tag not in ("serial", "console", "parallel", "channel"):
+            continue
+        device.attrib.pop("tty", "")
+        for source in device.findall("source"):
+            if device.get("type") == "pty" or (source.get("path") or "").startswith(_LIBVIRTS_SOCKETS):
+                device.remove(source)
+
+
+def _shared_numbers(root: etree._Element, outcome: Outcome) -> None:
+    """A copy must not ask for ports and numbers that the original has."""
+    for graphics in root.iterfind("devices/graphics"):
+        port = graphics.get("port") or "-1"
+        if graphics.get("autoport") != "yes" and port not in ("-1", "0"):
+            for attribute in ("port", "tlsPort"):
+                graphics.attrib.pop(attribute, "")
+            graphics.set("autoport", "yes")
+            outcome.warnings.append(f"The copy's {graphics.get('type')} display takes a free port instead of {port}.")
+    for cid in root.iterfind("devices/vsock/cid"):
+        cid.attrib.pop("address", "")
+        cid.set("auto", "yes")
+
+
+def same_volume(element_pool: str, element_volume: str, pool: str, path: str) -> bool:
+    """Whether a file is again the volume that the definition named."""
+    return bool(element_pool) and element_pool == pool and element_volume == os.path.basename(path)

@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Which members make up which disk of the definition, and what becomes of every <disk> element."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Union
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts
+
+_TEMPLATE = "(thin clones of a template are not restored by this version)"
+_SOURCE_ATTRIBUTES = ("file", "dev", "volume", "name", "dir", "path")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The disk comes from the archive: its layers, lowest first."""
+
+    chain: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The element stays as it is: a CD image or a LUN of this host, or a drive without a medium."""
+
+
+@dataclass(frozen=True)
+class Emptied:
+    """The drive stays without its medium."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The element is left out."""
+
+    reason: str
+
+
+Fate = Union[Restored, Kept, Emptied, Dropped]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Fate of each disk by target."""
+
+    fates: Mapping[str, Fate]
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DiskElement:
+    """What matters here of a <disk>. `source`: its file, device or volume, "" for an empty drive; `pool`: a volume's."""
+
+    target: str
+    device: str
+    type: str
+    source: str
+    pool: str
+
+
+def elements(root: etree._Element) -> list[DiskElement]:
+    """All disks of a domain definition in document order."""
+    found = []
+    for disk in root.findall("devices/disk"):
+        target, source = disk.find("target"), disk.find("source")
+        names = [source.get(key) for key in _SOURCE_ATTRIBUTES] if source is not None else []
+        found.append(
+            DiskElement(
+                target=(target.get("dev") or "") if target is not None else "",
+                device=disk.get("device") or "disk",
+                type=disk.get("type") or "file",
+                source=next((name for name in names if name), "" if source is None or not len(source) else "network"),
+                pool=(source.get("pool") or "") if source is not None else "",
+            )
+        )
+    return found
+
+
+def decide(configuration: Configuration, root: etree._Element, facts: HostFacts, *, bare: bool) -> Decision:
+    """``bare``: the definition comes from an .xml file; it then gets no disk at all, whatever is on this host."""
+    disks = elements(root)
+    targets = [disk.target for disk in disks]
+    if "" in targets or len(set(targets)) != len(targets):
+        return Decision({}, problems=("the configuration has disks without a target of their own",))
+    if bare:
+        reason = "a configuration file is restored without disks"
+        return Decision({disk.target: Dropped(reason) for disk in disks})
+    tops = _tops(configuration)
+    fates: dict[str, Fate] = {}
+    warnings: list[str] = []
+    problems: list[str] = []
+    for disk in disks:
+        if disk.target in tops:
+            chain, problem = _chain(tops[disk.target], configuration)
+            if problem:
+                problems.append(problem)
+            fates[disk.target] = Restored(_placed(chain, disk))
+        else:
+            fates[disk.target] = _without_member(disk, facts)
+        if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
+            fates[disk.target] = _cd_image(disk, tops[disk.target], facts, warnings)
+    return Decision(fates, tuple(warnings), tuple(problems))
+
+
+def _tops(configuration: Configuration) -> dict[str, Member]:
+    """The member that each target shows at this point: the top layer of a disk, or a CD image."""
+    images = [member for member in configuration.members if member.role in (Role.DISK, Role.LAYER, Role.ISO)]
+    return {member.target: member for member in images if member.target and (member.active or member.role is Role.ISO)}
+
+
+def _chain(top: Member, configuration: Configuration) -> tuple[tuple[Member, ...], str]:
+    """Layers from the lowest to ``top``, and what is wrong with them."""
+    members = {member.name: member for member in configuration.members}
+    chain = [top]
+    while chain[0].parent:
+        parent = members.get(chain[0].parent)
+        if parent is None:
+            return tuple(chain), f"{chain[0].name} needs {chain[0].parent}, which is not in the archive {_TEMPLATE}"
+        if parent in chain:
+            return tuple(chain), f"the layers below {top.name} form a circle"
+        chain.insert(0, parent)
+    if chain[0].role is Role.LAYER:
+        return tuple(chain), f"{chain[0].name} stands on an image that is not in the archive {_TEMPLATE}"
+    return tuple(chain), ""
+
+
+def _placed(chain: Sequence[Member], disk: DiskElement) -> tuple[Member, ...]:
+    """The layers with what a foreign archive does not say: they belong together where the top of the disk was."""
+    directory = os.path.dirname(chain[-1].former_path)
+    return tuple(
+        replace(
+            member,
+            former_path=member.former_path or (os.path.join(directory, member.name) if directory else ""),
+            pool=member.pool or chain[-1].pool or disk.pool,
+        )
+        for member in chain
+    )
+
+
+def _without_member(disk: DiskElement, facts: HostFacts) -> Fate:
+    if disk.device in ("cdrom", "floppy"):
+        if not disk.source:
+            return Kept()
+        image = facts.files.get(disk.source) if disk.type == "file" else None
+        if image is not None and (image.public or image.in_pool):
+            return Kept()
+        return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")
+    if disk.device == "lun":
+        held = facts.block_devices.get(disk.source) if disk.type == "block" else "is not a local block device"
+        if held == "":
+            return Kept()
+        return Dropped(f"the LUN {disk.source} {held or 'is not on this host'}")
+    return Dropped(f"{disk.source or 'the disk'} is not in the archive")
+
+
+def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, warnings: list[str]) -> Fate:
+    """An image found at its former path is used as it is (C4), as long as it may be shown to a guest."""
+    path = member.former_path or disk.source
+    image = facts.files.get(path)
+    if image is None or disk.source != path:
+        return Restored((member,))
+    if image.matches is not True and not (image.public or image.in_pool):
+        warnings.append(f"{path} may be another file than the CD image in the archive and is private: it is not used.")
+        return Restored((member,))
+    if image.matches is False:
+        warnings.append(f"The CD image {path} differs from {member.name} in the archive and is used as it is.")
+    return Kept()

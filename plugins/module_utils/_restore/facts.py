@@ -1,0 +1,358 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a plan has to know about this host, read before anything is decided. Changes nothing."""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections.abc import Iterable, Mapping
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    CHUNK_BYTES,
+    Configuration,
+    Member,
+    Role,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, mark, places, reach
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    Capabilities,
+    ExistingVm,
+    HostFacts,
+    HostFile,
+    Mark,
+    Place,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
+
+_MAX_LAYERS = 200
+
+
+def gather(conn: Connection, configuration: Configuration, request: RestoreRequest, archive_path: str) -> HostFacts:
+    """The facts for the restore of one point. Raises KvmopsError when libvirt or a file system does not answer."""
+    root = _xml.parse(configuration.domain_xml, f"the configuration in {archive_path}")
+    pools = {pool.name: os.path.realpath(pool.target_path) for pool in storage.pools(conn) if pool.active and pool.target_path}
+    target = None
+    if request.pool or request.path:
+        target = _model_place(storage.resolve_target(conn, pool=request.pool, path=request.path), pools)
+    wanted = {request.name or configuration.vm_name, configuration.vm_uuid.lower(), request.uuid.lower()}
+    try:
+        vms = tuple(_existing_vm(domain, wanted, pools) for domain in conn.listAllDomains(0))
+        networks = frozenset(network.name() for network in conn.listAllNetworks(0))
+        capabilities = _capabilities(conn, root, vms)
+    except libvirt.libvirtError as error:
+        raise translate(error, "The state of this host") from error
+    images = {m.former_path: m for m in configuration.members if m.role is Role.ISO and m.former_path}
+    return HostFacts(
+        archive_place=_place(conn, pools, path=os.path.dirname(os.path.realpath(archive_path))),
+        nvram_place=_place(conn, pools, path=_nvram_directory(conn)),
+        target=target,
+        former=_former(conn, configuration, root, pools),
+        vms=vms,
+        networks=networks,
+        interfaces=frozenset(os.listdir("/sys/class/net")),
+        capabilities=capabilities,
+        files=_host_files(definition.host_file_names(root) | set(images), images, frozenset(pools.values())),
+        block_devices=_block_devices(root, vms),
+        hostdevs=_host_devices(),
+    )
+
+
+def _former(
+    conn: Connection, configuration: Configuration, root: etree._Element, pools: Mapping[str, str]
+) -> dict[str, Place]:
+    keys = {places.former_key(member) for member in configuration.members}
+    keys |= {disk.pool for disk in disks.elements(root)}
+    found: dict[str, Place] = {}
+    for key in keys - {""}:
+        if key.startswith("/"):
+            if os.path.isdir(key):
+                found[key] = _place(conn, pools, path=key)
+        else:
+            found[key] = _place(conn, pools, pool=key)
+    return found
+
+
+def _place(conn: Connection, pools: Mapping[str, str], *, pool: str = "", path: str = "") -> Place:
+    """A place that need not be fit; the reason is in it."""
+    try:
+        return _model_place(storage.resolve_target(conn, pool=pool, path=path), pools)
+    except TargetError as error:
+        return Place(path=path, pool=pool, problem=f"cannot be used: {error.why}")
+
+
+def _model_place(place: storage.Place, pools: Mapping[str, str]) -> Place:
+    return Place(
+        path=place.directory,
+        # files of a directory below a pool's are no volumes of the pool
+        pool=place.pool if pools.get(place.pool) == place.directory else "",
+        filesystem=str(os.stat(place.directory).st_dev),
+        free_bytes=place.free_bytes,
+        names=frozenset(os.listdir(place.directory)),
+    )
+
+
+def _nvram_directory(conn: Connection) -> str:
+    if conn.getURI().endswith("/session"):
+        base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        return os.path.join(base, "libvirt/qemu/nvram")
+    return "/var/lib/libvirt/qemu/nvram"
+
+
+def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> ExistingVm:
+    name, uuid = domain.name(), domain.UUIDString()
+    persistent, active = bool(domain.isPersistent()), bool(domain.isActive())
+    texts = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)] if persistent else []
+    texts += [domain.XMLDesc(0)] if active else []
+    roots = [_xml.parse(text, f"the definition of {name}") for text in texts]
+    snapshots = [(each.getName(), each.getXMLDesc(0)) for each in domain.listAllSnapshots(0)]
+    states = [(state, _xml.parse(text, f"the saved state {state} of {name}")) for state, text in snapshots]
+    disk_files = _files_of(roots, pools)
+    found = mark.read(roots[0])
+    locked: frozenset[str] = frozenset()
+    if not active and {name, uuid} & wanted:
+        locked = frozenset(path for path in disk_files if _is_held(path))
+    return ExistingVm(
+        name=name,
+        uuid=uuid,
+        running=active,
+        persistent=persistent,
+        managed_save=bool(domain.hasManagedSaveImage(0)),
+        xml=texts[0],
+        macs=frozenset(mac.lower() for root in roots for mac in definition.mac_addresses(root) if mac),
+        files=disk_files | _files_of((root for _, root in states), pools) | _other_files(roots) | _memory_files(states),
+        disk_files=disk_files,
+        hostdevs=frozenset(filter(None, (reach.hostdev_identity(e) for root in roots for e in reach.hostdevs(root)))),
+        locked_files=locked,
+        mark=found,
+        touched_files=frozenset() if found is None else _touched(found),
+        snapshots=tuple(name for name, _ in states),
+    )
+
+
+def _files_of(roots: Iterable[etree._Element], pools: Mapping[str, str]) -> frozenset[str]:
+    """Files and devices of all disks with a medium that can be written, down to the lowest layer."""
+    paths: set[str] = set()
+    for root in roots:
+        for disk in root.iter("disk"):
+            if disk.get("device") in ("cdrom", "floppy"):
+                continue
+            for source in disk.iter("source"):
+                path = source.get("file") or source.get("dev") or ""
+                if source.get("volume"):
+                    path = os.path.join(pools.get(source.get("pool") or "", ""), source.get("volume") or "")
+                if path.startswith("/"):
+                    paths |= _with_layers(path)
+    return frozenset(paths)
+
+
+def _other_files(roots: Iterable[etree._Element]) -> frozenset[str]:
+    """CD images and NVRAM: nothing may be put in their place either."""
+    paths: set[str] = set()
+    for root in roots:
+        paths |= {source.get("file") or "" for source in root.iterfind("devices/disk/source")}
+        nvram = root.find("os/nvram")
+        if nvram is not None:
+            source = nvram.find("source")
+            paths |= {(nvram.text or "").strip(), "" if source is None else source.get("file") or ""}
+    return frozenset(path for path in paths if path.startswith("/"))
+
+
+def _memory_files(states: Iterable[tuple[str, etree._Element]]) -> frozenset[str]:
+    memories = (memory.get("file") or "" for _, root in states for memory in root.iterfind("memory"))
+    return frozenset(filter(None, memories))
+
+
+def _with_layers(path: str) -> set[str]:
+    """The file and what its headers say it stands on; what cannot be read ends the chain."""
+    found: set[str] = set()
+    while path and path not in found and len(found) < _MAX_LAYERS:
+        found |= {path, os.path.realpath(path)}
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                break
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            break
+        try:
+            info = probe.probe(functools.partial(_pread, fd), os.fstat(fd).st_size)
+        except KvmopsError:
+            break
+        finally:
+            os.close(fd)
+        path = os.path.normpath(os.path.join(os.path.dirname(path), info.backing_file)) if info.backing_file else ""
+    return found
+
+
+def _pread(fd: int, offset: int, length: int) -> bytes:
+    return os.pread(fd, length, offset)
+
+
+def _is_held(path: str) -> bool:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        # as raw: the lock is the same whatever the format
+        return qemu_img.is_in_use(path, "raw")
+    except FileNotFoundError:
+        return False
+
+
+def _touched(found: Mark) -> frozenset[str]:
+    """Files of a mark that somebody has written to, replaced or removed."""
+    touched = set()
+    for disk in found.disks:
+        try:
+            now = os.stat(disk.path)
+        except OSError:
+            touched.add(disk.path)
+            continue
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (disk.inode, disk.size_bytes, disk.mtime_ns):
+            touched.add(disk.path)
+    return frozenset(touched)
+
+
+def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[ExistingVm]) -> Capabilities:
+    kind = root.get("type") or ""
+    os_type = root.find("os/type")
+    arch = (os_type.get("arch") or "x86_64") if os_type is not None else "x86_64"
+    host = _xml.parse(conn.getCapabilities(), "the capabilities of this host")
+    guest = next((each for each in host.iterfind("guest/arch") if each.get("name") == arch), None)
+    domain = None if guest is None else guest.find(f"domain[@type='{kind}']")
+    if guest is None or domain is None:
+        what = f"an emulator for {arch}" if guest is None else f"hardware virtualization (a VM of type {kind})"
+        return Capabilities(problem=what)
+    # a VM of this host may run on an emulator that libvirt does not know by itself
+    emulators = {e.text or "" for e in [*guest.iterfind("emulator"), *domain.iterfind("emulator")]}
+    for vm in vms:
+        emulators.add(_xml.parse(vm.xml, vm.name).findtext("devices/emulator") or "")
+    machines = set()
+    for machine in [*guest.iterfind("machine"), *domain.iterfind("machine")]:
+        machines |= {machine.text or "", machine.get("canonical") or ""}
+    details = _domain_capabilities(conn, arch, (os_type.get("machine") or None) if os_type is not None else None, kind)
+    cpu = details.find("cpu")
+    modes = {} if cpu is None else {mode.get("name") or "": mode for mode in cpu.iterfind("mode")}
+    custom = modes.get("custom")
+    return Capabilities(
+        emulator=details.findtext("path") or "",
+        emulators=frozenset(emulators - {""}),
+        machines=frozenset(machines - {""}),
+        cpu_modes=frozenset(name for name, mode in modes.items() if mode.get("supported") == "yes"),
+        cpu_models={} if custom is None else {m.text or "": m.get("usable") != "no" for m in custom.iterfind("model")},
+        firmware=frozenset(value.text or "" for value in details.iterfind("os/loader/value")),
+        firmware_auto=frozenset(value.text or "" for value in details.iterfind("os/enum[@name='firmware']/value")),
+    )
+
+
+def _domain_capabilities(conn: Connection, arch: str, machine: str | None, kind: str) -> etree._Element:
+    try:
+        text = conn.getDomainCapabilities(None, arch, machine, kind, 0)
+    except libvirt.libvirtError:
+        # a machine type that is not here is named by the plan, with everything else
+        text = conn.getDomainCapabilities(None, arch, None, kind, 0)
+    return _xml.parse(text, "the capabilities of this host")
+
+
+def _host_files(
+    names: Iterable[str], images: Mapping[str, Member], pool_directories: frozenset[str]
+) -> dict[str, HostFile]:
+    found = {}
+    for name in names:
+        try:
+            status = os.stat(name)
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            continue
+        matches = None
+        if name in images:
+            matches = _same_bytes(name, status.st_size, images[name])
+        in_pool = os.path.dirname(os.path.realpath(name)) in pool_directories
+        found[name] = HostFile(status.st_size, _is_public(name, status.st_mode), in_pool, matches)
+    return found
+
+
+def _is_public(path: str, mode: int) -> bool:
+    """Whether any user of the host may read the file: nothing is given away when a guest sees it."""
+    directory = os.path.dirname(os.path.realpath(path))
+    while mode & stat.S_IROTH:
+        if not os.stat(directory).st_mode & stat.S_IXOTH:
+            return False
+        if directory == "/":
+            return True
+        directory = os.path.dirname(directory)
+    return False
+
+
+def _same_bytes(path: str, size_bytes: int, member: Member) -> bool | None:
+    """Whether a file is what the archive holds; None if the archive has no digest to compare with."""
+    if size_bytes != member.size_bytes:
+        return False
+    if not member.digest:
+        return None
+    with open(path, "rb") as file:
+        chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
+        return digests.of_member(b"".join(digests.of_chunk(chunk) for chunk in chunks)) == member.digest
+
+
+def _block_devices(root: etree._Element, vms: Iterable[ExistingVm]) -> dict[str, str]:
+    users = {path: vm.name for vm in vms for path in vm.files}
+    found = {}
+    for disk in disks.elements(root):
+        if disk.device != "lun" or disk.type != "block":
+            continue
+        try:
+            if not stat.S_ISBLK(os.stat(disk.source).st_mode):
+                found[disk.source] = "is not a block device"
+                continue
+            # the kernel refuses an exclusive opening of what is mounted or part of something else
+            os.close(os.open(disk.source, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found[disk.source] = f"is in use ({error.strerror})"
+            continue
+        user = users.get(disk.source) or users.get(os.path.realpath(disk.source))
+        found[disk.source] = f"belongs to the VM {user}" if user else ""
+    return found
+
+
+def _host_devices() -> frozenset[str]:
+    found = {f"pci:{name}" for name in _listing("/sys/bus/pci/devices")}
+    found |= {f"mdev:{name.lower()}" for name in _listing("/sys/bus/mdev/devices")}
+    for name in _listing("/sys/bus/usb/devices"):
+        keys = ("idVendor", "idProduct", "busnum", "devnum")
+        vendor, product, bus, device = (_attribute(f"/sys/bus/usb/devices/{name}/{key}") for key in keys)
+        if vendor and product and bus and device:
+            found |= {f"usb:{vendor}:{product}", f"usb:{int(bus)}-{int(device)}"}
+    return frozenset(found)
+
+
+def _listing(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _attribute(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

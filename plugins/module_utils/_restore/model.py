@@ -1,0 +1,191 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a restore looks at (the host, as plain values), what it will do (the plan) and what it has done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Skipped
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory that files may be restored into.
+
+    `problem` says why nothing can be written there ("" = it can), `filesystem` is equal for places that share their
+    free bytes, `names` are the files that are there now. `pool` is "" for a directory that is no active pool's.
+    """
+
+    path: str
+    pool: str = ""
+    filesystem: str = ""
+    free_bytes: int = 0
+    problem: str = ""
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class DiskState:
+    """One file of a restored VM as it was left: what tells that nobody has written to it since."""
+
+    target: str
+    path: str
+    format: str
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a restore writes into the metadata of the VM: which point of which configuration it came from."""
+
+    point: int
+    configuration: str
+    token: str
+    disks: tuple[DiskState, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExistingVm:
+    """A VM of this host. `files`: every file that its definitions and saved states name, with their layers; `disk_files`:
+    those of its disks as they are now.
+
+    `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
+    are no longer as the restore left them.
+    """
+
+    name: str
+    uuid: str
+    running: bool = False
+    persistent: bool = True
+    managed_save: bool = False
+    xml: str = ""
+    macs: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
+    disk_files: frozenset[str] = frozenset()
+    hostdevs: frozenset[str] = frozenset()
+    locked_files: frozenset[str] = frozenset()
+    mark: Mark | None = None
+    touched_files: frozenset[str] = frozenset()
+    snapshots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this host can run for the architecture and type of the VM; from libvirt's domain capabilities.
+
+    `problem` not "": it runs none of that kind. `cpu_models`: name → usable; `firmware`: files of loaders it knows.
+    """
+
+    problem: str = ""
+    emulator: str = ""
+    emulators: frozenset[str] = frozenset()
+    machines: frozenset[str] = frozenset()
+    cpu_modes: frozenset[str] = frozenset()
+    cpu_models: Mapping[str, bool] = field(default_factory=dict)
+    firmware: frozenset[str] = frozenset()
+    firmware_auto: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class HostFile:
+    """A file of this host that a configuration names.
+
+    `public`: any user may read it. `matches`: same bytes as the archive's member; None where that was not compared.
+    """
+
+    size_bytes: int
+    public: bool
+    in_pool: bool
+    matches: bool | None = None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """Everything a plan depends on, gathered before it; see facts.gather.
+
+    `former`: places.former_key of a member → the place it stands for now (a pool may have moved); absent: gone.
+    `nvram_place`: where libvirt keeps NVRAM.
+    `files`: host files named by the configuration (CD images, kernels, …) that exist.
+    `block_devices`: path → "" if it is a block device that nobody holds, else who does; absent: not there.
+    `hostdevs`: identity of the host devices (definition.hostdev_identity) that are here.
+    """
+
+    archive_place: Place
+    nvram_place: Place
+    target: Place | None = None
+    former: Mapping[str, Place] = field(default_factory=dict)
+    vms: tuple[ExistingVm, ...] = ()
+    networks: frozenset[str] = frozenset()
+    interfaces: frozenset[str] = frozenset()
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    files: Mapping[str, HostFile] = field(default_factory=dict)
+    block_devices: Mapping[str, str] = field(default_factory=dict)
+    hostdevs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A member and the file it becomes. `backing` is the final path of the layer below it, with its format."""
+
+    member: Member
+    path: str
+    format: str
+    pool: str = ""
+    backing: str = ""
+    backing_format: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedDisk:
+    """A disk of the VM as it will be: the top file of its chain."""
+
+    target: str
+    path: str
+    format: str
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """Every step of a restore, decided.
+
+    `unchanged`: the VM is there already and was restored from this point. `replaced`: the VM that will be gone.
+    `set_aside`: existing files whose names the restore takes, removed once the new VM stands.
+    `domain_xml`: the definition, without the mark. `refresh_pools`: names of pools that get new files.
+    """
+
+    name: str
+    uuid: str
+    point: int
+    configuration: str
+    domain_xml: str
+    disks: tuple[PlannedDisk, ...]
+    files: tuple[PlannedFile, ...]
+    unchanged: bool = False
+    replaced: ExistingVm | None = None
+    set_aside: tuple[str, ...] = ()
+    refresh_pools: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    estimated_bytes: int = 0
+    start: bool = False
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """What was done; the shape of `vm_restore`'s return values."""
+
+    changed: bool
+    name: str
+    uuid: str
+    point: int
+    disks: tuple[PlannedDisk, ...]
+    snapshots: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    bytes_written: int = 0
+    duration_s: float = 0.0
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Which directory each restored file goes to: decided per former pool, so that its disks stay together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, Place
+
+# A configuration comes from outside: it must not choose a directory in which a file by itself does something.
+_SYSTEM_DIRECTORIES = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
+    "/var/cache", "/var/log", "/var/run", "/var/spool", "/var/lib/kvmops-backup", "/var/lib/libvirt/qemu",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Place of each member by its name; ``problems``: why there is none for some of them."""
+
+    places: Mapping[str, Place]
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def former_key(member: Member) -> str:
+    """Where the member was: the name of its pool, its directory if that was in none, "" if nothing is known."""
+    if member.pool:
+        return member.pool
+    return os.path.dirname(os.path.normpath(member.former_path)) if member.former_path.startswith("/") else ""
+
+
+def directory_problem(directory: str) -> str:
+    """Why a directory that no pool stands for is not taken from an archive; "" if nothing speaks against it."""
+    parts = directory.split("/")
+    if any(part.startswith(".") for part in parts):
+        return "is a hidden directory"
+    if any(directory == system or directory.startswith(f"{system}/") for system in _SYSTEM_DIRECTORIES):
+        return "belongs to the operating system and is no storage pool"
+    return ""
+
+
+def decide(members: Sequence[Member], facts: HostFacts) -> Decision:
+    """Places of ``members``; each counts with the size it has in the archive, which its file hardly exceeds."""
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        groups.setdefault("" if facts.target is not None else former_key(member), []).append(member)
+    used: dict[str, int] = {}
+    places: dict[str, Place] = {}
+    warnings: list[str] = []
+    problems: list[str] = []
+    for key, group in groups.items():
+        need = sum(member.size_bytes for member in group)
+        if facts.target is not None:
+            place, reason = facts.target, _unfit(facts.target, need, used)
+            if reason:
+                problems.append(f"{_name(place)} {reason}")
+        else:
+            place, reason = _former_or_archive(key, need, facts, used, warnings)
+            if reason:
+                problems.append(reason)
+        used[place.filesystem] = used.get(place.filesystem, 0) + need
+        places.update({member.name: place for member in group})
+    return Decision(places, tuple(warnings), tuple(problems))
+
+
+def _former_or_archive(
+    key: str, need: int, facts: HostFacts, used: dict[str, int], warnings: list[str]
+) -> tuple[Place, str]:
+    """The former place, or the archive's with a warning; the second value says why neither will do."""
+    what = ""
+    if key:
+        former = facts.former.get(key)
+        kind = "directory" if key.startswith("/") else "storage pool"
+        if former is None:
+            reason = "is not on this host"
+        elif not former.pool and directory_problem(former.path):
+            reason = directory_problem(former.path)
+        else:
+            reason = _unfit(former, need, used)
+        if former is not None and not reason:
+            return former, ""
+        what = f"the former {kind} {key} {reason}"
+    place = facts.archive_place
+    reason = _unfit(place, need, used)
+    if reason:
+        instead = f"{what}, and " if what else ""
+        return place, f"{instead}{_name(place)}, which holds the source, {reason} (name another with 'pool' or 'path')"
+    if what:
+        warnings.append(f"{what[0].upper()}{what[1:]}: the disks go to {_name(place)}, which holds the source.")
+    return place, ""
+
+
+def _unfit(place: Place, need: int, used: Mapping[str, int]) -> str:
+    if place.problem:
+        return place.problem
+    free = place.free_bytes - used.get(place.filesystem, 0)
+    if need > free:
+        return f"has {max(free, 0)} bytes free, {need} are needed"
+    return ""
+
+
+def _name(place: Place) -> str:
+    return f"the pool {place.pool} ({place.path})" if place.pool else f"the directory {place.path}"

@@ -1,0 +1,207 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a domain definition can reach on the host beyond the VM's own disks, and what a restore does about it.
+
+An archive comes from outside. The table below is the whole policy (docs/RESTORE.md explains it to users): such an item
+is kept with a warning when it comes from an archive of this collection, and left out with a warning when it comes from a
+foreign one. What only one VM can have is left out of a copy beside the original too. Host devices have rules of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_ENTROPY = ("/dev/urandom", "/dev/random", "/dev/hwrng")
+_CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
+_HARMLESS_CHARACTERS = ("pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent", "dbus")
+_OWN_SOCKETS = "/var/lib/libvirt/qemu/channel/"
+_HARMLESS_INTERFACES = ("network", "bridge", "user", "direct", "hostdev")
+
+
+def _character_devices(root: etree._Element) -> Iterator[etree._Element]:
+    for device in root.iterfind("devices/*"):
+        if device.tag not in _CHARACTER_DEVICES or device.get("type") in _HARMLESS_CHARACTERS:
+            continue
+        source = device.find("source")
+        path = source.get("path") or "" if source is not None else ""
+        if device.get("type") == "unix" and (not path or path.startswith(_OWN_SOCKETS)):
+            continue  # libvirt's own socket of the channel
+        yield device
+
+
+def _random_sources(root: etree._Element) -> Iterator[etree._Element]:
+    for device in root.iterfind("devices/rng"):
+        backend = device.find("backend")
+        model = backend.get("model") if backend is not None else "random"
+        if model == "builtin":
+            continue
+        if model != "random" or (backend is not None and (backend.text or _ENTROPY[0]).strip() not in _ENTROPY):
+            yield device
+
+
+def _found(*paths: str) -> Callable[[etree._Element], Iterator[etree._Element]]:
+    def find(root: etree._Element) -> Iterator[etree._Element]:
+        for path in paths:
+            yield from root.iterfind(path)
+
+    return find
+
+
+def _typed(path: str, attribute: str, harmless: Sequence[str]) -> Callable[[etree._Element], Iterator[etree._Element]]:
+    def find(root: etree._Element) -> Iterator[etree._Element]:
+        return (element for element in root.iterfind(path) if element.get(attribute) not in harmless)
+
+    return find
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of item. ``exclusive``: two VMs cannot share it; ``always``: left out whatever the archive is."""
+
+    kind: str
+    find: Callable[[etree._Element], Iterator[etree._Element]]
+    exclusive: bool = False
+    always: bool = False
+
+
+RULES = (
+    Rule("QEMU options past libvirt", lambda root: (e for e in root if str(e.tag).startswith(_QEMU))),
+    Rule("shared host directory", _found("devices/filesystem")),
+    Rule("host file or socket as a console", _character_devices, exclusive=True),
+    Rule("log file", _found(*(f"devices/{tag}/log" for tag in _CHARACTER_DEVICES)), exclusive=True),
+    Rule("host script of a network interface", _found("devices/interface/script", "devices/interface/downscript")),
+    Rule("tap or vhost device of a network interface", _found(
+        "devices/interface/backend[@tap]", "devices/interface/backend[@vhost]"), exclusive=True),
+    Rule("network interface past libvirt's networks", _typed("devices/interface", "type", _HARMLESS_INTERFACES), exclusive=True),
+    Rule("source of random numbers", _random_sources),
+    Rule("host's TPM", lambda root: (
+        e for e in root.iterfind("devices/tpm") if e.find("backend[@type='emulator']") is None),
+        exclusive=True),
+    Rule("memory shared with other VMs", _found("devices/shmem")),
+    Rule("memory device backed by a host file", _typed("devices/memory", "model", ("dimm", "virtio-mem")), always=True),
+    Rule("host input device", _found("devices/input[@type='passthrough']", "devices/input[@type='evdev']"), exclusive=True),
+    Rule("audio written to a host file", _found("devices/audio[@type='file']"), exclusive=True),
+    Rule("host's smart card", _typed("devices/smartcard", "mode", ("passthrough",)), exclusive=True),
+    Rule("smart card of another machine", lambda root: (
+        e for e in root.iterfind("devices/smartcard[@mode='passthrough']") if e.get("type") != "spicevmc"), exclusive=True),
+    Rule("USB redirection to a socket", _typed("devices/redirdev", "type", ("spicevmc",)), exclusive=True),
+    Rule("socket of the graphics", _found(
+        "devices/graphics[@socket]", "devices/graphics/listen[@type='socket']"), exclusive=True),
+    Rule("security label", lambda root: (
+        e for path in ("seclabel", "devices//seclabel") for e in root.iterfind(path)
+        if e.getparent() is not root or e.get("type") in ("static", "none") or e.find("baselabel") is not None)),
+    Rule("persistent reservations daemon", _found("devices/disk/source/reservations")),
+)  # fmt: skip
+
+
+def label(element: etree._Element) -> str:
+    """The item for people: its tag with the first thing in it that names something on the host."""
+    tag = etree.QName(element).localname
+    for node in (element, *element.iterdescendants()):
+        if not isinstance(node.tag, str):
+            continue
+        for key in ("file", "path", "dir", "socket", "dev", "tap", "vhost", "value", "name", "host"):
+            if node.get(key):
+                return f"{tag} {node.get(key)}"
+        if node is not element and node.text and node.text.strip():
+            return f"{tag} {node.text.strip()[:80]}"
+    return f"{tag} {element.get('type') or element.get('mode') or (element.text or '').strip()}".strip()
+
+
+def apply(root: etree._Element, *, trusted: bool, copy: bool) -> tuple[list[str], list[Skipped]]:
+    """Applies the table to a definition; returns warnings about what stays and the items that were left out."""
+    warnings: list[str] = []
+    skipped: list[Skipped] = []
+    for rule in RULES:
+        for element in list(rule.find(root)):
+            parent = element.getparent()
+            if parent is None:
+                continue
+            if trusted and not rule.always and not (copy and rule.exclusive):
+                warnings.append(f"Kept as it was, though it reaches out of the VM: {rule.kind} ({label(element)}).")
+                continue
+            if rule.always:
+                why = "its content is not in an archive"
+            elif trusted:
+                why = "it does not go with a copy"
+            else:
+                why = "it is not taken from a foreign archive"
+            skipped.append(Skipped(label(element), f"{rule.kind}: {why}"))
+            if element.tag in ("serial", "parallel", "console"):
+                _as_pty(element)
+            else:
+                parent.remove(element)
+    return warnings, skipped
+
+
+def _as_pty(element: etree._Element) -> None:
+    """The guest keeps its serial port; the host's end becomes a terminal."""
+    element.set("type", "pty")
+    for child in list(element):
+        if child.tag in ("source", "protocol", "log"):
+            element.remove(child)
+
+
+def hostdev_identity(element: etree._Element) -> str:
+    """What a <hostdev> (or an <interface type='hostdev'>) takes from the host; "" where it cannot be told."""
+    source = element.find("source")
+    address = source.find("address") if source is not None else None
+    if source is None:
+        return ""
+    kind = element.get("type") if element.tag == "hostdev" else "pci"
+    if kind == "mdev" and address is not None:
+        return f"mdev:{(address.get('uuid') or '').lower()}"
+    vendor, product = source.find("vendor"), source.find("product")
+    if kind == "usb" and vendor is not None and product is not None:
+        return f"usb:{_number(vendor.get('id')):04x}:{_number(product.get('id')):04x}"
+    if address is None or kind not in ("pci", "usb"):
+        return ""
+    if kind == "usb":
+        return f"usb:{_number(address.get('bus'))}-{_number(address.get('device'))}"
+    parts = [_number(address.get(key)) for key in ("domain", "bus", "slot", "function")]
+    return "pci:{:04x}:{:02x}:{:02x}.{:x}".format(*parts)
+
+
+def _number(text: str | None) -> int:
+    try:
+        return int(text or "0", 0)
+    except ValueError:
+        return -1
+
+
+def hostdevs(root: etree._Element) -> list[etree._Element]:
+    """All elements that take a device of the host."""
+    return [*root.findall("devices/hostdev"), *root.findall("devices/interface[@type='hostdev']")]
+
+
+def decide_hostdevs(
+    root: etree._Element, facts: HostFacts, others: Sequence[ExistingVm], *, bare: bool
+) -> tuple[list[str], list[Skipped]]:
+    """Host devices stay where they are present and no other VM has them (C8); otherwise they are left out."""
+    taken: Mapping[str, str] = {identity: vm.name for vm in others for identity in vm.hostdevs}
+    warnings: list[str] = []
+    skipped: list[Skipped] = []
+    for element in hostdevs(root):
+        identity = hostdev_identity(element)
+        if bare and element.get("type") in ("scsi", "scsi_host", "storage"):
+            reason = "a configuration file is restored without block devices"
+        elif not identity or identity not in facts.hostdevs:
+            reason = "it is not on this host" if identity else "whether it is on this host cannot be told"
+        elif identity in taken:
+            reason = f"the VM {taken[identity]} has it"
+        else:
+            warnings.append(f"The VM gets a device of this host: {identity}.")
+            continue
+        skipped.append(Skipped(identity or f"hostdev {element.get('type') or ''}".strip(), reason))
+        parent = element.getparent()
+        assert parent is not None
+        parent.remove(element)
+    return warnings, skipped

@@ -1,0 +1,461 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans of a restore: places, names, formats, clashes, what is lacking, what is left out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, SavedState
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    DiskState,
+    ExistingVm,
+    HostFile,
+    Mark,
+    Place,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
+    DISKS,
+    MAC,
+    MIB,
+    ORIGINAL,
+    OTHER_UUID,
+    UUID,
+    VDA,
+    VDB,
+    configuration,
+    disk,
+    domain_xml,
+    host,
+    planned,
+    with_names,
+)
+
+
+def sources(xml: str) -> dict[str, str]:
+    root = etree.fromstring(xml)
+    found = {}
+    for element in root.findall("devices/disk"):
+        source = element.find("source")
+        found[element.find("target").get("dev")] = "" if source is None else source.get("file") or source.get("dev") or "?"
+    return found
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(RefusedError) as caught:
+        planned(**arguments)
+    return str(caught.value)
+
+
+# --- places and names ---------------------------------------------------------------------------
+
+
+def test_a_lost_vm_comes_back_to_its_former_places_in_its_former_formats() -> None:
+    found = planned()
+    assert (found.name, found.uuid) == ("web", UUID)
+    assert [(d.target, d.path, d.format) for d in found.disks] == [
+        ("vda", "/vms/web.qcow2", "qcow2"),
+        ("vdb", "/data/web.raw", "raw"),
+    ]
+    assert sources(found.domain_xml) == {"vda": "/vms/web.qcow2", "vdb": "/data/web.raw"}
+    root = etree.fromstring(found.domain_xml)
+    assert root.find(".//backingStore") is None and "/etc/shadow" not in found.domain_xml
+    assert root.get("id") is None and root.find(".//source[@portid]") is None
+    assert root.find("devices/disk/driver").get("cache") == "none"
+    assert root.find("devices/interface/mac").get("address") == MAC
+    assert root.findtext("genid") != "43dc0cf8-809b-4adb-9bea-a9abb5f3d90e"
+    assert found.refresh_pools == ("vms",) and found.estimated_bytes == 20 * MIB
+    assert found.warnings == () and found.skipped == () and found.set_aside == ()
+
+
+def test_disk_format_qcow2_changes_the_raw_disk_only() -> None:
+    found = planned(disk_format=DiskFormat.QCOW2)
+    assert [(d.path, d.format) for d in found.disks] == [("/vms/web.qcow2", "qcow2"), ("/data/web.qcow2", "qcow2")]
+    assert "type=\"raw\"" not in found.domain_xml
+
+
+def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_others() -> None:
+    second = disk("vdc_0.qcow2", "vdc", "/vms/web-2.qcow2", pool="vms")
+    xml = domain_xml(DISKS + DISKS.split("</disk>")[0].replace("vda", "vdc").replace("web.qcow2", "web-2.qcow2") + "</disk>")
+    facts = host(former={**host().former, "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=20 * MIB - 1)})
+    found = planned(facts, configuration(xml, (VDA, VDB, second)))
+    assert sources(found.domain_xml) == {"vda": "/backup/web.qcow2", "vdb": "/data/web.raw", "vdc": "/backup/web-2.qcow2"}
+    assert len(found.warnings) == 1 and "pool vms has" in found.warnings[0] and "/backup" in found.warnings[0]
+
+
+def test_groups_on_one_file_system_share_its_room() -> None:
+    former = {
+        "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=15 * MIB),
+        "/data": Place("/data", filesystem="1", free_bytes=15 * MIB),
+    }
+    found = planned(host(former=former))
+    assert sources(found.domain_xml) == {"vda": "/vms/web.qcow2", "vdb": "/backup/web.raw"}
+
+
+def test_pool_gone_and_read_only_archive_place_needs_an_explicit_target() -> None:
+    facts = host(former={}, archive_place=Place("/backup", problem="cannot be used: it is read-only"))
+    text = refusal(facts=facts)
+    assert "storage pool vms is not on this host" in text and "directory /data is not on this host" in text
+    assert "read-only" in text and "'pool' or 'path'" in text
+    target = Place("/new", pool="new", filesystem="9", free_bytes=20 * MIB)
+    found = planned(replace(facts, target=target), pool="new")
+    assert sources(found.domain_xml) == {"vda": "/new/web.qcow2", "vdb": "/new/web.raw"}
+    assert found.warnings == ()
+    assert "are needed" in refusal(facts=replace(facts, target=replace(target, free_bytes=20 * MIB - 1)), pool="new")
+
+
+@pytest.mark.parametrize("directory", ["/etc/cron.d", "/usr/bin", "/root/.ssh", "/var/spool/cron", "/dev"])
+def test_an_archive_does_not_choose_a_system_directory(directory: str) -> None:
+    evil = disk("vda_0.qcow2", "vda", f"{directory}/job", original_format="raw")
+    facts = host(former={directory: Place(directory, filesystem="1", free_bytes=100 * MIB)})
+    found = planned(facts, configuration(members=(evil,)))
+    assert found.disks[0].path == "/backup/job" and directory in found.warnings[0]
+
+
+def test_a_new_name_derives_file_names_and_identity() -> None:
+    found = planned(host(vms=(ORIGINAL,)), name="copy of web")
+    assert sources(found.domain_xml) == {"vda": "/vms/copy_of_web-vda.qcow2", "vdb": "/data/copy_of_web-vdb.raw"}
+    root = etree.fromstring(found.domain_xml)
+    assert root.findtext("uuid") == found.uuid != UUID
+    mac = root.find("devices/interface/mac").get("address")
+    assert mac != MAC and re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", mac)
+
+
+def test_same_file_name_in_two_former_directories_that_fall_together() -> None:
+    other = replace(VDB, former_path="/data/web.qcow2", original_format="qcow2")
+    xml = domain_xml(DISKS.replace("/data/web.raw", "/data/web.qcow2"))
+    found = planned(host(former={}), configuration(xml, (VDA, other)))
+    assert sources(found.domain_xml) == {"vda": "/backup/web.qcow2", "vdb": "/backup/web-vdb.qcow2"}
+
+
+def test_a_chain_is_restored_layer_by_layer_and_other_branches_stay_in_the_archive() -> None:
+    base = replace(VDA, active=False, original_format="raw", former_path="/vms/web.img")
+    top = disk("vda_1.snapshot", "vda", "/vms/web.snap", pool="vms", role=Role.LAYER, parent=base.name)
+    branch = disk("vda_2.snapshot", "vda", "/vms/web.old", role=Role.LAYER, parent=base.name, active=False)
+    point = configuration(
+        domain_xml(DISKS.split("</disk>")[0].replace("web.qcow2", "web.snap") + "</disk>"),
+        (base, top, branch),
+        saved_states=(SavedState("before", "<domainsnapshot/>"), SavedState("now", "<domainsnapshot/>")),
+    )
+    found = planned(point=point)
+    assert [(f.path, f.format, f.backing, f.backing_format) for f in found.files] == [
+        ("/vms/web.img", "raw", "", ""),
+        ("/vms/web.snap", "qcow2", "/vms/web.img", "raw"),
+    ]
+    assert [(d.target, d.path, d.format) for d in found.disks] == [("vda", "/vms/web.snap", "qcow2")]
+    assert "before, now" in found.warnings[0]
+    copy = planned(point=point, name="copy")
+    assert [f.path for f in copy.files] == ["/vms/copy-vda.raw", "/vms/copy-vda-1.qcow2"]
+    assert copy.files[1].backing == "/vms/copy-vda.raw"
+
+
+@pytest.mark.parametrize("parent", ["template.qcow2", "vda_1.snapshot"])
+def test_a_layer_without_its_base_is_refused(parent: str) -> None:
+    top = disk("vda_1.snapshot", "vda", "/vms/web.qcow2", role=Role.LAYER, parent=parent)
+    assert "vda_1.snapshot" in refusal(point=configuration(members=(top, VDB)))
+
+
+# --- existing VMs and files ---------------------------------------------------------------------
+
+
+def test_an_existing_file_is_refused_and_replaced_with_force_only_where_nobody_uses_it() -> None:
+    facts = with_names(host(), vms={"web.qcow2"})
+    assert "/vms/web.qcow2 exists" in refusal(facts=facts)
+    assert planned(facts, force=True).set_aside == ("/vms/web.qcow2",)
+    user = ExistingVm("db", OTHER_UUID, files=frozenset({"/vms/web.qcow2"}))
+    for force in (False, True):
+        assert "belongs to the VM db" in refusal(facts=replace(facts, vms=(user,)), force=force)
+    # /data is no pool: what lies there and is no file of the VM stays
+    outside = with_names(host(), data={"web.raw"})
+    assert "is in no pool" in refusal(facts=outside, force=True)
+    # a file that another VM names but that is not there is not made for it
+    assert "belongs to the VM db" in refusal(facts=host(vms=(user,)))
+
+
+def test_the_original_is_replaced_with_force_only_and_its_other_files_are_named() -> None:
+    facts = with_names(host(vms=(replace(ORIGINAL, disk_files=ORIGINAL.files | {"/vms/web.overlay"}),)),
+                       vms={"web.qcow2", "web.overlay"}, data={"web.raw"})
+    text = refusal(facts=facts)
+    assert "a VM named web exists" in text and "/vms/web.qcow2 exists" in text
+    found = planned(facts, force=True)
+    assert found.replaced is not None and found.replaced.name == "web" and found.uuid == UUID
+    assert found.set_aside == ("/vms/web.qcow2", "/data/web.raw")
+    assert "/vms/web.overlay" in found.warnings[0] and "stay" in found.warnings[0]
+    assert etree.fromstring(found.domain_xml).find("devices/interface/mac").get("address") == MAC
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"running": True}, "is running"),
+        ({"managed_save": True}, "managed-save"),
+        ({"locked_files": frozenset({"/vms/web.qcow2"})}, "a process holds /vms/web.qcow2"),
+    ],
+)
+def test_a_vm_at_work_is_never_replaced(state: dict[str, Any], words: str) -> None:
+    assert words in refusal(facts=host(vms=(replace(ORIGINAL, **state),)), force=True)
+
+
+def test_a_renamed_original_keeps_its_identity() -> None:
+    renamed = replace(ORIGINAL, name="web-old")
+    found = planned(host(vms=(renamed,)))
+    assert found.name == "web" and found.uuid != UUID
+    assert sources(found.domain_xml)["vda"] == "/vms/web-vda.qcow2"
+    text = refusal(facts=host(vms=(renamed,)), uuid="keep", mac="keep")
+    assert f"uuid {UUID}" in text and MAC in text
+    assert planned(host(vms=(renamed,)), uuid="keep", force=True).replaced == renamed
+
+
+def test_an_explicit_uuid() -> None:
+    assert planned(uuid=OTHER_UUID.upper()).uuid == OTHER_UUID
+    assert "is not a UUID" in refusal(uuid="nonsense")
+    taken = ExistingVm("db", OTHER_UUID)
+    assert "that of the VM db" in refusal(facts=host(vms=(taken,)), uuid=OTHER_UUID)
+
+
+def test_a_mac_clash_is_refused_and_mac_new_solves_it() -> None:
+    other = ExistingVm("db", OTHER_UUID, macs=frozenset({MAC}))
+    assert "mac: new" in refusal(facts=host(vms=(other,)))
+    assert MAC not in planned(host(vms=(other,)), mac="new").domain_xml
+
+
+@pytest.mark.parametrize("name", ["a/b", " ", "a\nb", "\x08", "\ufffe"])
+def test_an_impossible_name(name: str) -> None:
+    assert "is not a name" in refusal(name=name)
+
+
+# --- the same restore again ---------------------------------------------------------------------
+
+
+def restored(**more: Any) -> ExistingVm:
+    states = (DiskState("vda", "/vms/web.qcow2", "qcow2", 1, 2, 3), DiskState("vdb", "/data/web.raw", "raw", 4, 5, 6))
+    point = configuration()
+    return replace(ORIGINAL, mark=Mark(point.timestamp, point.digest, "t", states), **more)
+
+
+def test_the_same_restore_again_is_no_change() -> None:
+    facts = with_names(host(vms=(restored(),)), vms={"web.qcow2"}, data={"web.raw"})
+    for wishes in ({}, {"force": True}, {"uuid": "keep"}, {"name": "web"}):
+        found = planned(facts, **wishes)
+        assert found.unchanged and found.files == () and found.set_aside == () and found.replaced is None
+        assert found.uuid == UUID and [d.path for d in found.disks] == ["/vms/web.qcow2", "/data/web.raw"]
+    running = with_names(host(vms=(restored(running=True, touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"})
+    assert planned(running, force=True, start=True).unchanged and not planned(running, start=True).start
+    assert planned(facts, start=True).start
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [{"uuid": OTHER_UUID}, {"disk_format": DiskFormat.QCOW2}, {"path": "/elsewhere"}, {"configuration": "another"}],
+    ids=lambda wishes: next(iter(wishes)),
+)
+def test_another_restore_is_not_taken_for_the_same(wishes: dict[str, Any]) -> None:
+    facts = host(vms=(restored(),))
+    point = configuration()
+    if "path" in wishes:
+        facts = replace(facts, target=Place("/elsewhere", filesystem="7", free_bytes=100 * MIB))
+    if "configuration" in wishes:
+        point = replace(point, digest="e" * 64)
+    asked = {key: value for key, value in wishes.items() if key != "configuration"}
+    assert "a VM named web exists" in refusal(facts=facts, point=point, **asked)
+
+
+def test_force_takes_a_vm_back_that_was_written_to_since() -> None:
+    facts = with_names(host(vms=(restored(touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}, data={"web.raw"})
+    assert planned(facts).unchanged
+    assert not planned(facts, force=True).unchanged and len(planned(facts, force=True).set_aside) == 2
+
+
+def test_a_mark_survives_its_way_through_the_definition() -> None:
+    wanted = Mark(5, "ab", "token", (DiskState("vda", "/a & <b>", "raw", 1, 2, 3),))
+    xml = mark.add(planned().domain_xml, wanted)
+    root = etree.fromstring(xml)
+    assert mark.read(root) == wanted
+    mark.strip(root)
+    assert mark.read(root) is None and root.find("metadata") is None
+
+
+# --- what the host lacks ------------------------------------------------------------------------
+
+
+def test_everything_that_is_lacking_is_named_at_once() -> None:
+    xml = domain_xml(
+        DISKS,
+        os_extra="<loader type='pflash'>/opt/fw.fd</loader><nvram>/x/web_VARS.fd</nvram><kernel>/boot/private</kernel>",
+        top="<cpu mode='custom'><model>Future-CPU</model></cpu>",
+        interface="<interface type='network'><source network='dmz'/></interface>"
+        "<interface type='bridge'><source bridge='br7'/></interface>",
+    ).replace("pc-q35-7.2", "pc-q35-99").replace("/usr/bin/qemu-system-x86_64", "/opt/qemu")
+    text = refusal(facts=host(files={"/boot/private": HostFile(1, public=False, in_pool=False)}), point=configuration(xml))
+    lacking = ("network dmz", "bridge br7", "type pc-q35-99", "Future-CPU", "firmware /opt/fw.fd", "/opt/qemu", "/boot/private")
+    assert [phrase for phrase in lacking if phrase not in text] == []
+
+
+def test_networks_are_mapped_also_from_a_bridge_to_a_network() -> None:
+    xml = domain_xml(interface="<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br7'/></interface>"
+                     "<interface type='network'><source network='dmz' portid='1' bridge='virbr0'/></interface>")
+    found = planned(point=configuration(xml), networks={"br7": "isolated", "dmz": "br0"})
+    interfaces = etree.fromstring(found.domain_xml).findall("devices/interface")
+    assert [(i.get("type"), dict(i.find("source").attrib)) for i in interfaces] == [
+        ("network", {"network": "isolated"}),
+        ("bridge", {"bridge": "br0"}),
+    ]
+    assert interfaces[1].find("mac").get("address")  # one that was checked, not libvirt's guess
+    assert "nowhere" in refusal(point=configuration(xml), networks={"br7": "nowhere", "dmz": "default"})
+
+
+@pytest.mark.parametrize(
+    ("cpu", "lacking"),
+    [
+        ("<cpu mode='host-passthrough'/>", "the CPU mode host-passthrough"),
+        ("<cpu mode='host-model'/>", ""),
+        ("<cpu><model>Skylake-Server</model></cpu>", "Skylake-Server"),
+        ("<cpu><model>Skylake-Server</model><feature policy='disable' name='avx512f'/></cpu>", ""),
+        ("<cpu check='none'><model>Skylake-Server</model></cpu>", ""),
+        ("<cpu><topology sockets='1' cores='2' threads='1'/></cpu>", ""),
+    ],
+)
+def test_cpu(cpu: str, lacking: str) -> None:
+    point = configuration(domain_xml(top=cpu))
+    if lacking:
+        assert lacking in refusal(point=point)
+    else:
+        planned(point=point)
+
+
+def test_a_foreign_hypervisor_is_refused() -> None:
+    assert "no QEMU VM" in refusal(point=configuration(domain_xml().replace("type='qemu' id", "type='xen' id")))
+
+
+# --- disks that do not come from the archive ----------------------------------------------------
+
+LUN = "<disk type='block' device='lun'><source dev='/dev/sdx'/><target dev='sda' bus='scsi'/></disk>"
+CD = "<disk type='file' device='cdrom'><source file='/iso/os.iso'/><target dev='sdc' bus='sata'/><readonly/></disk>"
+ISO = disk("1_os.iso", "sdc", "/iso/os.iso", role=Role.ISO, size_bytes=4096, image_format="raw", original_format="raw")
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [({}, "is not on this host"), ({"/dev/sdx": "belongs to the VM db"}, "the VM db"), ({"/dev/sdx": ""}, "")],
+)
+def test_lun(devices: dict[str, str], reason: str) -> None:
+    found = planned(host(block_devices=devices), configuration(domain_xml(DISKS + LUN)))
+    if reason:
+        assert "sda" not in sources(found.domain_xml)
+        assert found.skipped[0].device == "sda" and reason in found.skipped[0].reason
+    else:
+        assert sources(found.domain_xml)["sda"] == "/dev/sdx" and found.skipped == ()
+
+
+@pytest.mark.parametrize(
+    ("here", "path", "warned"),
+    [
+        (None, "/backup/os.iso", True),
+        (HostFile(4096, public=True, in_pool=False, matches=True), "/iso/os.iso", False),
+        (HostFile(4096, public=False, in_pool=False, matches=True), "/iso/os.iso", False),
+        (HostFile(4096, public=True, in_pool=False, matches=False), "/iso/os.iso", True),
+        (HostFile(4096, public=False, in_pool=True, matches=False), "/iso/os.iso", True),
+        (HostFile(4096, public=False, in_pool=False, matches=False), "/backup/os.iso", True),
+    ],
+)
+def test_a_cd_image_at_its_former_path_is_used_as_it_is(here: HostFile | None, path: str, warned: bool) -> None:
+    files = {} if here is None else {"/iso/os.iso": here}
+    found = planned(host(files=files), configuration(domain_xml(DISKS + CD), (VDA, VDB, ISO)))
+    assert sources(found.domain_xml)["sdc"] == path
+    assert bool(found.warnings) == warned
+    assert etree.fromstring(found.domain_xml).find("devices/disk[3]/driver").get("type") == "raw"
+
+
+def test_a_medium_without_member_is_kept_only_where_a_guest_may_see_it() -> None:
+    point = configuration(domain_xml(DISKS + CD))
+    kept = planned(host(files={"/iso/os.iso": HostFile(1, public=True, in_pool=False)}), point)
+    assert sources(kept.domain_xml)["sdc"] == "/iso/os.iso"
+    for facts in (host(), host(files={"/iso/os.iso": HostFile(1, public=False, in_pool=False)})):
+        found = planned(facts, point)
+        assert sources(found.domain_xml)["sdc"] == "" and found.skipped[0].device == "sdc"
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "<disk type='file' device='disk'><source file='/etc/shadow'/><target dev='vdz'/></disk>",
+        "<disk type='block' device='disk'><source dev='/dev/sda'/><target dev='vdz'/></disk>",
+        "<disk type='network' device='disk'><source protocol='rbd' name='p/i'/><target dev='vdz'/></disk>",
+        "<disk type='dir' device='floppy'><source dir='/etc'/><target dev='vdz'/></disk>",
+        "<disk type='volume' device='disk'><source pool='vms' volume='db.qcow2'/><target dev='vdz'/></disk>",
+    ],
+)
+def test_no_path_of_the_host_is_opened_because_an_archive_says_so(element: str) -> None:
+    files = {"/etc/shadow": HostFile(1, public=False, in_pool=False)}
+    found = planned(host(files=files), configuration(domain_xml(DISKS + element)))
+    assert sources(found.domain_xml).get("vdz", "") == ""
+    assert found.skipped[0].device == "vdz"
+
+
+def test_a_bare_configuration_is_defined_without_any_disk() -> None:
+    scsi = "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/></source></hostdev>"
+    facts = host(block_devices={"/dev/sdx": ""}, files={"/iso/os.iso": HostFile(1, public=True, in_pool=True)})
+    facts = with_names(facts, vms={"web.qcow2"})
+    found = planned(facts, configuration(domain_xml(DISKS + LUN + CD + scsi), (), format_version=0), bare=True)
+    root = etree.fromstring(found.domain_xml)
+    assert root.find("devices/disk") is None and root.find("devices/hostdev") is None
+    assert found.files == () and {s.device for s in found.skipped} >= {"vda", "vdb", "sda", "sdc"}
+
+
+def test_a_volume_that_is_one_again_stays_one() -> None:
+    xml = domain_xml(DISKS.replace("<disk type='file'", "<disk type='volume'", 1)
+                     .replace("<source file='/vms/web.qcow2' index='1'/>", "<source pool='vms' volume='web.qcow2'/>"))
+    element = etree.fromstring(planned(point=configuration(xml)).domain_xml).find("devices/disk")
+    assert element.get("type") == "volume" and dict(element.find("source").attrib) == {"pool": "vms", "volume": "web.qcow2"}
+    copy = etree.fromstring(planned(point=configuration(xml), name="copy").domain_xml).find("devices/disk")
+    assert copy.get("type") == "file" and copy.find("source").get("file") == "/vms/copy-vda.qcow2"
+
+
+# --- firmware -----------------------------------------------------------------------------------
+
+EFI = (
+    "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>"
+    "<nvram template='/etc/shadow'>/root/secret</nvram>"
+)
+NVRAM = Member("1795309200.nvram", Role.NVRAM, 4096, digest="f" * 64)
+
+
+@pytest.mark.parametrize(("name", "file"), [("", "secret"), ("copy", "copy_VARS.fd")])
+def test_nvram_goes_to_libvirts_own_directory(name: str, file: str) -> None:
+    found = planned(point=configuration(domain_xml(os_extra=EFI), (VDA, VDB, NVRAM)), name=name)
+    nvram = etree.fromstring(found.domain_xml).find("os/nvram")
+    assert nvram.text == f"/var/lib/libvirt/qemu/nvram/{file}" == found.files[-1].path
+    assert nvram.get("template") is None
+    assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).warnings[0]
+
+
+# --- properties ---------------------------------------------------------------------------------
+
+file_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12)
+
+
+@given(name=file_names, former=file_names, taken=st.sets(file_names, max_size=3), force=st.booleans())
+def test_no_plan_leaves_its_places_or_takes_a_file_in_use(name: str, former: str, taken: set[str], force: bool) -> None:
+    user = ExistingVm("db", OTHER_UUID, files=frozenset(f"/vms/{file}" for file in taken))
+    member = replace(VDA, former_path=f"/vms/{former}")
+    facts = with_names(host(vms=(user,)), vms=taken)
+    try:
+        found = planned(facts, configuration(members=(member, VDB)), name=name, force=force)
+    except RefusedError:
+        return
+    for file in found.files:
+        assert str(Path(file.path).parent) in ("/vms", "/data", "/backup")
+        assert not Path(file.path).name.startswith(".") and Path(file.path).name not in ("", "..")
+        assert file.path not in user.files
+    assert etree.fromstring(found.domain_xml).findtext("name") == name
