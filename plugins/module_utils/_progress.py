@@ -63,6 +63,11 @@ class Progress:
         self._heartbeat: tuple[int, float] | None = None  # mtime as last seen, and when it was first seen with it
         self._cancelled = ""
 
+    def about(self, vm: str) -> None:
+        """From the next phase on it is about this VM (or archive)."""
+        with self._lock:
+            self._vm = vm
+
     def phase(self, name: str, disk: str = "", bytes_total: int = 0) -> None:
         """A new phase begins (of one disk, where one is named); written to the status file at once."""
         with self._lock:

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 MAX_XML_BYTES = 16 * 2**20
 

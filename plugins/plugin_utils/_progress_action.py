@@ -105,12 +105,14 @@ class Reporter:
         if not step[0]:
             return None
         self._step, self._printed_at, self._printed_percent = step, now, percent
-        return _printable(f"{self._title}: {describe(status)}")
+        return _printable(f"{self._title} {describe(status)}")
 
 
 def describe(status: dict[str, Any]) -> str:
-    """A status as text, for example ``copy vda 43 %, 9.1 of 21.0 GiB, 212.0 MiB/s, 0:57 left``."""
+    """A status as text, for example ``web01: copy vda 43 %, 9.1 GiB of 21.0 GiB, 212.0 MiB/s, 0:57 left``."""
     text = " ".join(str(status.get(key) or "") for key in ("phase", "disk")).strip()
+    if status.get("vm"):
+        text = f"{status['vm']}: {text}"
     done, total, rate = (int(status.get(key) or 0) for key in ("bytes_done", "bytes_total", "rate_bps"))
     facts = []
     if total:

@@ -10,11 +10,10 @@ import os
 import threading
 from typing import BinaryIO, Optional, Union
 
-import zstandard
-
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import zstandard
 
 Buffer = Union[bytes, memoryview]
 MAX_WINDOW_BYTES = 128 * 2**20  # what `zstd -d` accepts unasked; bounds our memory too

@@ -13,8 +13,6 @@ import secrets
 from dataclasses import replace
 from typing import Optional
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, names, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
@@ -28,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Skipped,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 NAMESPACE = "urn:kvmops:backup:1"
 _PREFIX = "{" + NAMESPACE + "}"

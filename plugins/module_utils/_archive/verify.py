@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-import zstandard
-
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Damage
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, matches, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import zstandard
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 _FRAME_HEADER_BYTES = 18

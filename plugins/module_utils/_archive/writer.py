@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, TypeVar, Union
 
-import zstandard
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, frames, names, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import zstandard
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 _Result = TypeVar("_Result")

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 _RUNTIME_ONLY = ("alias", "backingStore", "mirror", "privateData")
 

@@ -59,6 +59,7 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     """
     archive = os.path.abspath(request.archive)
     _writable_place(os.path.dirname(archive), request.uri)
+    context.progress.about(os.path.basename(archive))
     if request.check_mode:
         for facts in _journal.Journal.peek(_left_by_us):
             context.warn(f"A dead run has left {facts['partial']}; the next run outside check mode removes it")

@@ -10,12 +10,8 @@ from typing import Any
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-
-try:
-    import jmespath
-except ImportError:  # needed for `query` only; the module has then checked that it is there
-    jmespath = None
 
 
 def info(request: InfoRequest, context: Context) -> dict[str, Any]:

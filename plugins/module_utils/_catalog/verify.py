@@ -63,6 +63,7 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
 
 
 def _check(path: str, request: VerifyRequest, context: Context) -> dict[str, Any]:
+    context.progress.about(os.path.basename(path))
     try:
         report = archive_verify.verify_file(path, progress=context.progress, threads=request.threads)
     except ArchiveError as error:

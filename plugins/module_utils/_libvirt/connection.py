@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The one place that imports the libvirt binding, and the way from its errors to ours.
+"""The way to the libvirt binding, and from its errors to ours.
 
 The binding has no type stubs: ``Connection``, ``Domain`` and ``Snapshot`` stand for its objects everywhere in the collection.
 """
@@ -11,26 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import libvirt, libvirt_qemu
 
-try:
-    import libvirt
-    import libvirt_qemu
-except ImportError:  # archives are viewed and verified on hosts without libvirt; connect() says so where it is needed
-    libvirt = None
-    libvirt_qemu = None
-
-__all__ = (
-    "Connection",
-    "Domain",
-    "Snapshot",
-    "connect",
-    "find_domain",
-    "is_connection_lost",
-    "libvirt",
-    "libvirt_qemu",
-    "translate",
-)
-
+__all__ = [
+    "Connection", "Domain", "Snapshot", "connect", "find_domain", "is_connection_lost", "libvirt", "libvirt_qemu", "translate",
+]  # fmt: skip
 Connection = Any
 Domain = Any
 Snapshot = Any

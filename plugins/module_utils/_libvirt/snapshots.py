@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
 
 

@@ -9,9 +9,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, PlannedDisk

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Union
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts
 
 _TEMPLATE = "(thin clones of a template are not restored by this version)"

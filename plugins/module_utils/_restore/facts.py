@@ -10,8 +10,6 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
@@ -22,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,

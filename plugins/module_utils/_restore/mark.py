@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import DiskState, Mark
 
 _PREFIX = "{%s}" % NAMESPACE  # noqa: UP031 - braces in an f-string would hide the name

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lxml import etree
-
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Capabilities, HostFacts
 

@@ -9,12 +9,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,

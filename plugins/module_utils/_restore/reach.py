@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
