@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,19 @@ def run_module(
     argv = module_argv(module, arguments, check_mode=check_mode, diff=diff)
     done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     return _expect(module_result(module, done.stdout, done.stderr), fails)
+
+
+def measure_module(module: str, **arguments: Any) -> tuple[ModuleResult, int, float]:
+    """Runs a module directly; its result, peak memory in bytes and wall time in seconds. LabError when it fails."""
+    with tempfile.TemporaryFile("w+") as output:
+        begin = time.monotonic()
+        with subprocess.Popen(module_argv(module, arguments), stdout=output, stderr=output, stdin=subprocess.DEVNULL) as process:
+            _pid, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - begin
+        output.seek(0)
+        result = module_result(module, output.read(), "")
+    return _expect(result, False), usage.ru_maxrss * 1024, seconds
 
 
 def _expect(result: ModuleResult, fails: bool) -> ModuleResult:

@@ -5,35 +5,39 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
+    Former,
+    Overlay,
+    Phase,
+    SavedStatePlan,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.watchdog import Watchdog
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    KvmopsError,
+    RefusedError,
+    SplitViewError,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    is_connection_lost,
+    libvirt,
+    translate,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
-
-@dataclass(frozen=True)
-class Overlay:
-    """One disk of the saved state: ``base_path`` is frozen, the guest goes on writing to ``overlay_path`` (a new qcow2)."""
-
-    target: str
-    base_path: str
-    base_format: str
-    overlay_path: str
-
-
-@dataclass(frozen=True)
-class SavedStatePlan:
-    """A saved state to take. Every disk of the VM is in ``overlays`` or in ``excluded_targets``."""
-
-    vm_uuid: str
-    vm_name: str
-    name: str
-    description: str
-    overlays: tuple[Overlay, ...]
-    excluded_targets: tuple[str, ...]
-    memory_path: str  # "" without a memory image
-    quiesce: bool  # freeze the guest's file systems through its agent
+__all__ = ("Overlay", "SavedStatePlan", "Taken", "remove", "take")
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,27 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
     """Take the saved state (VM running or off). Everything it makes is in the journal before it exists.
 
     Raises RefusedError or BusyError with nothing touched, else KvmopsError after everything was put back, or with exactly
-    what is left in its text.
+    what is left in its text (the next recover.settle() deals with it).
     """
-    raise NotImplementedError
+    _require_ready(conn, domain, plan)
+    journal.record(**{overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)), overlays.PHASE: Phase.TAKING})
+    try:
+        taken = _create(conn, domain, plan)
+        _require_agreement(conn, domain, plan)
+    except (KvmopsError, libvirt.libvirtError) as error:
+        what = f"The saved state {plan.name} of {plan.vm_name}"
+        if is_connection_lost(error):
+            why = f"{error}; whether it was made is not known"
+            raise KvmopsError(what, why, "The next run of this task puts the VM back on its disks.") from error
+        try:
+            recover.bring_back(conn, domain, plan, journal, Progress())
+        except KvmopsError as left:
+            raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
+        if isinstance(error, KvmopsError):
+            raise
+        raise translate(error, what) from error
+    journal.record(**{overlays.PHASE: Phase.TAKEN})
+    return taken
 
 
 def remove(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journal, progress: Progress) -> None:
@@ -60,4 +82,118 @@ def remove(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Jour
     The memory image is removed too. Raises BusyError when somebody else's job is at work on a disk, SplitViewError when
     QEMU, the live and the persistent definition disagree, else KvmopsError; the next recover.settle() goes on from there.
     """
-    raise NotImplementedError
+    journal.record(**{overlays.PHASE: Phase.REMOVING})
+    recover.bring_back(conn, domain, plan, journal, progress)
+
+
+def _create(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Taken:
+    pairs = [(each.target, each.overlay_path) for each in plan.overlays]
+    document = snapshots.document(plan.name, plan.description, pairs, plan.excluded_targets, plan.memory_path)
+    memory = bool(plan.memory_path)
+    frozen_ms = 0
+    if plan.quiesce:
+        with Watchdog(conn.getURI(), plan.vm_uuid):
+            begin = time.monotonic()
+            xml = snapshots.create(domain, document, memory=memory, quiesce=True)
+            frozen_ms = round((time.monotonic() - begin) * 1000)
+            if agent.freeze_status(domain):
+                agent.thaw(domain)
+    else:
+        xml = snapshots.create(domain, document, memory=memory, quiesce=False)
+    return Taken(xml, frozen_ms, snapshots.describe(xml, current=True).created)
+
+
+def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> None:
+    """Everything that can be known to go wrong, before anything is touched."""
+    what = f"The VM {plan.vm_name}"
+    seen = views.gather(conn, domain)
+    if seen.managed_save:
+        hint = f"Start it (virsh start {plan.vm_name}) or give its memory up (virsh managedsave-remove {plan.vm_name})."
+        raise RefusedError(what, "it has a managed-save image: its memory belongs to its disks as they are now", hint)
+    if not seen.running:
+        views.require_really_off(domain, [(each.base_path, each.base_format) for each in plan.overlays])
+        if plan.quiesce or plan.memory_path:
+            raise RefusedError(what, "it is off: there is neither memory nor a guest agent")
+    if snapshots.exists(domain, plan.name):
+        raise RefusedError(what, f"it already has a saved state {plan.name}")
+    for path in [each.overlay_path for each in plan.overlays] + [plan.memory_path]:
+        if path and os.path.lexists(path):
+            raise RefusedError(what, f"{path} already exists", "Move it away: nothing is ever written over.")
+    _require_all_disks(domain, plan)
+    for overlay in plan.overlays:
+        disk = seen.disk(overlay.target)
+        if not disk.agree or _active(disk) != views.real(overlay.base_path):
+            raise SplitViewError(
+                f"The disk {overlay.target} of {plan.vm_name}",
+                f"QEMU has {_name(disk.qemu)}, the live definition {_name(disk.live)}, the persistent one "
+                f"{_name(disk.persistent)}; expected {overlay.base_path}",
+                "Nothing was touched. A configuration change that waits for the next start is applied by a restart.",
+            )
+    if seen.running:
+        _require_idle(domain, what)
+    if plan.quiesce:
+        state = agent.available(domain)
+        if state is agent.AgentState.FROZEN:
+            why = "the guest's file systems are already frozen by somebody else"
+            raise RefusedError(what, why, f"Wait until that job is done, or run: virsh domfsthaw {plan.vm_name}")
+        if state is not agent.AgentState.OK:
+            raise RefusedError(what, state.value)
+
+
+def _require_idle(domain: Domain, what: str) -> None:
+    at_work = blockjobs.domain_job(domain)
+    if at_work:
+        raise BusyError(what, f"{at_work} is at work on it", "Wait until it has finished.")
+    jobs = blockjobs.jobs(domain)
+    if jobs:
+        named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in jobs)
+        raise BusyError(what, f"block jobs that are not ours are at work on it: {named}", "Wait until they have finished.")
+
+
+def _require_all_disks(domain: Domain, plan: SavedStatePlan) -> None:
+    """A disk that is not listed would be given an overlay by libvirt itself."""
+    there = {disk.target for disk in domain_xml.parse(domain.XMLDesc(0)).disks}
+    listed = {each.target for each in plan.overlays} | set(plan.excluded_targets)
+    if there != listed:
+        raise RefusedError(
+            f"The VM {plan.vm_name}",
+            f"its disks have changed: {', '.join(sorted(there ^ listed))} was attached or detached since the plan was made",
+            "Run the task again.",
+        )
+
+
+def _require_agreement(conn: Connection, domain: Domain, plan: SavedStatePlan) -> None:
+    """After the snapshot: the guest writes to the overlays in all views, each directly on its base."""
+    seen = views.gather(conn, domain)
+    for overlay in plan.overlays:
+        disk = seen.disk(overlay.target)
+        chain = disk.qemu if seen.running else disk.persistent
+        fine = disk.agree and _active(disk) == views.real(overlay.overlay_path)
+        if not fine or (seen.running and chain[1:2] != (views.real(overlay.base_path),)):
+            raise SplitViewError(
+                f"The disk {overlay.target} of {plan.vm_name}",
+                f"after the saved state QEMU has {_name(disk.qemu)}, the live definition {_name(disk.live)}, the "
+                f"persistent one {_name(disk.persistent)}",
+            )
+
+
+def _active(disk: views.DiskView) -> str:
+    return next((chain[0] for chain in (disk.qemu, disk.live, disk.persistent) if chain), "")
+
+
+def _name(chain: tuple[str, ...]) -> str:
+    return chain[0] if chain else "nothing"
+
+
+def _formers(domain: Domain, plan: SavedStatePlan) -> dict[str, Former]:
+    disks: dict[str, str] = {}
+    if domain.isPersistent():
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        root = _xml.parse(domain.XMLDesc(flags), "The domain XML")
+        for disk in root.iterfind("devices/disk"):
+            target = disk.find("target")
+            if target is not None:
+                disks[target.get("dev", "")] = etree.tostring(disk, encoding="unicode", with_tail=False)
+    return {
+        each.target: Former(disks.get(each.target, ""), recover.owner_of(each.base_path)) for each in plan.overlays
+    }

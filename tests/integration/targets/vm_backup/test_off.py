@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""VMs that are off, or said to be; kinds of disks; what other tools make of the archive (SPEC B2, B4, B9, B11, A1, A4)."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+
+import pytest
+from lxml import etree
+
+from ansible_collections.kvmops.backup.tests.lab import fingerprint, modules, truth
+from ansible_collections.kvmops.backup.tests.lab._run import run
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_iso
+
+_LUN = """<controller type='scsi' model='virtio-scsi'/>
+<disk type='block' device='lun'><driver name='qemu' type='raw'/><source dev='/dev/disk/by-id/no-such-lun'/>
+<target dev='sdz' bus='scsi'/></disk>"""
+
+
+@pytest.fixture
+def varied(lab):
+    """Off: qcow2 with internal saved states, sparse raw, an ISO, a LUN that is not there."""
+    iso = make_iso(lab.path("isos") / "tools 1.iso", b"CD" * 5000)
+    vm = lab.create_vm("varied", [Disk(), Disk("raw", size_mib=256)], isos=[iso], start=False)
+    vda = vm.disks()["vda"]
+    run("qemu-img", "snapshot", "-c", "first", str(vda))
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 3M", str(vda))
+    run("qemu-img", "snapshot", "-c", "second", str(vda))
+    xml = vm.xml(inactive=True).replace("</devices>", _LUN + "</devices>")
+    lab.connection.defineXML(xml)
+    return vm
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_every_reader_gets_the_same_bytes(lab, varied, run_module, compress):
+    before = fingerprint.definition(varied), fingerprint.files(varied.disks()["vda"].parent)
+    result = run_module("vm_backup", vm="varied", path=str(lab.path("backups")), compress=compress)
+    assert (fingerprint.definition(varied), fingerprint.files(varied.disks()["vda"].parent)) == before
+    assert result["consistency"] == "off"
+    assert [skipped["device"] for skipped in result["skipped"]] == ["sdz"]
+    assert any("sdz" in warning for warning in result.warnings)
+    archive = result["archive"]["path"]
+
+    listed = run("tar", "-tf", archive).split("\n")[:-1]
+    stamp = result["point"]
+    expected = ["vda_0.qcow2", "vdb_0.qcow2", "0_tools_1.iso", f"{stamp}.digests", f"{stamp}_varied.xml"]
+    assert listed == expected
+    assert run("bsdtar", "-tf", archive).split("\n")[:-1] == expected
+    plain = archive
+    if compress:
+        run("zstd", "-q", "-t", archive)
+        plain = str(lab.path("plain") / "plain.tar")
+        run("zstd", "-q", "-d", archive, "-o", plain)
+    assert run("busybox", "tar", "-tf", plain).split("\n")[:-1] == expected
+    with tarfile.open(plain) as stream:
+        assert stream.getnames() == expected
+    for number, argv in enumerate((["tar", "-xf", archive], ["bsdtar", "-xf", archive], ["busybox", "tar", "-xf", plain])):
+        files = lab.path(f"out{number}")
+        subprocess.run(argv, cwd=files, check=True)
+        assert truth.file_sha256(files / "vda_0.qcow2") == truth.file_sha256(varied.disks()["vda"])
+        assert truth.content_sha256(files / "vdb_0.qcow2", "qcow2") == truth.raw_sha256(varied.disks()["vdb"])
+        assert (files / "0_tools_1.iso").read_bytes() == (lab.directory / "isos" / "tools 1.iso").read_bytes()
+        for name in ("vda_0.qcow2", "vdb_0.qcow2"):
+            run("qemu-img", "check", "-f", "qcow2", str(files / name))
+    config = etree.parse(str(lab.directory / "out0" / expected[-1])).getroot()
+    assert config.findtext("name") == "varied"
+    run("virt-xml-validate", str(lab.directory / "out0" / expected[-1]), "domain")
+
+
+def test_iso_left_out(lab, varied, run_module):
+    result = run_module("vm_backup", vm="varied", path=str(lab.path("backups")), include_iso=False)
+    assert not [name for name in run("tar", "-tf", result["archive"]["path"]).split() if name.endswith(".iso")]
+    assert {skipped["device"] for skipped in result["skipped"]} == {"sda", "sdz"}
+
+
+def test_managed_save_is_refused(lab, run_module):
+    vm = lab.create_vm("saved", [Disk()])
+    vm.domain.managedSave(0)
+    target = lab.path("backups")
+    before = fingerprint.definition(vm), fingerprint.files(vm.disks()["vda"].parent)
+    result = run_module("vm_backup", vm="saved", path=str(target), fails=True)
+    assert "managed-save" in result.message
+    assert (fingerprint.definition(vm), fingerprint.files(vm.disks()["vda"].parent)) == before
+    assert fingerprint.names(target) == []
+
+
+def test_image_locked_by_a_forgotten_qemu(lab, run_module):
+    vm = lab.create_vm("ghost", [Disk()], start=False)
+    disk = vm.disks()["vda"]
+    holder = ["qemu-io", "-f", "qcow2", str(disk)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdin.write("length\n")
+        process.stdin.flush()
+        process.stdout.readline()  # the image is open, so it is locked
+        target = lab.path("backups")
+        result = run_module("vm_backup", vm="ghost", path=str(target), fails=True)
+        assert str(disk) in result.message
+        assert fingerprint.names(target) == []
+        process.stdin.close()
+    assert run_module("vm_backup", vm="ghost", path=str(target)).changed
+
+
+def test_terabyte_of_nothing(lab, run_module):
+    vm = lab.create_vm("huge", [Disk("raw", size_mib=2**20, ext4=False), Disk(size_mib=2**20, ext4=False)], start=False)
+    with open(vm.disks()["vda"], "r+b") as disk:
+        disk.seek(700 * 2**30)
+        disk.write(b"here" * 1000)
+    result, peak_bytes, seconds = modules.measure_module("vm_backup", vm="huge", path=str(lab.path("backups")))
+    assert peak_bytes < 300 * 2**20
+    assert seconds < 60
+    files = lab.path("out")
+    run("tar", "-xf", result["archive"]["path"], "-C", str(files))
+    data = run("qemu-io", "-f", "qcow2", "-r", "-c", "read -v 700G 16", str(files / "vda_0.qcow2"))
+    assert "herehere" in data.replace(" ", "")

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running VMs: with an agent, without, with one that does not do its work (SPEC B1, B3, B20)."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.kvmops.backup.tests.lab import fingerprint, markers, truth
+from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+
+
+def members(archive):
+    return run("tar", "-tf", archive).split()
+
+
+def extract(archive, directory):
+    run("tar", "-xf", archive, "-C", str(directory))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def web(module_lab):
+    """A writing VM with an agent, a qcow2 and a raw disk."""
+    return module_lab.create_vm("web 01", [Disk(), Disk("raw")], freeze_mode="pause")
+
+
+@pytest.fixture(scope="module")
+def mute(module_lab):
+    """A writing VM without an agent."""
+    return module_lab.create_vm("mute", [Disk()], agent=False)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_agent(lab, web, run_module, compress):
+    web.wait_for_marker(3)
+    before, files = fingerprint.definition(web), fingerprint.names(*{path.parent for path in web.disks().values()})
+    target = lab.path("backups")
+    result = run_module("vm_backup", vm="web 01", path=str(target), compress=compress)
+    assert fingerprint.definition(web) == before
+    assert fingerprint.names(*{path.parent for path in web.disks().values()}) == files
+    assert result["consistency"] == "agent"
+    assert 0 < result["frozen_ms"] < 1000
+    assert result.warnings == []
+    archive = result["archive"]["path"]
+    assert fingerprint.names(target) == [archive]
+    assert archive.endswith(".tar.zst" if compress else ".tar")
+
+    files = extract(archive, lab.path("extracted"))
+    for name in ("vda_0.qcow2", "vdb_0.qcow2"):
+        run("qemu-img", "check", "-f", "qcow2", str(files / name))
+        truth.assert_clean_ext4(truth.to_raw(files / name, "qcow2", files / f"{name}.raw"))
+    reader = lab.read_back("reader", [Disk("qcow2", path=files / name) for name in ("vda_0.qcow2", "vdb_0.qcow2")])
+    assert reader.digests() == web.frozen_digests()
+    last = markers.parse_log(truth.read_ext4_file(files / "vda_0.qcow2.raw", "/log"))[-1]
+    assert last.number >= 3
+    web.wait_for_marker(last.number + 2)  # the guest went on
+    assert [each.number for each in markers.parse_log(web.log())] == list(range(1, web.last_marker().number + 1))
+
+
+def test_memory_without_agent(lab, mute, run_module):
+    before = fingerprint.definition(mute)
+    result = run_module("vm_backup", vm="mute", path=str(lab.path("backups")))
+    assert fingerprint.definition(mute) == before
+    assert result["consistency"] == "memory"
+    listed = members(result["archive"]["path"])
+    memory = [name for name in listed if name.endswith(".memory")]
+    assert len(memory) == 1
+    data = run("tar", "-xOf", result["archive"]["path"], memory[0], "--to-command", "head -c 16")
+    assert data == "LibvirtQemudSave"
+    assert len(fingerprint.names(mute.disks()["vda"].parent)) == 1  # no overlay, no memory image left
+
+
+def test_crash_has_no_memory(lab, mute, run_module):
+    result = run_module("vm_backup", vm="mute", path=str(lab.path("backups")), consistency="crash")
+    assert result["consistency"] == "crash"
+    assert not [name for name in members(result["archive"]["path"]) if name.endswith(".memory")]
+    files = extract(result["archive"]["path"], lab.path("extracted"))
+    raw = truth.to_raw(files / "vda_0.qcow2", "qcow2", files / "raw")
+    run("e2fsck", "-f", "-y", str(raw), "-E", "journal_only")
+    assert markers.parse_log(truth.read_ext4_file(raw, "/log"))
+
+
+def test_agent_wanted_but_not_there(lab, mute, run_module):
+    target = lab.path("backups")
+    before = fingerprint.definition(mute)
+    result = run_module("vm_backup", vm="mute", path=str(target), consistency="agent", fails=True)
+    assert "agent channel" in result.message
+    assert "mute" in result.message
+    assert fingerprint.definition(mute) == before
+    assert fingerprint.names(target) == []
+
+
+def test_hanging_agent_falls_back_to_memory(lab, run_module):
+    vm = lab.create_vm("hung", [Disk()])
+    vm.set_freeze_mode("hang")
+    result = run_module("vm_backup", vm="hung", path=str(lab.path("backups")))
+    assert result["consistency"] == "memory"
+    assert any("agent" in warning for warning in result.warnings)
+    assert vm.disks()["vda"].name == "vda.qcow2"
+
+
+def test_agent_that_cannot_freeze_falls_back_to_memory(lab, run_module):
+    vm = lab.create_vm("stiff", [Disk()], freeze_mode="fail")
+    before = fingerprint.definition(vm)
+    result = run_module("vm_backup", vm="stiff", path=str(lab.path("backups")))
+    assert result["consistency"] == "memory"
+    assert any("memory image" in warning for warning in result.warnings)
+    assert fingerprint.definition(vm) == before
+    refused = run_module("vm_backup", vm="stiff", path=str(lab.path("again")), consistency="agent", fails=True)
+    assert "stiff" in refused.message
+    assert fingerprint.definition(vm) == before
+    wait_for("the guest to be thawed", lambda: vm.agent.freeze_status() == "thawed", 10)
+
+
+def test_paused_vm(lab, run_module):
+    vm = lab.create_vm("asleep", [Disk()])
+    vm.domain.suspend()
+    result = run_module("vm_backup", vm="asleep", path=str(lab.path("backups")))
+    assert result["consistency"] == "memory"
+    assert vm.domain.info()[0] == 3  # still paused
+    vm.domain.resume()
+    vm.wait_for_marker(vm.last_marker().number + 1)

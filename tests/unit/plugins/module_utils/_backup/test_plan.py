@@ -1,0 +1,232 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan of a backup, from made-up facts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Consistency, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
+    TargetFacts,
+    VmFacts,
+    plan,
+    with_saved_state,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
+
+UUID = "6f1a2b3c-0000-4000-8000-000000000001"
+NOW = 1795309200
+GIB = 2**30
+DISK = "<disk type='file' device='disk'><driver name='qemu' type='{fmt}'/><source file='{path}'/><target dev='{dev}'/></disk>"
+
+
+def xml(*disks, devices=""):
+    return (
+        f"<domain type='qemu'><name>web</name><uuid>{UUID}</uuid><memory unit='MiB'>256</memory><vcpu>1</vcpu>"
+        f"<os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{''.join(disks)}{devices}</devices></domain>"
+    )
+
+
+def disk(dev="vda", path="/images/web.qcow2", fmt="qcow2"):
+    return DISK.format(dev=dev, path=path, fmt=fmt)
+
+
+def image(path="/images/web.qcow2", fmt="qcow2", size=GIB, **more):
+    return Image(path, fmt, size, more.pop("allocated", size), 10 * GIB, device_id=1, **more)
+
+
+def facts(*, running=True, definition=None, images=None, **more):
+    text = definition or xml(disk())
+    images = images or [image()]
+    return VmFacts(
+        name="web", uuid=UUID, running=running, persistent_xml=text, live_xml=text if running else "", view=domain.parse(text),
+        images={each.path: each for each in images}, free_bytes={1: 100 * GIB}, **more,
+    )  # fmt: skip
+
+
+TARGET = TargetFacts("/backups", 100 * GIB, 2, "ext4")
+
+
+def make(vm, target=TARGET, **request):
+    return plan(vm, target, BackupRequest(vm="web", path="/backups", **request), now=NOW, tool_version="1")
+
+
+def test_running_with_agent():
+    made = make(facts(agent=AgentState.OK))
+    assert made.consistency is Consistency.AGENT
+    state = made.saved_state
+    assert (state.name, state.quiesce, state.memory_path) == (f"kvmops-{NOW}", True, "")
+    assert [(o.target, o.base_path, o.overlay_path) for o in state.overlays] == [
+        ("vda", "/images/web.qcow2", f"/images/web.qcow2.kvmops-{NOW}")
+    ]
+    assert made.archive_path == f"/backups/web_20261122T010000Z_{UUID[:8]}.tar"
+    assert [(m.member.name, m.path, m.member.active) for m in made.members] == [("vda_0.qcow2", "/images/web.qcow2", True)]
+    assert made.warnings == ()
+
+
+WISHES = {
+    # (wish, agent): what is reached, or the word in the refusal; None: refused
+    (ConsistencyWish.AUTO, AgentState.OK): Consistency.AGENT,
+    (ConsistencyWish.AGENT, AgentState.OK): Consistency.AGENT,
+    (ConsistencyWish.MEMORY, AgentState.OK): Consistency.MEMORY,
+    **{(ConsistencyWish.CRASH, state): Consistency.CRASH for state in AgentState},
+    **{(ConsistencyWish.AUTO, state): Consistency.MEMORY for state in AgentState if state is not AgentState.OK},
+    **{(ConsistencyWish.MEMORY, state): Consistency.MEMORY for state in AgentState if state is not AgentState.OK},
+    **{(ConsistencyWish.AGENT, state): None for state in AgentState if state is not AgentState.OK},
+}
+
+
+@pytest.mark.parametrize(("wish", "agent"), list(itertools.product(ConsistencyWish, AgentState)))
+def test_consistency(wish, agent):
+    expected = WISHES[wish, agent]
+    if expected is None:
+        with pytest.raises(RefusedError, match=agent.value):
+            make(facts(agent=agent), consistency=wish)
+        return
+    made = make(facts(agent=agent), consistency=wish)
+    assert made.consistency is expected
+    assert bool(made.saved_state.memory_path) == (expected is Consistency.MEMORY)
+    told = wish is ConsistencyWish.AUTO and agent not in (AgentState.OK, AgentState.NO_CHANNEL)
+    assert any("memory image" in text for text in made.warnings) == told
+
+
+@pytest.mark.parametrize("wish", ConsistencyWish)
+def test_off(wish):
+    made = make(facts(running=False), consistency=wish)
+    assert made.consistency is Consistency.OFF
+    assert made.saved_state is None
+
+
+HOSTDEV = "<hostdev mode='subsystem' type='{kind}'><source>{source}</source></hostdev>"
+PCI = HOSTDEV.format(kind="pci", source="<address domain='0' bus='1' slot='0' function='0'/>")
+MDEV = HOSTDEV.format(kind="mdev", source="<address uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/>")
+
+
+def test_pci_device_has_no_memory_image():
+    vm = facts(definition=xml(disk(), devices=PCI))
+    for wish in (ConsistencyWish.AUTO, ConsistencyWish.MEMORY):
+        with pytest.raises(RefusedError, match="consistency: crash"):
+            make(vm, consistency=wish)
+    assert make(vm, consistency=ConsistencyWish.CRASH).consistency is Consistency.CRASH
+    assert make(replace(vm, agent=AgentState.OK)).consistency is Consistency.AGENT
+
+
+def test_mediated_device_only_off():
+    text = xml(disk(), devices=MDEV)
+    with pytest.raises(RefusedError, match="mediated device"):
+        make(facts(definition=text, agent=AgentState.OK))
+    assert make(facts(definition=text, running=False)).consistency is Consistency.OFF
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [({"managed_save": True}, "managed-save"), ({"locked_images": ("/x",)}, "/x"), ({"foreign_jobs": ("a job",)}, "a job")],
+)
+def test_states_that_are_refused(state, word):
+    with pytest.raises(RefusedError, match=word):
+        make(facts(running=False, **state))
+
+
+def test_name_is_the_next_free_second():
+    first = make(facts(running=False)).archive_name
+    taken = frozenset({first, make(facts(running=False), compress=True).archive_name})
+    assert {name.split(".", 1)[0] for name in taken} == {first.split(".", 1)[0]}
+    second = make(facts(running=False), replace(TARGET, file_names=frozenset({first + ".zst"})))
+    assert second.timestamp == NOW + 1
+    assert make(facts(running=False), replace(TARGET, file_names=frozenset({first, second.archive_name}))).timestamp == NOW + 2
+
+
+def test_layers_of_all_branches():
+    """base <- a <- web, and base <- b of another branch: each once, parents first."""
+    images = [
+        image("/images/base.raw", "raw"),
+        image("/images/a.qcow2", backing_path="/images/base.raw"),
+        image("/images/b.qcow2", backing_path="/images/base.raw"),
+        image(backing_path="/images/a.qcow2"),
+    ]
+    tree = [
+        describe(f"<domainsnapshot><name>{name}</name><creationTime>{number}</creationTime></domainsnapshot>", current=False)
+        for number, name in enumerate(("one", "two"))
+    ]
+    disks = {
+        "one": domain.parse(xml(disk(path="/images/base.raw", fmt="raw"))).disks,
+        "two": domain.parse(xml(disk(path="/images/b.qcow2"))).disks,
+    }
+    made = make(facts(agent=AgentState.OK, images=images, saved_states=tuple(tree), saved_state_disks=disks))
+    rows = [(m.member.name, m.member.role, m.path, m.member.parent, m.member.active, m.from_raw) for m in made.members]
+    assert rows == [
+        ("vda_0.qcow2", Role.DISK, "/images/base.raw", "", False, True),
+        ("vda_1.snapshot", Role.LAYER, "/images/b.qcow2", "vda_0.qcow2", False, False),
+        ("vda_2.snapshot", Role.LAYER, "/images/a.qcow2", "vda_0.qcow2", False, False),
+        ("vda_3.snapshot", Role.LAYER, "/images/web.qcow2", "vda_2.snapshot", True, False),
+    ]
+
+
+def test_one_iso_in_two_drives_is_stored_once():
+    cdrom = "<disk type='file' device='cdrom'><source file='/iso/a b.iso'/><target dev='{}'/><readonly/></disk>"
+    vm = facts(
+        running=False,
+        definition=xml(disk(), cdrom.format("sda"), cdrom.format("sdb")),
+        images=[image(), image("/iso/a b.iso", "raw", 2**20)],
+    )
+    assert [m.member.name for m in make(vm).members] == ["vda_0.qcow2", "0_a_b.iso"]
+    skipped = make(vm, include_iso=False).configuration.skipped
+    assert [each.device for each in skipped] == ["sda", "sdb"]
+
+
+def test_full_target():
+    with pytest.raises(TargetError, match="1.0 GiB are needed and 512.0 MiB are free"):
+        make(facts(running=False), replace(TARGET, free_bytes=GIB // 2))
+    compressed = make(facts(running=False), replace(TARGET, free_bytes=GIB // 2), compress=True)
+    assert any("too small" in text for text in compressed.warnings)
+
+
+def test_reflinks_need_no_room():
+    target = TargetFacts("/images", 2**21, 1, "xfs")
+    assert make(facts(running=False), target).warnings == ()
+    with pytest.raises(TargetError):
+        make(facts(running=False, definition=xml(disk(fmt="raw")), images=[image(fmt="raw")]), target)
+    with pytest.raises(TargetError):
+        make(facts(running=False), replace(target, device_id=2))
+
+
+def test_little_room_beside_the_disks():
+    vm = replace(facts(agent=AgentState.OK), free_bytes={1: 2**20})
+    assert any("beside /images/web.qcow2" in text for text in make(vm).warnings)
+    assert not make(replace(vm, running=False, live_xml="")).warnings
+
+
+def test_live_only_and_next_boot_disks():
+    live = xml(disk(), disk("vdb", "/images/hot.qcow2"))
+    vm = replace(
+        facts(definition=live, images=[image(), image("/images/hot.qcow2")], agent=AgentState.OK),
+        persistent_xml=xml(disk(), disk("vdc", "/images/later.qcow2")),
+    )
+    made = make(vm)
+    assert [m.member.target for m in made.members] == ["vda", "vdb"]
+    kept = domain.parse(made.configuration.domain_xml)
+    assert [each.target for each in kept.disks] == ["vda", "vdc", "vdb"]
+    assert any("vdb is attached to the running VM only" in text for text in made.warnings)
+    assert [each.device for each in made.configuration.skipped] == ["vdc"]
+
+
+def test_transient_vm():
+    vm = replace(facts(agent=AgentState.OK), persistent_xml="")
+    made = make(vm)
+    assert domain.parse(made.configuration.domain_xml).name == "web"
+    assert any("transient" in text for text in made.warnings)
+
+
+def test_own_saved_state_becomes_current():
+    before = make(facts(agent=AgentState.OK)).configuration
+    after = with_saved_state(before, "<domainsnapshot><name>kvmops-1</name><parent><name>p</name></parent></domainsnapshot>")
+    assert [(s.name, s.parent, s.current) for s in after.saved_states] == [("kvmops-1", "p", True)]
