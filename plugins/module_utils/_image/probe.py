@@ -194,7 +194,7 @@ def _bad(why: str) -> ImageError:
 
 
 def _version3_fields(head: bytes, cluster_bits: int) -> tuple[int, int, int]:
-    if len(head) < _V3_BYTES:
+    if len(head) <= _V3_BYTES:
         raise _bad("no complete header")
     incompatible, _, autoclear, refcount_order, header_bytes = _V3_FIELDS.unpack_from(head, _V2_BYTES)
     if incompatible & ~KNOWN_INCOMPATIBLE:
@@ -315,9 +315,10 @@ def _check_snapshot_table(read_at: ReadAt, size_bytes: int, header: Qcow2Header)
         _check_place(
             f"L1 table of internal snapshot {index + 1}", l1_offset, l1_entries * 8, header.cluster_bytes, size_bytes
         )
-        offset += -(-(_SNAPSHOT_ENTRY.size + extra_bytes + id_bytes + name_bytes) // 8) * 8
-        if offset > size_bytes:
+        end = offset + _SNAPSHOT_ENTRY.size + extra_bytes + id_bytes + name_bytes
+        if end > size_bytes:
             raise _bad(f"internal snapshot {index + 1} runs out of the file")
+        offset = -(-end // 8) * 8  # QEMU does not write the fill behind the last one
 
 
 def _describe(header: Qcow2Header) -> ImageInfo:
