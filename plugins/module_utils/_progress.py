@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -61,7 +62,8 @@ class Progress:
         self._samples: list[tuple[float, int]] = [(clock(), 0)]
         self._next_write = self._next_look = clock()
         self._heartbeat: tuple[int, float] | None = None  # mtime as last seen, and when it was first seen with it
-        self._cancelled = ""
+        # Apart, so that a signal handler and a thread that looks at the files never overwrite each other.
+        self._asked = self._seen = ""
 
     def about(self, vm: str) -> None:
         """From the next phase on it is about this VM (or archive)."""
@@ -89,24 +91,26 @@ class Progress:
         """Raise CancelledError if the operation shall stop."""
         with self._lock:
             now = self._clock()
-            if not self._cancelled and now >= self._next_look:
+            if not self._seen and now >= self._next_look:
                 self._next_look = now + INTERVAL_S
-                self._cancelled = self._look(now)
-            reason = self._cancelled
+                self._seen = self._look(now)
+            reason = self._asked or self._seen
         if reason:
             raise CancelledError(self._vm or "The operation", f"stopped: {reason}", "Run the task again.")
 
     def cancel(self, reason: str) -> None:
         """The next `phase`, `advance` or `check` of any thread raises. Takes no lock: fit for a signal handler."""
-        self._cancelled = reason
+        self._asked = reason
 
     def close(self) -> None:
-        """The operation has ended: the status file goes."""
+        """The operation has ended: the status file goes, and the control directory of a controller that is gone."""
         with self._lock:
             if self._status_path:
                 with contextlib.suppress(OSError):
                     os.unlink(self._status_path)
                 self._status_path = ""
+            if self._seen and self._heartbeat_path:
+                shutil.rmtree(os.path.dirname(self._heartbeat_path), ignore_errors=True)
 
     def _look(self, now: float) -> str:
         if self._cancel_path and os.path.lexists(self._cancel_path):
