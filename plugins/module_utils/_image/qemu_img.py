@@ -133,6 +133,21 @@ def is_in_use(path: str, fmt: str) -> bool:
     raise _failed(command, path, done)
 
 
+def has_data(path: str) -> bool:
+    """Whether anything was ever written to the qcow2 itself, its backing files aside; works on images in use."""
+    extents = json.loads(_run(["map", "-U", "-f", "qcow2", "--output=json"], path))
+    return any(each["depth"] == 0 and each["present"] for each in extents)
+
+
+def same_content(first: str, first_fmt: str, second: str, second_fmt: str) -> bool:
+    """Whether two images, neither of them in use, look the same to a guest. Raises ImageError when it cannot be told."""
+    command = ["compare", "-q", "-f", first_fmt, "-F", second_fmt, "--", _absolute(first), _absolute(second)]
+    done = _execute(command, first, timeout_s=_LONG_S)
+    if done.returncode in (0, 1):
+        return done.returncode == 0
+    raise _failed(command, first, done)
+
+
 def _parse_info(found: dict[str, Any]) -> QemuImageInfo:
     return QemuImageInfo(
         path=found["filename"],
