@@ -1,11 +1,440 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The way back to the VM's own disks after a run was killed, libvirtd died, or the VM was powered off in between."""
+"""The way back to the VM's own disks: after a backup, a killed run, a dead libvirtd, or a power-off in between.
+
+One loop serves all of them: look at QEMU, the live and the persistent definition (observe), let a pure function say what is
+next (decide), do that one thing, look again. Only what the journal of our own run names is ever touched.
+"""
 
 from __future__ import annotations
 
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from lxml import etree
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
+    Former,
+    Overlay,
+    Owner,
+    Phase,
+    SavedStatePlan,
+    Step,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.situation import (
+    Act,
+    Action,
+    Blocked,
+    Content,
+    DiskSituation,
+    JobSeen,
+    Power,
+    Seen,
+    Situation,
+    decide,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    CancelledError,
+    KvmopsError,
+    RefusedError,
+    SplitViewError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts: Facts) -> Situation:
+    """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
+    seen = views.gather(conn, domain) if domain is not None else views.VmView(False, False, False, ())
+    jobs = {job.target: job for job in blockjobs.jobs(domain)} if domain is not None and seen.running else {}
+    power = Power.RUNNING if seen.running else Power.SAVED if seen.managed_save else Power.OFF
+    disks = []
+    for overlay in plan.overlays:
+        disk = seen.disk(overlay.target)
+        step = Step(facts.get(overlays.step_fact(overlay.target), Step.NONE))
+        attached = bool(disk.qemu or disk.live)
+        in_use = not attached and _in_use(overlay)
+        on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
+        disks.append(
+            DiskSituation(
+                target=overlay.target,
+                qemu=_seen(disk.qemu, overlay),
+                live=_seen(disk.live, overlay),
+                persistent=_seen(disk.persistent, overlay),
+                job=_job_seen(jobs.get(overlay.target), step),
+                step=step,
+                # on the overlay in QEMU: all that matters is that it is not a leftover
+                content=Content.DATA if on_overlay else _content(overlay, compare=not attached and not in_use),
+                in_use=in_use,
+            )
+        )
+    asleep = seen.running and plan.quiesce and facts.get(overlays.PHASE) == Phase.TAKING and agent.freeze_status(domain)
+    return Situation(
+        power=Power.GONE if domain is None else power,
+        listed=domain is not None and _is_listed(domain, plan),
+        memory_image=bool(plan.memory_path) and os.path.lexists(plan.memory_path),
+        thaw=bool(asleep),
+        disks=tuple(disks),
+        domain_job=blockjobs.domain_job(domain) if domain is not None and seen.running else "",
+    )
+
+
+def _seen(chain: tuple[str, ...], overlay: Overlay) -> Seen:
+    if not chain:
+        return Seen.NONE
+    if chain[0] == views.real(overlay.overlay_path):
+        # what the overlay stands on must be ours too, as far as the view says it
+        return Seen.OVERLAY if chain[1:2] in ((), (views.real(overlay.base_path),)) else Seen.OTHER
+    return Seen.BASE if chain[0] == views.real(overlay.base_path) else Seen.OTHER
+
+
+def _job_seen(job: blockjobs.Job | None, step: Step) -> JobSeen:
+    if job is None:
+        return JobSeen.NONE
+    if job.id.startswith(blockjobs.OWN_PREFIX):
+        return JobSeen.OURS_QEMU
+    return JobSeen.OURS if job.type == "commit" and step is not Step.NONE else JobSeen.FOREIGN
+
+
+def _in_use(overlay: Overlay) -> bool:
+    images = ((overlay.overlay_path, "qcow2"), (overlay.base_path, overlay.base_format))
+    return any(os.path.exists(path) and qemu_img.is_in_use(path, image_format) for path, image_format in images)
+
+
+def _content(overlay: Overlay, *, compare: bool) -> Content:
+    if not os.path.lexists(overlay.overlay_path):
+        return Content.MISSING
+    if os.path.getsize(overlay.overlay_path) == 0 or not qemu_img.has_data(overlay.overlay_path):
+        return Content.EMPTY  # libvirt makes an empty file first
+    if not compare:
+        return Content.DATA
+    if os.stat(overlay.overlay_path).st_mtime_ns > os.stat(overlay.base_path).st_mtime_ns:
+        return Content.NEWER
+    same = qemu_img.same_content(overlay.overlay_path, "qcow2", overlay.base_path, overlay.base_format)
+    return Content.MERGED if same else Content.OLDER
+
+
+def _is_listed(domain: Domain, plan: SavedStatePlan) -> bool:
+    """Whether libvirt lists our saved state: the name, and our overlays in it."""
+    ours = {overlay.overlay_path for overlay in plan.overlays}
+    for node in snapshots.tree(domain):
+        if node.name == plan.name:
+            files = {
+                source.get("file") for source in _xml.parse(node.xml, "A saved state").iterfind("disks/disk/source")
+            }
+            if not ours <= files:
+                raise SplitViewError(
+                    f"The saved state {plan.name} of {plan.vm_name}",
+                    "it does not consist of the files that our journal names",
+                    "Nothing was touched. Rename or remove it: virsh snapshot-delete --metadata.",
+                )
+            return True
+    return False
+
+
+def owner_of(path: str) -> Owner:
+    """Owner, mode and libvirt's labels of a file."""
+    found = os.stat(path)
+    try:
+        names = [name for name in os.listxattr(path) if name.startswith("trusted.libvirt.security.")]
+        labels = tuple((name, os.getxattr(path, name).decode("ascii", "replace")) for name in sorted(names))
+    except OSError:  # a file system without extended attributes
+        labels = ()
+    return Owner(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), labels)
+
+
+# --- acting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every act needs."""
+
+    conn: Connection
+    domain: Domain
+    plan: SavedStatePlan
+    formers: dict[str, Former]
+    journal: Journal
+    progress: Progress
+
+    def overlay(self, target: str) -> Overlay:
+        return next(each for each in self.plan.overlays if each.target == target)
+
+    def step(self, target: str, step: Step) -> None:
+        self.journal.record(**{overlays.step_fact(target): step})
+
+
+def bring_back(
+    conn: Connection, domain: Domain | None, plan: SavedStatePlan, journal: Journal, progress: Progress
+) -> list[str]:
+    """Bring the VM back to its own disks and remove everything of ours; returns what was done, one sentence each.
+
+    Goes on where an earlier run stopped. A wish to cancel is not heard: a VM is not left between its disks.
+    Raises BusyError, SplitViewError or RefusedError before the next act on what it cannot judge, else KvmopsError.
+    """
+    formers = overlays.formers_of(journal.facts[overlays.SAVED_STATE])
+    work = _Work(conn, domain, plan, formers, journal, progress)
+    done: list[str] = []
+    # every disk needs at most: rejoin, merge, redefine, unlink; then the saved state, its memory image, the thaw
+    for _ in range(4 * len(plan.overlays) + 4):
+        try:
+            actions = decide(observe(conn, domain, plan, journal.facts))
+        except Blocked as blocked:
+            raise _blocked(blocked, conn, domain, plan) from blocked
+        if not actions:
+            _restore_owners(work)
+            return done
+        action = actions[0]
+        _ACTS[action.act](work, action.target)
+        done.append(_sentence(action, plan))
+    raise SplitViewError(
+        f"The VM {plan.vm_name}",
+        f"{actions[0].act.value} {actions[0].target} has no lasting effect",
+        "Look at the VM by hand.",
+    )
+
+
+def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: SavedStatePlan) -> KvmopsError:
+    if not blocked.target:
+        return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
+    overlay = next(each for each in plan.overlays if each.target == blocked.target)
+    found = (
+        views.gather(conn, domain).disk(blocked.target)
+        if domain is not None
+        else views.VmView(False, False, False, ()).disk("")
+    )
+    where = (
+        f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
+        f"the VM's own file is {overlay.base_path}, the overlay of {plan.name} is {overlay.overlay_path}"
+    )
+    hints = {
+        BusyError: "Wait until it has finished.",
+        RefusedError: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
+    }
+    hint = hints.get(
+        blocked.kind, "Nothing was touched: keep both files, and decide by hand which one the VM shall have."
+    )
+    return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}", hint)
+
+
+def _first(chain: tuple[str, ...]) -> str:
+    return chain[0] if chain else "nothing"
+
+
+def _sentence(action: Action, plan: SavedStatePlan) -> str:
+    texts = {
+        Act.THAW: "thawed the guest's file systems",
+        Act.MERGE: "merged the overlay of {} into its base",
+        Act.FINISH: "finished the merge of {}",
+        Act.MERGE_QEMU: "merged the overlay of {}, unknown to libvirt, into its base",
+        Act.FINISH_QEMU: "finished the merge of {}, unknown to libvirt",
+        Act.REJOIN: "told libvirt and QEMU the same about {}",
+        Act.MERGE_OFF: "merged the overlay of {} into its base while the VM is off",
+        Act.REDEFINE: "pointed the persistent definition of {} back to its base",
+        Act.FORGET: "removed the saved state {}",
+        Act.UNLINK: "removed the overlay file of {}",
+        Act.UNLINK_MEMORY: "removed the memory image",
+    }
+    return f"{plan.vm_name}: " + texts[action.act].format(action.target or plan.name)
+
+
+def _thaw(work: _Work, _target: str) -> None:
+    agent.thaw(work.domain)
+
+
+def _merge(work: _Work, target: str) -> None:
+    overlay = work.overlay(target)
+    work.step(target, Step.COMMITTING)
+    blockjobs.start_commit(work.domain, target, overlay.base_path, overlay.overlay_path)
+    _finish(work, target)
+
+
+def _finish(work: _Work, target: str) -> None:
+    blockjobs.wait_ready(work.domain, target, _reporter(work.progress, target))
+    disk = views.gather(work.conn, work.domain).disk(target)
+    blind = _seen(disk.persistent, work.overlay(target)) is Seen.BASE
+    work.step(target, Step.PIVOTING_BLIND if blind else Step.PIVOTING)
+    blockjobs.pivot(work.domain, target)
+    _require_on_base(work, target)
+
+
+def _merge_qemu(work: _Work, target: str) -> None:
+    overlay = work.overlay(target)
+    work.step(target, Step.COMMITTING)
+    blockjobs.start_commit_qemu(work.domain, target, overlay.overlay_path, overlay.base_path)
+    _finish_qemu(work, target)
+
+
+def _finish_qemu(work: _Work, target: str) -> None:
+    def before_pivot() -> None:
+        work.step(target, Step.PIVOTING_BLIND)
+
+    blockjobs.finish_commit_qemu(work.domain, target, _reporter(work.progress, target), before_pivot)
+    _require_on_base(work, target)
+    blockjobs.drop_nodes_qemu(work.domain, target, work.overlay(target).overlay_path)
+
+
+def _require_on_base(work: _Work, target: str) -> None:
+    disk = views.gather(work.conn, work.domain).disk(target)
+    overlay = work.overlay(target)
+    if _seen(disk.qemu, overlay) is not Seen.BASE or _seen(disk.live, overlay) is not Seen.BASE:
+        raise SplitViewError(
+            f"The disk {target} of {work.plan.vm_name}",
+            f"after the merge QEMU has {_first(disk.qemu)}, the live definition {_first(disk.live)}; expected {overlay.base_path}",
+            "The next run of this task looks again.",
+        )
+    work.step(target, Step.PIVOTED)
+
+
+def _rejoin(work: _Work, target: str) -> None:
+    raise NotImplementedError
+
+
+def _merge_off(work: _Work, target: str) -> None:
+    overlay = work.overlay(target)
+    work.step(target, Step.COMMITTING)
+    qemu_img.commit(overlay.overlay_path, overlay.base_path)
+    work.step(target, Step.PIVOTED)
+
+
+def _redefine(work: _Work, target: str) -> None:
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    former = work.formers[target].disk_xml
+    try:
+        xml = with_former_source(work.domain.XMLDesc(flags), work.overlay(target), former)
+        work.conn.defineXML(xml)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The definition of {work.plan.vm_name}") from error
+
+
+def with_former_source(xml: str, overlay: Overlay, former: str) -> str:
+    """The domain XML with the disk's image (type, format, source, chain) as in ``former`` and all else as it is. Pure."""
+    root = _xml.parse(xml, "The domain XML")
+    for disk in root.iterfind("devices/disk"):
+        target = disk.find("target")
+        if target is not None and target.get("dev") == overlay.target:
+            _replace_image(disk, former, overlay)
+    return _xml.text(root)
+
+
+def _replace_image(disk: etree._Element, former: str, overlay: Overlay) -> None:
+    driver, source = disk.find("driver"), disk.find("source")
+    for backing in disk.findall("backingStore"):
+        disk.remove(backing)
+    if former:
+        old = _xml.parse(former, "A disk")
+    else:
+        old = etree.Element("disk", type="file")
+        etree.SubElement(old, "source", file=overlay.base_path)
+    disk.set("type", old.get("type", "file"))
+    if driver is not None:
+        driver.set("type", overlay.base_format)
+    for name in ("source", "backingStore"):
+        element = old.find(name)
+        if element is None:
+            continue
+        if name == "source" and source is not None:
+            disk.replace(source, element)
+        else:
+            position = disk.find("source")
+            disk.insert(0 if position is None else disk.index(position) + 1, element)
+
+
+def _forget(work: _Work, _target: str) -> None:
+    snapshots.forget(work.domain, work.plan.name)
+
+
+def _unlink(work: _Work, target: str) -> None:
+    _remove_file(work.overlay(target).overlay_path)
+
+
+def _unlink_memory(work: _Work, _target: str) -> None:
+    _remove_file(work.plan.memory_path)
+
+
+_ACTS: dict[Act, Callable[[_Work, str], None]] = {
+    Act.THAW: _thaw,
+    Act.MERGE: _merge,
+    Act.FINISH: _finish,
+    Act.MERGE_QEMU: _merge_qemu,
+    Act.FINISH_QEMU: _finish_qemu,
+    Act.REJOIN: _rejoin,
+    Act.MERGE_OFF: _merge_off,
+    Act.REDEFINE: _redefine,
+    Act.FORGET: _forget,
+    Act.UNLINK: _unlink,
+    Act.UNLINK_MEMORY: _unlink_memory,
+}
+
+
+def _reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
+    reported = 0
+    with suppress(CancelledError):
+        progress.phase("merge", target)
+
+    def report(done_bytes: int, _total_bytes: int) -> None:
+        nonlocal reported
+        with suppress(CancelledError):
+            progress.advance(max(0, done_bytes - reported))
+        reported = max(reported, done_bytes)
+
+    return report
+
+
+def _restore_owners(work: _Work) -> None:
+    """The bases' owner, mode and labels as before; of a VM that has been powered off since, as libvirt would have left them."""
+    for overlay in work.plan.overlays:
+        former, now = work.formers[overlay.target].owner, owner_of(overlay.base_path)
+        if now == former:
+            continue
+        uid, gid, labels = former.uid, former.gid, former.labels
+        if labels and not (work.domain is not None and work.domain.isActive()):
+            remembered = dict(labels).get("trusted.libvirt.security.dac", "")
+            uid, gid = _ids(remembered, (uid, gid))
+            labels = ()
+        os.chown(overlay.base_path, uid, gid)
+        os.chmod(overlay.base_path, former.mode)
+        for name, value in labels:
+            os.setxattr(overlay.base_path, name, value.encode())
+
+
+def _ids(remembered: str, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """Owner in libvirt's label: +0:+0."""
+    uid, _, gid = remembered.partition(":")
+    try:
+        return int(uid), int(gid)
+    except ValueError:
+        return otherwise
+
+
+def _remove_file(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- journals ------------------------------------------------------------------------------------------------------
 
 
 def settle(conn: Connection, uuid: str) -> list[str]:
@@ -14,9 +443,51 @@ def settle(conn: Connection, uuid: str) -> list[str]:
     Raises SplitViewError, with nothing touched, when what is found has no written recovery; BusyError when somebody else's
     job is at work on a disk.
     """
-    raise NotImplementedError
+    done = []
+    for journal in Journal.left_behind(lambda facts: facts.get("key") == uuid):
+        try:
+            if overlays.SAVED_STATE in journal.facts:
+                plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
+                done += bring_back(conn, _find(conn, uuid), plan, journal, Progress())
+            for path in journal.facts.get(overlays.PARTIALS, []):
+                if remove_partial(path):
+                    done.append(f"removed the unfinished archive {path}")
+            journal.done()
+        finally:
+            journal.close()
+    return done
 
 
 def pending(uuid: str) -> list[str]:
     """What settle() would look at, one sentence each. Reads journals only."""
-    raise NotImplementedError
+    found = []
+    for facts in Journal.peek(lambda facts: facts.get("key") == uuid):
+        holder = facts.get("holder", {})
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
+        text = f"a run of {facts.get('operation')} ({who}) ended before it had finished"
+        if overlays.SAVED_STATE in facts:
+            plan = overlays.plan_of(facts[overlays.SAVED_STATE])
+            text += f"; its saved state {plan.name} of {plan.vm_name} may still be there"
+        found.append(text)
+    return found
+
+
+def remove_partial(path: str) -> bool:
+    """Remove an unfinished archive that a journal names; False, and nothing done, if it is anything else."""
+    name = os.path.basename(path)
+    try:
+        fine = name.startswith(".") and ".partial-" in name and stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    if fine:
+        _remove_file(path)
+    return fine
+
+
+def _find(conn: Connection, uuid: str) -> Domain | None:
+    try:
+        return conn.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise translate(error, f"The VM {uuid}") from error

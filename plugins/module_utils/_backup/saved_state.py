@@ -56,7 +56,9 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
     what is left in its text (the next recover.settle() deals with it).
     """
     _require_ready(conn, domain, plan)
-    journal.record(**{overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)), overlays.PHASE: Phase.TAKING})
+    journal.record(
+        **{overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)), overlays.PHASE: Phase.TAKING}
+    )
     try:
         taken = _create(conn, domain, plan)
         _require_agreement(conn, domain, plan)
@@ -147,7 +149,9 @@ def _require_idle(domain: Domain, what: str) -> None:
     jobs = blockjobs.jobs(domain)
     if jobs:
         named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in jobs)
-        raise BusyError(what, f"block jobs that are not ours are at work on it: {named}", "Wait until they have finished.")
+        raise BusyError(
+            what, f"block jobs that are not ours are at work on it: {named}", "Wait until they have finished."
+        )
 
 
 def _require_all_disks(domain: Domain, plan: SavedStatePlan) -> None:
@@ -194,6 +198,4 @@ def _formers(domain: Domain, plan: SavedStatePlan) -> dict[str, Former]:
             target = disk.find("target")
             if target is not None:
                 disks[target.get("dev", "")] = etree.tostring(disk, encoding="unicode", with_tail=False)
-    return {
-        each.target: Former(disks.get(each.target, ""), recover.owner_of(each.base_path)) for each in plan.overlays
-    }
+    return {each.target: Former(disks.get(each.target, ""), recover.owner_of(each.base_path)) for each in plan.overlays}

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -110,3 +112,52 @@ def pivot(domain: Domain, target: str) -> None:
         domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
     except libvirt.libvirtError as error:
         raise translate(error, f"Switching {target} of {domain.name()} back to its base") from error
+
+
+def start_commit_qemu(domain: Domain, target: str, overlay: str, base: str) -> None:
+    """Start merging an active image that libvirt does not know, as our own job."""
+    top_node, base_node = _format_node(domain, overlay), _format_node(domain, base)
+    monitor.execute(
+        domain, "block-commit", job_id=OWN_PREFIX + target, device=top_node, top_node=top_node, base_node=base_node,
+        auto_finalize=True, auto_dismiss=False,
+    )  # fmt: skip
+
+
+def finish_commit_qemu(domain: Domain, target: str, on_bytes: OnBytes, before_pivot: Callable[[], None]) -> None:
+    """Bring our own job to its end: the guest goes on with the base. The job stays listed until drop_nodes_qemu()."""
+    asked = False
+    while True:
+        job = next((each for each in jobs(domain) if each.id == OWN_PREFIX + target), None)
+        if job is None or job.status in ("aborting", "null"):
+            raise KvmopsError(f"Merging {target} of {domain.name()}", "the block job ended before it was ready")
+        if job.status == "concluded":
+            return
+        on_bytes(job.done_bytes, job.total_bytes)
+        if job.status == "ready" and not asked:
+            before_pivot()
+            monitor.execute(domain, "job-complete", id=job.id)
+            asked = True
+        time.sleep(POLL_S)
+
+
+def drop_nodes_qemu(domain: Domain, target: str, overlay: str) -> None:
+    """Take the merged overlay's block nodes out of QEMU: libvirt would want their names again for its next saved state."""
+    for job in jobs(domain):
+        if job.id == OWN_PREFIX + target:
+            monitor.execute(domain, "job-dismiss", id=job.id)
+    nodes = _nodes(domain, overlay)
+    # the format node stands on the storage node and goes first
+    for node in sorted(nodes, key=lambda each: each["drv"] == "file"):
+        monitor.execute(domain, "blockdev-del", node_name=node["node-name"])
+
+
+def _format_node(domain: Domain, path: str) -> str:
+    for node in _nodes(domain, path):
+        if node["drv"] != "file":
+            return str(node["node-name"])
+    raise KvmopsError(f"QEMU of {domain.name()}", f"it has no block node for {path}")
+
+
+def _nodes(domain: Domain, path: str) -> list[dict[str, Any]]:
+    found = monitor.execute(domain, "query-named-block-nodes", flat=True)
+    return [node for node in found if os.path.realpath(monitor.file_of(node["file"])) == os.path.realpath(path)]

@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What a temporary saved state consists of, as values and as facts of the journal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+SAVED_STATE = "saved_state"  # names of facts in the journal
+PHASE = "phase"
+PARTIALS = "partials"
+
+
+class Phase(str, Enum):
+    """How far the run as a whole had come."""
+
+    TAKING = "taking"
+    TAKEN = "taken"
+    REMOVING = "removing"
+
+
+class Step(str, Enum):
+    """How far the merge of one disk had come, always recorded before the act it names (PIVOTED: after it was seen)."""
+
+    NONE = "none"
+    COMMITTING = "committing"
+    PIVOTING = "pivoting"  # the persistent definition was on the overlay: it will tell whether libvirt saw the end
+    PIVOTING_BLIND = "pivoting_blind"  # the persistent definition was on the base all the time: it tells nothing
+    PIVOTED = "pivoted"
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One disk of the saved state: ``base_path`` is frozen, the guest goes on writing to ``overlay_path`` (a new qcow2)."""
+
+    target: str
+    base_path: str
+    base_format: str
+    overlay_path: str
+
+
+@dataclass(frozen=True)
+class SavedStatePlan:
+    """A saved state to take. Every disk of the VM is in ``overlays`` or in ``excluded_targets``."""
+
+    vm_uuid: str
+    vm_name: str
+    name: str
+    description: str
+    overlays: tuple[Overlay, ...]
+    excluded_targets: tuple[str, ...]
+    memory_path: str  # "" without a memory image
+    quiesce: bool  # freeze the guest's file systems through its agent
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Owner, mode and libvirt's labels of a base file before the saved state."""
+
+    uid: int
+    gid: int
+    mode: int
+    labels: tuple[tuple[str, str], ...]  # name and value of trusted.libvirt.security.*
+
+
+@dataclass(frozen=True)
+class Former:
+    """What one disk was before: its <disk> in the persistent definition ("" if it had none there) and its file's owner."""
+
+    disk_xml: str
+    owner: Owner
+
+
+def to_facts(plan: SavedStatePlan, formers: Mapping[str, Former]) -> dict[str, Any]:
+    """The plan as JSON values for the journal."""
+    return {**asdict(plan), "formers": {target: asdict(former) for target, former in formers.items()}}
+
+
+def plan_of(facts: Mapping[str, Any]) -> SavedStatePlan:
+    """The plan in a journal's saved_state fact."""
+    values = {name: value for name, value in facts.items() if name != "formers"}
+    values["overlays"] = tuple(Overlay(**each) for each in values["overlays"])
+    values["excluded_targets"] = tuple(values["excluded_targets"])
+    return SavedStatePlan(**values)
+
+
+def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:
+    """What the disks were before, by target, in a journal's saved_state fact."""
+    formers = {}
+    for target, each in facts["formers"].items():
+        owner = each["owner"]
+        labels = tuple((name, value) for name, value in owner["labels"])
+        formers[target] = Former(each["disk_xml"], Owner(owner["uid"], owner["gid"], owner["mode"], labels))
+    return formers
+
+
+def step_fact(target: str) -> str:
+    """The name of the fact that holds the Step of one disk."""
+    return f"step_{target}"

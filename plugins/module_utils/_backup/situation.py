@@ -1,0 +1,202 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What to do about a temporary saved state: the table of situations, as a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import Step
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    KvmopsError,
+    RefusedError,
+    SplitViewError,
+)
+
+
+class Power(str, Enum):
+    """What libvirt says about the VM."""
+
+    RUNNING = "running"
+    OFF = "off"
+    SAVED = "off with a managed-save image"
+    GONE = "not defined any more"
+
+
+class Seen(str, Enum):
+    """Which image one view has as the disk's active one."""
+
+    BASE = "base"
+    OVERLAY = "overlay"
+    OTHER = "other"
+    NONE = "none"  # the view does not have the disk
+
+
+class JobSeen(str, Enum):
+    """The block job on the disk."""
+
+    NONE = "none"
+    OURS = "ours"  # libvirt's merge of our overlay, started by us
+    OURS_QEMU = "ours_qemu"  # our merge without libvirt's knowledge
+    FOREIGN = "foreign"
+
+
+class Content(str, Enum):
+    """What an overlay holds that its base does not; NEWER and OLDER say which of the two was written last."""
+
+    MISSING = "missing"  # there is no such file
+    EMPTY = "empty"  # nothing was ever written to it
+    MERGED = "merged"  # all it holds is in the base too
+    NEWER = "newer"
+    OLDER = "older"
+    DATA = "data"  # something, and its base is in use: cannot be compared
+
+
+@dataclass(frozen=True)
+class DiskSituation:
+    """One disk of the saved state as it is found."""
+
+    target: str
+    qemu: Seen
+    live: Seen
+    persistent: Seen
+    job: JobSeen
+    step: Step
+    content: Content
+    in_use: bool = False  # a process has the images open though no view has the disk
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The VM as it is found. ``listed``: our saved state is in libvirt's list. ``thaw``: it is frozen, and by us."""
+
+    power: Power
+    listed: bool
+    memory_image: bool
+    thaw: bool
+    disks: tuple[DiskSituation, ...]
+    domain_job: str = ""
+
+
+class Act(str, Enum):
+    """What can be done."""
+
+    THAW = "thaw"
+    MERGE = "merge"  # through libvirt
+    FINISH = "finish"  # the merge that runs already
+    MERGE_QEMU = "merge_qemu"  # libvirt does not know the overlay
+    FINISH_QEMU = "finish_qemu"
+    REJOIN = "rejoin"  # QEMU is back on the base, libvirt does not know
+    MERGE_OFF = "merge_off"
+    REDEFINE = "redefine"  # the persistent definition back to the base
+    FORGET = "forget"  # the saved state's bookkeeping
+    UNLINK = "unlink"  # the overlay's file
+    UNLINK_MEMORY = "unlink_memory"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One act, on one disk where it is about a disk."""
+
+    act: Act
+    target: str = ""
+
+
+class Blocked(Exception):
+    """decide() found no way on: ``kind`` is the error to raise, ``target`` the disk."""
+
+    def __init__(self, kind: type[KvmopsError], why: str, target: str = "") -> None:
+        super().__init__(why)
+        self.kind, self.why, self.target = kind, why, target
+
+
+_MERGES = {JobSeen.NONE: Act.MERGE, JobSeen.OURS: Act.FINISH}
+_MERGES_QEMU = {JobSeen.NONE: Act.MERGE_QEMU, JobSeen.OURS_QEMU: Act.FINISH_QEMU}
+_NOTHING_MORE = (Content.EMPTY, Content.MERGED)
+
+
+def decide(situation: Situation) -> list[Action]:
+    """What is left to do, in order; [] when the VM is back on its own disks and nothing of ours is left. Pure.
+
+    Raises Blocked for what has no written recovery, before anything is done to any disk.
+    """
+    actions = [Action(Act.THAW)] if situation.thaw else []
+    merges = []
+    for disk in situation.disks:
+        act = (
+            _attached(disk)
+            if disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
+            else _detached(disk, situation.power)
+        )
+        if act is not None:
+            merges.append(Action(act, disk.target))
+    if merges and situation.domain_job:
+        raise Blocked(BusyError, f"{situation.domain_job} is at work on it")
+    actions += merges
+    if situation.listed:
+        actions.append(Action(Act.FORGET))
+    actions += [Action(Act.UNLINK, disk.target) for disk in situation.disks if disk.content is not Content.MISSING]
+    if situation.memory_image:
+        actions.append(Action(Act.UNLINK_MEMORY))
+    return actions
+
+
+def _attached(disk: DiskSituation) -> Act | None:
+    """A disk that QEMU has, or that libvirt believes it has."""
+    where = (disk.qemu, disk.live)
+    if disk.job is JobSeen.FOREIGN:
+        raise Blocked(BusyError, "a block job that is not ours is at work on it", disk.target)
+    known = disk.persistent is not Seen.OTHER
+    if where == (Seen.OVERLAY, Seen.OVERLAY) and known and disk.job in _MERGES:
+        return _MERGES[disk.job]
+    if where == (Seen.OVERLAY, Seen.BASE) and known and disk.job in _MERGES_QEMU:
+        return _MERGES_QEMU[disk.job]
+    if where == (Seen.BASE, Seen.OVERLAY) and known and disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED):
+        return Act.REJOIN
+    if where == (Seen.BASE, Seen.BASE) and known and disk.job is JobSeen.OURS_QEMU:
+        return Act.FINISH_QEMU
+    if where == (Seen.BASE, Seen.BASE) and known and disk.job is JobSeen.NONE:
+        # PIVOTING_BLIND is no proof: the VM may have been off in between and started on the base
+        merged = disk.step in (Step.PIVOTING, Step.PIVOTED)
+        if not merged and disk.content not in (Content.MISSING, Content.EMPTY):
+            raise Blocked(
+                SplitViewError, "the guest runs on the base, but the overlay holds what it wrote before", disk.target
+            )
+        return Act.REDEFINE if disk.persistent is Seen.OVERLAY else None
+    raise Blocked(SplitViewError, "this has no written recovery", disk.target)
+
+
+def _detached(disk: DiskSituation, power: Power) -> Act | None:
+    """A disk that no running QEMU known to libvirt has."""
+    if disk.in_use:
+        why = "libvirt says the VM is off or without this disk, but a process has its images open"
+        raise Blocked(SplitViewError, why, disk.target)
+    if power is Power.SAVED and disk.persistent is Seen.OVERLAY:
+        raise Blocked(RefusedError, "the VM was saved to disk while it ran on the overlay", disk.target)
+    if disk.content is Content.MISSING:
+        if disk.persistent is Seen.OVERLAY:
+            raise Blocked(SplitViewError, "the definition names an overlay that is not there", disk.target)
+        return None
+    if disk.persistent is Seen.OVERLAY:
+        if disk.content in _NOTHING_MORE:
+            return Act.REDEFINE
+        if disk.step in (Step.NONE, Step.COMMITTING):
+            return Act.MERGE_OFF
+        if disk.step is Step.PIVOTING and disk.content is Content.NEWER:
+            return Act.MERGE_OFF
+        raise Blocked(SplitViewError, "both files were written to since, and either may be the right one", disk.target)
+    if disk.persistent is Seen.BASE:
+        if disk.content in _NOTHING_MORE or disk.step in (Step.PIVOTING, Step.PIVOTED):
+            return None
+        if disk.content is Content.NEWER:
+            return Act.MERGE_OFF
+        why = "the guest wrote to the overlay, and later to the base without it"
+        raise Blocked(SplitViewError, why, disk.target)
+    if disk.content in _NOTHING_MORE:
+        return None
+    raise Blocked(
+        SplitViewError, "the definition has neither file, and the overlay holds what the guest wrote", disk.target
+    )
