@@ -25,8 +25,6 @@ _FICLONERANGE = 0x4020940D
 _CLONE_BLOCK = 4096
 #: Smallest run of zeros that is left as a hole.
 _HOLE_BYTES = 4096
-#: Zeros are looked for in steps of this first; most data needs no finer look.
-_SCAN_BYTES = 64 << 10
 #: One pwrite() of this size keeps source and page cache in the CPU's caches: measured faster than 4 MiB.
 _WRITE_BYTES = 256 << 10
 #: What the kernel answers when these two files cannot share blocks.
@@ -166,20 +164,18 @@ class _SparseTarget:
 
 def _nonzero_runs(offset: int, data: memoryview) -> list[tuple[int, int]]:
     """Ranges of ``data`` that must be written; blocks are those of the file, where ``data`` stands at ``offset``."""
+    head = min(-offset % _HOLE_BYTES, len(data))
+    end = head + (len(data) - head) // _HOLE_BYTES * _HOLE_BYTES
+    # The first 8 bytes of each block, taken in C, tell for most blocks that they are not zeros.
+    samples = data[head:end].cast("Q")[:: _HOLE_BYTES // 8].tolist()
     runs: list[tuple[int, int]] = []
-    for start, end in _blocks(offset, 0, len(data), _SCAN_BYTES):
-        if is_zero(data[start:end]):
-            continue
-        for fine_start, fine_end in _blocks(offset, start, end, _HOLE_BYTES):
-            if is_zero(data[fine_start:fine_end]):
-                continue
-            if runs and runs[-1][1] == fine_start:
-                runs[-1] = (runs[-1][0], fine_end)
-            else:
-                runs.append((fine_start, fine_end))
+    start = 0
+    for block, sample in enumerate(samples):
+        at = head + block * _HOLE_BYTES
+        if sample == 0 and is_zero(data[at : at + _HOLE_BYTES]):
+            if start < at:
+                runs.append((start, at))
+            start = at + _HOLE_BYTES
+    if start < len(data) and not is_zero(data[start:]):
+        runs.append((start, len(data)))
     return runs
-
-
-def _blocks(offset: int, start: int, end: int, block: int) -> list[tuple[int, int]]:
-    cuts = list(range(start + block - (offset + start) % block, end, block))
-    return list(zip([start, *cuts], [*cuts, end]))
