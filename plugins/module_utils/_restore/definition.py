@@ -160,6 +160,7 @@ def _restored_disk(element: etree._Element, disk: NewDisk, outcome: Outcome) -> 
     driver = _driver(element)
     driver.set("name", "qemu")
     driver.set("type", disk.format)
+    source.tail = driver.tail
     element.insert(element.index(driver) + 1, source)
     shareable = element.find("shareable")
     if shareable is not None and disk.format != "raw":
