@@ -35,6 +35,6 @@ copy_collection() { # CHECKOUT
   chmod 711 "$work"
   mkdir -p "$work/collections/ansible_collections/kvmops/backup"
   cd "$work/collections/ansible_collections/kvmops/backup" || return
-  tar -C "$1" --exclude-vcs --exclude=./tests/output --exclude=__pycache__ --exclude='./.*_cache' --exclude=./.ansible -cf - . | tar -xf -
+  tar -C "$1" --exclude-vcs --exclude=./tests/output --exclude=__pycache__ --exclude='./.*_cache' --exclude=./.ansible --exclude=./.hypothesis -cf - . | tar -xf -
   export ANSIBLE_COLLECTIONS_PATH=$work/collections PYTHONPATH=$work/collections PYTHONDONTWRITEBYTECODE=1
 }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import shutil
@@ -59,14 +60,14 @@ class Disk:
 class LabVm:
     """A VM, made by the lab or adopted from what a restore made."""
 
-    def __init__(self, lab: Lab, name: str) -> None:
-        self._lab = lab
+    def __init__(self, hypervisor: Hypervisor, name: str) -> None:
+        self._hypervisor = hypervisor
         self.name = name
 
     @property
     def domain(self) -> libvirt.virDomain:
         """Looked up anew each time: a restart of libvirtd or a new definition does not matter."""
-        return self._lab.connection.lookupByName(self.name)
+        return self._hypervisor.connection.lookupByName(self.name)
 
     @property
     def agent(self) -> GuestAgent:
@@ -149,8 +150,12 @@ class LabVm:
         """``sha256sum`` lines of all files as of the last freeze in mode ``pause``."""
         return self.agent.shell("cat /run/frozen.sha256")
 
+    def booted_digests(self) -> str:
+        """``sha256sum`` lines of all files as they were when the guest booted, before its writer wrote anything."""
+        return self.agent.shell("cat /run/booted.sha256")
+
     def digests(self) -> str:
-        """``sha256sum`` lines of all files on the disks now; equal to ``frozen_digests`` of the VM it is a copy of."""
+        """``sha256sum`` lines of all files on the disks now."""
         return self.agent.shell("find /disk -type f | sort | xargs sha256sum")
 
     def shutdown(self, timeout_s: float = 60) -> None:
@@ -169,17 +174,41 @@ class LabVm:
         self.domain.undefineFlags(_ALL_UNDEFINE)
 
 
-class Lab:
+class Hypervisor:
+    """A libvirt with VMs."""
+
+    def __init__(self, uri: str = daemons.URI) -> None:
+        self.uri = uri
+        self._connection: libvirt.virConnect | None = None
+
+    @property
+    def connection(self) -> libvirt.virConnect:
+        """To libvirtd; opened again when it has been restarted."""
+        if self._connection is not None:
+            # isAlive() says yes until a call has failed.
+            with suppress(libvirt.libvirtError):
+                self._connection.getLibVersion()
+                return self._connection
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        self._connection = libvirt.open(self.uri)
+        return self._connection
+
+    def vm(self, name: str) -> LabVm:
+        """A VM that exists there."""
+        return LabVm(self, name)
+
+
+class Lab(Hypervisor):
     """A directory with VMs. A context manager that removes every VM it made or adopted, and the directory.
 
     Files lie in ``directory`` (which QEMU's user can enter): ``boot/``, a folder per VM, and what the test puts there.
     """
 
     def __init__(self, directory: Path, uri: str = daemons.URI) -> None:
+        super().__init__(uri)
         self.directory = directory
-        self.uri = uri
         self._names: list[str] = []
-        self._connection: libvirt.virConnect | None = None
+        self._folders = itertools.count()
         guest = build_guest()
         self._boot = directory / "boot"
         self._boot.mkdir(parents=True)
@@ -196,18 +225,6 @@ class Lab:
     ) -> None:
         self.close()
 
-    @property
-    def connection(self) -> libvirt.virConnect:
-        """To libvirtd; opened again when it has been restarted."""
-        if self._connection is not None:
-            # isAlive() says yes until a call has failed.
-            with suppress(libvirt.libvirtError):
-                self._connection.getLibVersion()
-                return self._connection
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        self._connection = libvirt.open(self.uri)
-        return self._connection
-
     def path(self, name: str) -> Path:
         """A new directory of this lab, open to QEMU's user; for targets, ISOs and the like."""
         directory = self.directory / name
@@ -217,7 +234,7 @@ class Lab:
 
     def create_pool(self, name: str, path: Path | None = None) -> Path:
         """Defines and starts a directory pool (removed with the lab); returns its directory."""
-        target = path or self.path(f"pool-{len(self._names)}-{os.path.basename(name)}")
+        target = path or self.path(f"pool-{next(self._folders)}")
         xml = f"<pool type='dir'><name>{escape(name)}</name><target><path>{escape(str(target))}</path></target></pool>"
         self.connection.storagePoolDefineXML(xml).create()
         self._names.append(f"pool:{name}")
@@ -242,7 +259,7 @@ class Lab:
         ``agent``: channel for the guest agent; ``writer``: the guest appends markers to every ext4 disk;
         ``isos``: CD-ROMs sda, sdb, … on SATA; ``extra_devices``: XML put into ``<devices>``.
         """
-        files = self.path(f"vm-{len(self._names)}")
+        files = self.path(f"vm-{next(self._folders)}")
         command_line = (
             f"console=ttyS0 quiet panic=1 lab.mount={mount_options} lab.writer={int(writer)} lab.freeze={freeze_mode}"
         )
@@ -275,7 +292,7 @@ class Lab:
         """A VM that somebody else defined (a restore); removed with the lab like the others."""
         if name not in self._names:
             self._names.append(name)
-        return LabVm(self, name)
+        return self.vm(name)
 
     def read_back(self, name: str, disks: Sequence[Disk]) -> LabVm:
         """Boots a second guest that has the given existing images read-only, mounted without journal replay."""
@@ -291,7 +308,7 @@ class Lab:
                     pool.destroy()
                     pool.undefine()
                 else:
-                    LabVm(self, name).remove()
+                    self.vm(name).remove()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
