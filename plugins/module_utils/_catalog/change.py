@@ -74,7 +74,8 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     if not request.present:
         return _delete(before, request)
     after = _wanted(before, request)
-    result: dict[str, Any] = {"changed": before != after or _twin(before, after) is not None}
+    _refuse_other_archive(before, after)
+    result: dict[str, Any] = {"changed": before != after}
     if result["changed"] and not request.check_mode:
         with _lock(before, f"changing the archive {before.path}"):
             after = _apply(before, after, request, context)
@@ -147,25 +148,25 @@ def _wanted(before: State, request: ChangeRequest) -> State:
     )
 
 
-def _twin(before: State, after: State) -> str | None:
-    """The converted archive, if it is there beside the old one: a conversion was killed before its last step.
+def _refuse_other_archive(before: State, after: State) -> None:
+    """Raises TargetError if the converted archive's name is taken by anything else than itself.
 
-    Raises TargetError if the file of that name is another archive.
+    Itself is there when a conversion was killed before its last step.
     """
     if after.path == before.path or not os.path.lexists(after.path):
-        return None
+        return
     try:
         same = before.view is not None and catalog.look(after.path).identity == before.view.identity
     except ArchiveError:
         same = False
     if not same:
         raise TargetError(after.path, "it is in the way and not the same archive", "Move one of the two elsewhere.")
-    return after.path
 
 
 def _apply(before: State, after: State, request: ChangeRequest, context: Context) -> State:
     if after.path != before.path:
-        if _twin(before, after):
+        _refuse_other_archive(before, after)
+        if os.path.lexists(after.path):
             _finish_conversion(before.path, after.path, request, context)
         else:
             _convert(before.path, request, context)

@@ -1,0 +1,291 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Changing one archive: idempotence, what is refused, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import change as change_module
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import change
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
+    BusyError,
+    CancelledError,
+    DamagedError,
+    KvmopsError,
+    RefusedError,
+    TargetError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
+    OTHER_UUID,
+    TIME,
+    UUID,
+    Told,
+    damage,
+    write,
+    write_foreign,
+)
+
+
+@pytest.fixture(autouse=True)
+def without_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_uri: str) -> None:
+        raise KvmopsError("The connection", "not in a unit test")
+
+    monkeypatch.setattr(connection, "connect", connect)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def everything(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def run(path: Path, told: Told, **options: Any) -> dict[str, Any]:
+    return change(ChangeRequest(str(path), **options), told)
+
+
+def test_compress_and_back(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    plain, view = path.read_bytes(), catalog.look(str(path))
+    edit.set_notes(str(path), "note")
+    edit.set_protected(str(path), True)
+    packed = path.with_suffix(".tar.zst")
+    found = run(path, told, compressed=True)
+    assert found == {
+        "changed": True,
+        "archive": {
+            "path": str(packed), "size": packed.stat().st_size, "compressed": True, "protected": True, "notes": "note",
+        },
+    }  # fmt: skip
+    assert names(tmp_path) == [packed.name, packed.name + ".notes", packed.name + ".protected"]
+    assert catalog.look(str(packed)).identity == view.identity
+    for again in (path, packed):  # under the old and the new name
+        assert run(again, told, compressed=True) == {**found, "changed": False}
+    assert run(packed, told, compressed=False)["archive"]["path"] == str(path)
+    assert path.read_bytes() == plain
+    assert names(tmp_path) == [path.name, path.name + ".notes", path.name + ".protected"]
+
+
+def test_foreign_archives_are_converted_too(tmp_path: Path, told: Told) -> None:
+    path = write_foreign(tmp_path)
+    config = catalog.describe(str(path))["config"]
+    found = run(path, told, compressed=True)
+    assert catalog.describe(found["archive"]["path"])["config"] == config
+
+
+def test_marks_are_idempotent(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    wanted = {"protected": True, "notes": "keep"}
+    assert run(path, told, **wanted)["changed"] is True
+    assert run(path, told, **wanted)["changed"] is False
+    assert run(path, told)["changed"] is False
+    assert run(path, told)["archive"] == {
+        "path": str(path), "size": path.stat().st_size, "compressed": False, **wanted,
+    }  # fmt: skip
+    assert run(path, told, protected=False, notes="")["changed"] is True
+    assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("options", [{"compressed": True}, {"protected": True}, {"notes": "x"}, {"present": False, "force": True}])
+def test_check_mode_touches_nothing(
+    tmp_path: Path, own_directories: Path, told: Told, options: dict[str, Any]
+) -> None:
+    path = write(tmp_path)
+    before = everything(tmp_path)
+    predicted = run(path, told, check_mode=True, diff=True, **options)
+    assert everything(tmp_path) == before
+    assert predicted["changed"] is True
+    assert not list((own_directories / "state_dir").rglob("*.lock"))
+    done = run(path, told, diff=True, **options)
+    for key in ("path", "compressed", "protected", "notes"):
+        assert done["archive"][key] == predicted["archive"][key]
+    assert done["diff"]["before"] == predicted["diff"]["before"]
+
+
+def test_delete(tmp_path: Path, told: Told) -> None:
+    path, other = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    edit.set_notes(str(path), "note")
+    assert run(path, told, present=False)["changed"] is True
+    assert names(tmp_path) == [other.name]
+    assert run(path, told, present=False) == {"changed": False}
+
+
+def test_the_last_good_archive_of_a_vm_needs_force(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    write(tmp_path, uuid=OTHER_UUID)  # another VM of that name
+    (tmp_path / "damaged.tar").write_bytes(path.read_bytes()[:-5000])
+    before = everything(tmp_path)
+    with pytest.raises(RefusedError, match="last good archive of web01"):
+        run(path, told, present=False)
+    with pytest.raises(RefusedError, match="last good archive of web01"):
+        run(path, told, present=False, check_mode=True)
+    assert everything(tmp_path) == before
+    assert run(path, told, present=False, force=True)["changed"] is True
+    assert not path.exists()
+
+
+def test_its_own_compressed_form_is_no_other_archive(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    copy = path.read_bytes()
+    packed = Path(convert.compress(str(path)))
+    path.write_bytes(copy)
+    for either in (path, packed):
+        with pytest.raises(RefusedError, match="last good archive"):
+            run(either, told, present=False)
+
+
+def test_a_protected_archive_needs_force(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    write(tmp_path, timestamp=TIME + 1)
+    edit.set_protected(str(path), True)
+    with pytest.raises(RefusedError, match="it is protected"):
+        run(path, told, present=False)
+    assert run(path, told, present=False, force=True)["changed"] is True
+    assert names(tmp_path) == [f"web01_20261122T010001Z_{UUID[:8]}.tar"]
+
+
+def test_a_damaged_archive_can_be_deleted_and_protected_but_not_converted(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    damage(path, 300_000)
+    before = everything(tmp_path)
+    with pytest.raises(DamagedError, match="it is damaged"):
+        run(path, told, compressed=True)
+    assert everything(tmp_path) == before
+    path.write_bytes(path.read_bytes()[:200_000])
+    with pytest.raises(ArchiveError):
+        run(path, told, compressed=True)
+    assert run(path, told, protected=True)["archive"]["compressed"] is None
+    assert run(path, told, protected=False)["changed"] is True
+    assert run(path, told, present=False)["changed"] is True
+    assert names(tmp_path) == []
+
+
+def test_no_such_archive(tmp_path: Path, told: Told) -> None:
+    with pytest.raises(ArchiveError, match="no such file"):
+        run(tmp_path / "missing.tar", told, protected=True)
+    with pytest.raises(TargetError):
+        run(tmp_path / "missing" / "x.tar", told, present=False)
+
+
+def test_a_read_only_place_is_refused_first(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path)
+
+    def refuse(_conn: object, *, path: str) -> None:
+        raise TargetError(path, "read-only")
+
+    monkeypatch.setattr(change_module.storage, "resolve_target", refuse)
+    for options in ({"compressed": False}, {"present": False, "force": True}, {"notes": "", "check_mode": True}):
+        with pytest.raises(TargetError, match="read-only"):
+            run(path, told, **options)
+
+
+def test_busy_while_somebody_is_at_work_on_the_vm(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    with _locks.hold(UUID, what="backing up web01"):
+        for options in ({"compressed": True}, {"protected": True}, {"present": False, "force": True}):
+            with pytest.raises(BusyError, match="backing up web01"):
+                run(path, told, **options)
+        assert run(path, told, protected=False)["changed"] is False
+    assert names(tmp_path) == [path.name]
+
+
+def test_a_strange_uuid_is_no_lock_name(tmp_path: Path, told: Told) -> None:
+    path = write_foreign(tmp_path, uuid="../../x")
+    assert run(path, told, protected=True)["changed"] is True
+
+
+def test_another_archive_in_the_way_is_not_touched(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    other = write(tmp_path, timestamp=TIME + 1, compressed=True).rename(path.with_suffix(".tar.zst"))
+    before = everything(tmp_path)
+    for check_mode in (True, False):
+        with pytest.raises(TargetError, match="not the same archive"):
+            run(path, told, compressed=True, check_mode=check_mode)
+    other.write_bytes(b"")
+    with pytest.raises(TargetError, match="not the same archive"):
+        run(path, told, compressed=True)
+    assert (tmp_path / path.name).read_bytes() == before[path.name]
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: what it leaves is what the disk holds."""
+
+
+def test_a_conversion_killed_before_its_last_step_is_finished(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path)
+    edit.set_notes(str(path), "note")
+    plain = path.read_bytes()
+    convert.compress(str(path))
+    packed = path.with_suffix(".tar.zst")
+    path.write_bytes(plain)  # killed between the new file's birth and the old one's end
+    os.replace(str(packed) + ".notes", str(path) + ".notes")
+    assert run(path, told, compressed=True, check_mode=True)["changed"] is True
+    found = run(path, told, compressed=True)
+    assert (found["changed"], found["archive"]["notes"]) == (True, "note")
+    assert names(tmp_path) == [packed.name, packed.name + ".notes"]
+    assert run(path, told, compressed=True)["changed"] is False
+
+
+def test_a_damaged_half_of_a_killed_conversion_costs_nothing(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    plain = path.read_bytes()
+    packed = Path(convert.compress(str(path)))
+    path.write_bytes(plain)
+    damage(packed, packed.stat().st_size // 2)
+    with pytest.raises(DamagedError, match="was not removed"):
+        run(path, told, compressed=True)
+    assert path.read_bytes() == plain
+
+
+def test_a_partial_file_of_a_dead_run_goes_with_the_next(
+    tmp_path: Path, own_directories: Path, told: Told
+) -> None:
+    path = write(tmp_path)
+    partial = tmp_path / f".{path.name}.zst.partial-abc"
+    partial.write_bytes(b"half")
+    journal = _journal.Journal.open(str(tmp_path), change_module.OPERATION, {"archive": str(path)})
+    journal.record(partial=str(partial))
+    assert run(path, told, protected=False)["changed"] is False  # the run is alive: its file is left alone
+    assert partial.exists()
+    journal.close()
+    run(path, told, protected=False, check_mode=True)
+    assert partial.exists()
+    assert len(told.warnings) == 1 and str(partial) in told.warnings[0]
+    run(path, told, protected=False)
+    assert not partial.exists()
+    assert list((own_directories / "state_dir" / "journal").iterdir()) == []
+
+
+def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path, own_directories: Path) -> None:
+    path = write(tmp_path)
+    before = everything(tmp_path)
+    stopped = Progress()
+    phase = stopped.phase
+
+    def stop_at(name: str, disk: str = "", bytes_total: int = 0) -> None:
+        if name == "read back":
+            stopped.cancel("asked to")
+        phase(name, disk, bytes_total)
+
+    stopped.phase = stop_at  # type: ignore[method-assign]
+    with pytest.raises(CancelledError):
+        change(replace(ChangeRequest(str(path)), compressed=True), Told(stopped))
+    assert everything(tmp_path) == before
+    assert list((own_directories / "state_dir" / "journal").iterdir()) == []
