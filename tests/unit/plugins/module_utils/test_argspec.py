@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From arguments to requests, from results and errors to what Ansible sees."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from ansible.module_utils import basic
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _argspec, _deps, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import request as backup_request
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import (
+    ChangeRequest,
+    InfoRequest,
+    Selection,
+    VerifyRequest,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import request as restore_request
+
+SPEC = {"vm": {"type": "str"}, "query": {"type": "str"}}
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_paths, "run_dir", lambda: str(tmp_path))
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    operation: Callable[[Mapping[str, Any], Context], dict[str, Any]],
+    arguments: Mapping[str, Any] = {},
+    **rules: Any,
+) -> tuple[int, dict[str, Any]]:
+    """Exit code and result of a module with that operation."""
+    handlers = {number: signal.getsignal(number) for number in _argspec.STOP_SIGNALS}
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": dict(arguments)}).encode())
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            _argspec.run_module(SPEC, operation, libraries=[], **rules)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def told(result: dict[str, Any], text: str) -> int:
+    """How often a warning was given; those of other tests in this process are there too."""
+    return sum(text in json.dumps(warning) for warning in result["warnings"])
+
+
+def test_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = {}
+
+    def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        seen.update(params)
+        context.warn("once")
+        context.warn("once")
+        context.warn("twice")
+        return {"archives": [1]}
+
+    code, result = run(monkeypatch, capsys, operation, {"vm": "web01", "_ansible_check_mode": True, "_ansible_diff": True})
+    assert (code, result["changed"], result["archives"]) == (0, False, [1])
+    assert (told(result, "once"), told(result, "twice")) == (1, 1)
+    assert seen == {"vm": "web01", "query": None, "check_mode": True, "diff": True}
+
+
+def test_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        context.warn("degraded")
+        context.progress.phase("copy")
+        raise RefusedError("The VM web01", "it has a managed-save image", "Start it first.")
+
+    code, result = run(monkeypatch, capsys, operation)
+    assert code == 1
+    assert result["msg"] == "The VM web01: it has a managed-save image. Start it first."
+    assert (result["what"], result["why"], result["hint"]) == (
+        "The VM web01", "it has a managed-save image", "Start it first.",
+    )  # fmt: skip
+    assert (result["failed"], result["cancelled"], told(result, "degraded")) == (True, False, 1)
+    assert list((tmp_path / "status").iterdir()) == []
+
+
+def test_system_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = run(monkeypatch, capsys, lambda _params, _context: {"size": os.stat("/no/such/file").st_size})
+    assert (code, result["msg"]) == (1, "/no/such/file: No such file or directory")
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", b'{"ANSIBLE_MODULE_ARGS": {}}')
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    handlers = {number: signal.getsignal(number) for number in _argspec.STOP_SIGNALS}
+    with pytest.raises(KeyError):
+        _argspec.run_module(SPEC, lambda params, _context: {"x": params["missing"]}, libraries=[])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_failed_result_keeps_its_facts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"failed": True, "msg": "Damaged: a.tar", "archives": [{"ok": False}]}
+    code, result = run(monkeypatch, capsys, lambda _params, _context: answer)
+    assert (code, result["failed"], result["msg"], result["archives"]) == (1, True, "Damaged: a.tar", [{"ok": False}])
+
+
+def test_libvirt_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    libvirt = pytest.importorskip("libvirt")
+
+    def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        raise libvirt.libvirtError("no reason")
+
+    code, result = run(monkeypatch, capsys, operation)
+    assert (code, "no reason" in result["msg"]) == (1, True)
+
+
+@pytest.mark.parametrize("number", _argspec.STOP_SIGNALS)
+def test_a_signal_stops_it_at_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    cleaned_up = []
+
+    def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        try:
+            os.kill(os.getpid(), number)
+            while True:
+                context.progress.advance(1)
+        finally:
+            cleaned_up.append(True)
+
+    code, result = run(monkeypatch, capsys, operation)
+    assert (code, result["cancelled"], cleaned_up) == (1, True, [True])
+    assert number.name in result["msg"]
+
+
+def test_a_missing_library_is_named_with_its_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jmespath", None)
+    never = {"never": True}
+    code, result = run(monkeypatch, capsys, lambda _params, _context: never, libraries_for={"query": "jmespath"})
+    assert (code, result["never"]) == (0, True)
+    code, result = run(
+        monkeypatch, capsys, lambda _params, _context: never, {"query": "x"}, libraries_for={"query": "jmespath"}
+    )
+    assert code == 1 and "never" not in result
+    assert "jmespath" in result["msg"] and "python3-jmespath" in result["msg"]
+
+
+def test_every_library_has_its_packages() -> None:
+    assert _deps.first_missing(["json"]) is None
+    assert set(_deps.LIBRARIES) == {"libvirt", "lxml", "zstandard", "jmespath"}
+
+
+def params_of(module: str, **given: Any) -> dict[str, Any]:
+    """What AnsibleModule would make of the given options."""
+    spec = importlib.import_module(f"ansible_collections.kvmops.backup.plugins.modules.{module}").ARGUMENT_SPEC
+    return {**{name: option.get("default") for name, option in spec.items()}, "check_mode": False, "diff": False, **given}
+
+
+def test_the_defaults_of_modules_and_requests_are_the_same() -> None:
+    backup = backup_request.from_params(params_of("vm_backup", vm="web01", pool="backups"))
+    assert backup == backup_request.BackupRequest("web01", pool="backups")
+    restore = restore_request.from_params(params_of("vm_restore", source="/b/x.tar"))
+    assert restore == restore_request.RestoreRequest("/b/x.tar")
+    assert InfoRequest.of(params_of("backup_info")) == InfoRequest(Selection())
+    assert VerifyRequest.of(params_of("backup_verify", path="/b")) == VerifyRequest(Selection(path="/b"))
+    assert ChangeRequest.of(params_of("backup_archive", archive="/b/x.tar")) == ChangeRequest("/b/x.tar")
+
+
+def test_options_reach_their_field() -> None:
+    backup = backup_request.from_params(
+        params_of(
+            "vm_backup", vm="web01", path="/b", uri="qemu:///session", compress=True, compress_level=9, threads=3,
+            consistency="crash", include_iso=False, include_secrets=True, max_age="20h", wait_timeout="30m",
+            bandwidth="50M", notes="n", check_mode=True, diff=True,
+        )
+    )
+    assert backup == backup_request.BackupRequest(
+        vm="web01", path="/b", uri="qemu:///session", compress=True, compress_level=9, threads=3,
+        consistency=backup_request.ConsistencyWish.CRASH, include_iso=False, include_secrets=True, max_age_s=72000,
+        wait_timeout_s=1800, bandwidth_bps=50 * 2**20, notes="n", check_mode=True, diff=True,
+    )  # fmt: skip
+    with pytest.raises(RefusedError, match="max_age"):
+        backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", max_age="soon"))
+    restore = restore_request.from_params(
+        params_of(
+            "vm_restore", source="/b/x.tar", point=5, path="/i", name="n", uuid="new", mac="keep", networks={"a": "b"},
+            disk_format="qcow2", start=True, force=True, uri="qemu:///session", check_mode=True, diff=True,
+        )
+    )
+    assert restore == restore_request.RestoreRequest(
+        "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, True, True,
+        "qemu:///session", True, True,
+    )  # fmt: skip
+    found = ChangeRequest.of(params_of("backup_archive", archive="/b/x.tar", state="absent", compressed=False, notes=""))
+    assert found == replace(ChangeRequest("/b/x.tar"), present=False, compressed=False, notes="")
