@@ -71,8 +71,11 @@ def can_stream_as_raw(info: ImageInfo, read_at: ReadAt) -> bool:
     if info.format != "qcow2":
         return False
     try:
-        for count, _ in enumerate(_runs(read_at, _streamable_header(read_at, sys.maxsize), sys.maxsize)):
-            _check_count(count)
+        runs = 0
+        for _, guest, _ in _runs(read_at, _streamable_header(read_at, sys.maxsize), sys.maxsize):
+            if guest >= 0:
+                _check_count(runs)
+                runs += 1
     except NotStreamableError:
         return False
     return True
@@ -102,9 +105,10 @@ def read_mapping(read_at: ReadAt, size_bytes: int) -> Mapping:
             counts.append(count)
     del taken
     if any(members[index] > members[index + 1] for index in range(len(members) - 1)):
-        order = sorted(range(len(members)), key=members.__getitem__)
+        # One integer per run takes half the memory of indexes sorted by key.
+        order = array("Q", sorted(member * MAX_RUNS + index for index, member in enumerate(members)))
         members, guests, counts = (
-            array(values.typecode, map(values.__getitem__, order)) for values in (members, guests, counts)
+            array(values.typecode, (values[each % MAX_RUNS] for each in order)) for values in (members, guests, counts)
         )
     return Mapping(cluster, header.virtual_size_bytes, members, guests, counts)
 

@@ -72,7 +72,8 @@ def test_internal_snapshots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fmt", "name"), [("vmdk", "vmdk"), ("vdi", "vdi"), ("vhdx", "vhdx"), ("vpc", "vhd"), ("qed", "qed"), ("qcow", "qcow")]
+    ("fmt", "name"),
+    [("vmdk", "vmdk"), ("vdi", "vdi"), ("vhdx", "vhdx"), ("vpc", "vhd"), ("qed", "qed"), ("qcow", "qcow")],
 )
 def test_foreign_formats(tmp_path: Path, fmt: str, name: str) -> None:
     info = make(tmp_path / "a", fmt=fmt, size="64M")
@@ -223,7 +224,9 @@ def test_random_damage(image: bytes, seed: int) -> None:
     for _ in range(200):
         damaged = bytearray(image)
         for _ in range(rng.randint(1, 12)):
-            damaged[rng.randrange(8, rng.choice([112, 600, len(image)]))] = rng.choice([0, 1, 0x7F, 0xFF, rng.randrange(256)])
+            damaged[rng.randrange(8, rng.choice([112, 600, len(image)]))] = rng.choice(
+                [0, 1, 0x7F, 0xFF, rng.randrange(256)]
+            )
         consistent_or_refused(bytes(damaged))
 
 
