@@ -63,7 +63,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts: Facts) -> Situation:
     """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
     seen = views.gather(conn, domain) if domain is not None else views.VmView(False, False, False, ())
-    jobs = {job.target: job for job in blockjobs.jobs(domain)} if domain is not None and seen.running else {}
+    all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
+    jobs = {job.target: job for job in all_jobs}
+    taking = facts.get(overlays.PHASE) == Phase.TAKING
     power = Power.RUNNING if seen.running else Power.SAVED if seen.managed_save else Power.OFF
     disks = []
     for overlay in plan.overlays:
@@ -83,9 +85,10 @@ def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts
                 # on the overlay in QEMU: all that matters is that it is not a leftover
                 content=Content.DATA if on_overlay else _content(overlay, compare=not attached and not in_use),
                 in_use=in_use,
+                stray=seen.running and not on_overlay and blockjobs.has_nodes(domain, overlay.overlay_path),
             )
         )
-    asleep = seen.running and plan.quiesce and facts.get(overlays.PHASE) == Phase.TAKING and agent.freeze_status(domain)
+    asleep = seen.running and plan.quiesce and taking and agent.freeze_status(domain)
     return Situation(
         power=Power.GONE if domain is None else power,
         listed=domain is not None and _is_listed(domain, plan),
@@ -93,6 +96,7 @@ def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts
         thaw=bool(asleep),
         disks=tuple(disks),
         domain_job=blockjobs.domain_job(domain) if domain is not None and seen.running else "",
+        stale_jobs=taking and any(blockjobs.is_stale_creation(job) for job in all_jobs),
     )
 
 
@@ -192,8 +196,8 @@ def bring_back(
     formers = overlays.formers_of(journal.facts[overlays.SAVED_STATE])
     work = _Work(conn, domain, plan, formers, journal, progress)
     done: list[str] = []
-    # every disk needs at most: rejoin, merge, redefine, unlink; then the saved state, its memory image, the thaw
-    for _ in range(4 * len(plan.overlays) + 4):
+    # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the saved state, its memory image, the thaw
+    for _ in range(5 * len(plan.overlays) + 5):
         try:
             actions = decide(observe(conn, domain, plan, journal.facts))
         except Blocked as blocked:
@@ -245,6 +249,8 @@ def _sentence(action: Action, plan: SavedStatePlan) -> str:
         Act.FINISH: "finished the merge of {}",
         Act.MERGE_QEMU: "merged the overlay of {}, unknown to libvirt, into its base",
         Act.FINISH_QEMU: "finished the merge of {}, unknown to libvirt",
+        Act.DISMISS: "dismissed ended jobs of {}",
+        Act.DROP: "removed unused block nodes of {}",
         Act.REJOIN: "told libvirt and QEMU the same about {}",
         Act.MERGE_OFF: "merged the overlay of {} into its base while the VM is off",
         Act.REDEFINE: "pointed the persistent definition of {} back to its base",
@@ -288,7 +294,7 @@ def _finish_qemu(work: _Work, target: str) -> None:
 
     blockjobs.finish_commit_qemu(work.domain, target, _reporter(work.progress, target), before_pivot)
     _require_on_base(work, target)
-    blockjobs.drop_nodes_qemu(work.domain, target, work.overlay(target).overlay_path)
+    blockjobs.dismiss_own(work.domain, target)
 
 
 def _require_on_base(work: _Work, target: str) -> None:
@@ -301,6 +307,14 @@ def _require_on_base(work: _Work, target: str) -> None:
             "The next run of this task looks again.",
         )
     work.step(target, Step.PIVOTED)
+
+
+def _dismiss(work: _Work, _target: str) -> None:
+    blockjobs.dismiss_stale_creations(work.domain)
+
+
+def _drop(work: _Work, target: str) -> None:
+    blockjobs.drop_nodes(work.domain, work.overlay(target).overlay_path)
 
 
 def _rejoin(work: _Work, target: str) -> None:
@@ -375,6 +389,8 @@ _ACTS: dict[Act, Callable[[_Work, str], None]] = {
     Act.FINISH: _finish,
     Act.MERGE_QEMU: _merge_qemu,
     Act.FINISH_QEMU: _finish_qemu,
+    Act.DISMISS: _dismiss,
+    Act.DROP: _drop,
     Act.REJOIN: _rejoin,
     Act.MERGE_OFF: _merge_off,
     Act.REDEFINE: _redefine,

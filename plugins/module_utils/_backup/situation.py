@@ -67,11 +67,16 @@ class DiskSituation:
     step: Step
     content: Content
     in_use: bool = False  # a process has the images open though no view has the disk
+    stray: bool = False  # QEMU has block nodes of the overlay, but the disk does not stand on them
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The VM as it is found. ``listed``: our saved state is in libvirt's list. ``thaw``: it is frozen, and by us."""
+    """The VM as it is found.
+
+    ``listed``: our saved state is in libvirt's list. ``thaw``: it is frozen, and by us. ``stale_jobs``: QEMU has ended jobs
+    of a saved state that libvirtd did not live to see.
+    """
 
     power: Power
     listed: bool
@@ -79,6 +84,7 @@ class Situation:
     thaw: bool
     disks: tuple[DiskSituation, ...]
     domain_job: str = ""
+    stale_jobs: bool = False
 
 
 class Act(str, Enum):
@@ -89,6 +95,8 @@ class Act(str, Enum):
     FINISH = "finish"  # the merge that runs already
     MERGE_QEMU = "merge_qemu"  # libvirt does not know the overlay
     FINISH_QEMU = "finish_qemu"
+    DISMISS = "dismiss"  # the ended jobs
+    DROP = "drop"  # stray block nodes: libvirt will want their names again
     REJOIN = "rejoin"  # QEMU is back on the base, libvirt does not know
     MERGE_OFF = "merge_off"
     REDEFINE = "redefine"  # the persistent definition back to the base
@@ -133,9 +141,14 @@ def decide(situation: Situation) -> list[Action]:
         )
         if act is not None:
             merges.append(Action(act, disk.target))
-    if merges and situation.domain_job:
+    if situation.domain_job and (merges or situation.stale_jobs):
         raise Blocked(BusyError, f"{situation.domain_job} is at work on it")
+    if situation.stale_jobs:
+        actions.append(Action(Act.DISMISS))
     actions += merges
+    actions += [
+        Action(Act.DROP, disk.target) for disk in situation.disks if disk.stray and disk.live is not Seen.OVERLAY
+    ]
     if situation.listed:
         actions.append(Action(Act.FORGET))
     actions += [Action(Act.UNLINK, disk.target) for disk in situation.disks if disk.content is not Content.MISSING]

@@ -124,7 +124,7 @@ def start_commit_qemu(domain: Domain, target: str, overlay: str, base: str) -> N
 
 
 def finish_commit_qemu(domain: Domain, target: str, on_bytes: OnBytes, before_pivot: Callable[[], None]) -> None:
-    """Bring our own job to its end: the guest goes on with the base. The job stays listed until drop_nodes_qemu()."""
+    """Bring our own job to its end: the guest goes on with the base. The job stays listed until dismiss_own()."""
     asked = False
     while True:
         job = next((each for each in jobs(domain) if each.id == OWN_PREFIX + target), None)
@@ -140,14 +140,32 @@ def finish_commit_qemu(domain: Domain, target: str, on_bytes: OnBytes, before_pi
         time.sleep(POLL_S)
 
 
-def drop_nodes_qemu(domain: Domain, target: str, overlay: str) -> None:
-    """Take the merged overlay's block nodes out of QEMU: libvirt would want their names again for its next saved state."""
+def dismiss_own(domain: Domain, target: str) -> None:
+    """Forget our own ended job."""
+    monitor.execute(domain, "job-dismiss", id=OWN_PREFIX + target)
+
+
+def is_stale_creation(job: Job) -> bool:
+    """An ended job of the kind libvirt makes overlays with; a living libvirtd dismisses them at once. Pure."""
+    return job.type == "create" and job.status == "concluded"
+
+
+def dismiss_stale_creations(domain: Domain) -> None:
+    """Forget what is_stale_creation() names: libvirt will want the jobs' names again for its next saved state."""
     for job in jobs(domain):
-        if job.id == OWN_PREFIX + target:
+        if is_stale_creation(job):
             monitor.execute(domain, "job-dismiss", id=job.id)
-    nodes = _nodes(domain, overlay)
+
+
+def has_nodes(domain: Domain, path: str) -> bool:
+    """Whether QEMU has block nodes of that file."""
+    return bool(_nodes(domain, path))
+
+
+def drop_nodes(domain: Domain, path: str) -> None:
+    """Take a file's block nodes, which no device uses, out of QEMU. QEMU refuses for nodes in use."""
     # the format node stands on the storage node and goes first
-    for node in sorted(nodes, key=lambda each: each["drv"] == "file"):
+    for node in sorted(_nodes(domain, path), key=lambda each: each["drv"] == "file"):
         monitor.execute(domain, "blockdev-del", node_name=node["node-name"])
 
 
