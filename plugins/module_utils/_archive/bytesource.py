@@ -10,14 +10,16 @@ import os
 import threading
 from typing import BinaryIO, Optional, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, frames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, HostileError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import zstandard
 
 Buffer = Union[bytes, memoryview]
 MAX_WINDOW_BYTES = 128 * 2**20  # what `zstd -d` accepts unasked; bounds our memory too
+MAX_EXPANSION_BYTES = 2**20  # zstd stores what it cannot compress, at 3 bytes for each block
 _READ_AHEAD = 2**20
+_ZERO_FRAME_BYTES = 8 * 2**10
 
 
 def _pread(fd: int, length: int, offset: int, path: str) -> bytes:
@@ -30,14 +32,43 @@ def _pread(fd: int, length: int, offset: int, path: str) -> bytes:
 
 
 class PlainBytes:
-    """A plain tar file; random access from several threads."""
+    """A plain tar file; random access from several threads. `parallel`: chunks may be asked for by several threads at once."""
 
-    random_access = True
+    random_access = parallel = True
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd, self._path = fd, path
         self.size: Optional[int] = os.fstat(fd).st_size
         self._scratch = threading.local()
+        self._data = (
+            0,
+            0,
+            0,
+        )  # [0] to [1] is a hole, [1] to [2] is data; replaced as a whole, so that threads need no lock
+
+    def _is_hole(self, offset: int, length: int) -> bool:
+        """Whether the file system says that these bytes are a hole, which means zeros."""
+        begin, data, end = self._data
+        if not begin <= offset < end:
+            begin, data, end = self._data = self._look(offset)
+        return begin <= offset and offset + length <= data
+
+    def next_data(self, offset: int) -> int:
+        """The first byte at or behind `offset` that is not in a hole."""
+        begin, data, end = self._data
+        if not begin <= offset < end:
+            begin, data, end = self._data = self._look(offset)
+        return max(offset, data)
+
+    def _look(self, offset: int) -> tuple[int, int, int]:
+        assert self.size is not None
+        try:
+            data = os.lseek(self.fd, offset, os.SEEK_DATA)
+            return offset, data, os.lseek(self.fd, data, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO and offset < os.fstat(self.fd).st_size >= self.size:
+                return offset, self.size, self.size
+            return offset, offset, offset + CHUNK_BYTES  # no such call, or the file shrank: reading will tell
 
     def fetch(self, offset: int, length: int) -> bytes:
         """At most `length` bytes of the stream at `offset`; fewer only at its end."""
@@ -51,7 +82,9 @@ class PlainBytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def fetch_chunk(self, offset: int, length: int) -> Buffer:
-        """As fetch, without a copy: the buffer belongs to the calling thread until its next call."""
+        """As fetch, without a copy: the buffer belongs to the calling thread until its next call. ZEROS for a whole hole."""
+        if length == CHUNK_BYTES and self._is_hole(offset, length):
+            return digests.ZEROS
         if not hasattr(self._scratch, "view"):
             self._scratch.view = memoryview(bytearray(CHUNK_BYTES))
         view: memoryview = self._scratch.view[:length]
@@ -69,14 +102,20 @@ class PlainBytes:
 
 
 class FramedBytes:
-    """A seekable sequence of zstd frames; random access from several threads."""
+    """A seekable sequence of zstd frames; random access. Frames larger than ours are read by one thread, to bound memory."""
 
     random_access = True
 
     def __init__(self, fd: int, path: str, index: frames.FrameIndex) -> None:
         self.fd, self._path, self.index = fd, path, index
         self.size: Optional[int] = index.stream_size
+        self.parallel = index.largest <= CHUNK_BYTES
         self._local = threading.local()
+        self._zero_frame = b""  # the compressed form of ZEROS, as this archive has it
+
+    def next_data(self, offset: int) -> int:
+        """`offset`: compressed archives have no holes."""
+        return offset
 
     def frame(self, number: int) -> bytes:
         """The decompressed bytes of a frame. Raises DamagedError with the offset in the archive file."""
@@ -84,31 +123,31 @@ class FramedBytes:
         content = self.index.stream_offsets[number + 1] - self.index.stream_offsets[number]
         if not content:
             return b""
+        if end - begin > MAX_EXPANSION_BYTES + content:
+            raise self._damaged(begin, end, f"{end - begin} bytes cannot be a frame of {content}")
         if not hasattr(self._local, "decompressor"):
             self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
         data = _pread(self.fd, end - begin, begin, self._path)
+        if data == self._zero_frame:
+            return digests.ZEROS
         try:
             if (
                 zstandard.frame_content_size(data) != content
                 or zstandard.get_frame_parameters(data).window_size > MAX_WINDOW_BYTES
+                or frames.measure(lambda offset, length: data[offset : offset + length], 0, len(data)).end != len(data)
             ):
                 raise zstandard.ZstdError("its header does not fit the seek table")
             plain: bytes = self._local.decompressor.decompress(data, max_output_size=content)
-        except zstandard.ZstdError as error:
-            raise DamagedError(
-                f"archive {self._path}",
-                f"the frame at offset {begin} is damaged ({error})",
-                offset=begin,
-                length=end - begin,
-            ) from error
+        except (zstandard.ZstdError, frames.FrameError) as error:
+            raise self._damaged(begin, end, f"the frame at offset {begin} is damaged ({error})") from error
         if len(plain) != content:
-            raise DamagedError(
-                f"archive {self._path}",
-                f"the frame at offset {begin} has {len(plain)} bytes instead of {content}",
-                offset=begin,
-                length=end - begin,
-            )
+            raise self._damaged(begin, end, f"the frame at offset {begin} has {len(plain)} bytes instead of {content}")
+        if len(data) < _ZERO_FRAME_BYTES and plain == digests.ZEROS:
+            self._zero_frame = data
         return plain
+
+    def _damaged(self, begin: int, end: int, why: str) -> DamagedError:
+        return DamagedError(f"archive {self._path}", why, offset=begin, length=end - begin)
 
     def fetch(self, offset: int, length: int) -> bytes:
         """At most `length` bytes of the stream at `offset`; fewer only at its end."""
@@ -125,24 +164,29 @@ class FramedBytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def fetch_chunk(self, offset: int, length: int) -> Buffer:
-        """As fetch; a chunk that begins a frame is decompressed straight, without a copy."""
-        if offset < self.index.stream_size:
+        """As fetch; a chunk that begins a frame is decompressed straight, without a copy. ZEROS for a chunk of zeros."""
+        if self.parallel and offset < self.index.stream_size:
             number = self.index.find(offset)
             if self.index.stream_offsets[number] == offset and self.index.stream_offsets[number + 1] - offset >= length:
-                return memoryview(self.frame(number))[:length]
+                plain = self.frame(number)
+                return plain if len(plain) == length else memoryview(plain)[:length]
         return self.fetch(offset, length)
 
 
 class StreamedBytes:
     """A zstd stream of unknown framing, read forward once; going back starts again."""
 
-    random_access = False
+    random_access = parallel = False
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self._file, self._path = file, path
         self.fd = file.fileno()
         self.size: Optional[int] = None
         self._restart()
+
+    def next_data(self, offset: int) -> int:
+        """`offset`: compressed archives have no holes."""
+        return offset
 
     def _restart(self) -> None:
         self._file.seek(0)
@@ -202,10 +246,11 @@ def open_bytes(file: BinaryIO, path: str) -> tuple[Bytes, bool]:
     fd = file.fileno()
     size = os.fstat(fd).st_size
     magic = _pread(fd, 4, 0, path)
-    if magic[:4] == frames.ZSTD_MAGIC or (
-        len(magic) == 4 and int.from_bytes(magic, "little") & 0xFFFFFFF0 == 0x184D2A50
-    ):
-        index = frames.read_seek_table(fd, size) or frames.walk(fd, size)
+    number = int.from_bytes(magic.ljust(4, b"\0"), "little")
+    table = frames.read_seek_table(fd, size)
+    # The seek table at the end tells a compressed archive whose first bytes are damaged.
+    if magic == frames.ZSTD_MAGIC or number & 0xFFFFFFF0 == 0x184D2A50 or table:
+        index = table or frames.walk(fd, size)
         return (FramedBytes(fd, path, index) if index else StreamedBytes(file, path)), True
     if not size:
         raise DamagedError(f"archive {path}", "the file is empty")

@@ -9,6 +9,7 @@ See docs/FORMAT.md, "Configuration XML", for the element, attribute by attribute
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from dataclasses import replace
 from typing import Optional
@@ -25,13 +26,19 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     SavedState,
     Skipped,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
+    DamagedError,
+    HostileError,
+    RefusedError,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 NAMESPACE = "urn:kvmops:backup:1"
 _PREFIX = "{" + NAMESPACE + "}"
 _ROOT = _PREFIX + "backup"
 _NO_DIGEST = b"0" * 64
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _yes(value: bool) -> str:
@@ -45,11 +52,35 @@ def _child(parent: etree._Element, tag: str, attributes: dict[str, str], text: s
     return element
 
 
+def _free(text: str) -> str:
+    """A text for people; what XML cannot hold (control characters, broken Unicode) becomes U+FFFD."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
 def encode(configuration: Configuration) -> tuple[bytes, str]:
     """The member's bytes, padded with blanks to a multiple of 4096, and their digest.
 
-    `member_name` and `digest` of the argument are not looked at; both are known only once the bytes are.
+    `member_name` and `digest` of the argument are not looked at; both are known only once the bytes are. Raises RefusedError for
+    what no reader would take: a name or path that XML cannot hold, or more than 16 MiB.
     """
+    try:
+        data, digest = _encode(configuration)
+    except ValueError as error:
+        raise RefusedError(
+            f"The configuration of {_free(configuration.vm_name)}",
+            f"a name or path in it cannot be written as XML ({error})",
+            "Rename the file or the saved state with the control character in its name.",
+        ) from error
+    if len(data) > _xml.MAX_XML_BYTES:
+        raise RefusedError(
+            f"The configuration of {configuration.vm_name}",
+            f"it has {len(data)} bytes, readers take {_xml.MAX_XML_BYTES}",
+            "Delete saved states of the VM; each is in it with two definitions.",
+        )
+    return data, digest
+
+
+def _encode(configuration: Configuration) -> tuple[bytes, str]:
     root = _xml.parse(configuration.domain_xml, f"domain XML of {configuration.vm_name}")
     metadata = root.find("metadata")
     if metadata is None:
@@ -107,9 +138,9 @@ def encode(configuration: Configuration) -> tuple[bytes, str]:
             own, "saved-state", {"name": state.name, "parent": state.parent, "current": _yes(state.current)}, state.xml
         )
     for skipped in configuration.skipped:
-        _child(own, "skipped", {"device": skipped.device, "reason": skipped.reason})
+        _child(own, "skipped", {"device": skipped.device, "reason": _free(skipped.reason)})
     for warning in configuration.warnings:
-        _child(own, "warning", {}, warning)
+        _child(own, "warning", {}, _free(warning))
     if configuration.parent_digest:
         _child(own, "parent", {"point": str(configuration.parent_point), "digest": configuration.parent_digest})
     if configuration.live_xml:
@@ -149,6 +180,20 @@ def _member(element: etree._Element, what: str) -> Member:
         former_path=element.get("former-path") or "",
         pool=element.get("pool") or "",
     )
+
+
+def _is_forest(parents: dict[str, str]) -> bool:
+    """Whether every parent is there and no chain runs in a circle."""
+    rooted = {""}
+    for name in parents:
+        chain: dict[str, None] = {}
+        while name not in rooted:
+            if name in chain or name not in parents:
+                return False
+            chain[name] = None
+            name = parents[name]
+        rooted.update(chain)
+    return True
 
 
 def decode(data: bytes, member_name: str, mtime: int = 0) -> Optional[Configuration]:
@@ -212,8 +257,7 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         raise HostileError(what, f"the consistency {own.get('consistency')!r} is not known") from error
     parent = own.find(_PREFIX + "parent")
     table = tuple(_member(element, what) for element in members)
-    known = {member.name for member in table}
-    if len(known) != len(table) or any(m.parent and (m.parent not in known or m.parent == m.name) for m in table):
+    if not _is_forest({member.name: member.parent for member in table}) or len({m.name for m in table}) != len(table):
         raise HostileError(what, "its member table contradicts itself")
     return Configuration(
         timestamp=_number(own, "point", what),

@@ -8,21 +8,26 @@ The old file goes when the new one is durable and was read back.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
 from typing import Callable, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit, names, tar
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, edit, names, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import open_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import Compression, PackedFile, PlainFile
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
+    Compression,
+    PackedFile,
+    PlainFile,
+    compressor_threads,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 OnPartial = Callable[[str], None]
@@ -65,18 +70,21 @@ def _convert(
     path: str, compression: Optional[Compression], threads: int, progress: Progress, on_partial: OnPartial
 ) -> str:
     new = converted_path(path, compression is not None)
+    if os.path.lexists(new):
+        raise TargetError(new, "a file of that name is there already and is never overwritten", "Move it elsewhere.")
     partial = os.path.join(os.path.dirname(new), names.partial_name(os.path.basename(new), secrets.token_hex(6)))
     with open_archive(path) as reader:
         _refuse_damaged(reader, threads, progress)
         on_partial(partial)
-        fd = _files.create(partial, os.stat(path).st_mode & 0o777)
+        fd = _files.create(partial, os.fstat(reader.bytes.fd).st_mode & 0o777)
         try:
             sums = _copy(reader, fd, partial, compression, threads, progress)
             _files.sync(fd, partial)
             _read_back(partial, reader, sums, threads, progress)
             _files.publish(partial, new)
         except BaseException:
-            os.unlink(partial)
+            with contextlib.suppress(OSError):  # its name is in the journal
+                os.unlink(partial)
             raise
         finally:
             os.close(fd)
@@ -121,13 +129,13 @@ def _copy(
     def work(item: tuple[_Segment, Optional[bytes]]) -> tuple[bytes, bytes, int]:
         (offset, length), data = item
         found = source.fetch_chunk(offset, length) if data is None else data
-        if packed is None and any(memoryview(found)):
+        if packed is None and found is not digests.ZEROS:
             plain.put(offset, found)
-        return hashlib.sha256(found).digest(), packed.compress(found) if packed else b"", length
+        return digests.of_chunk(found), packed.compress(found) if packed else b"", length
 
     sums = []
-    with Workers(threads) as workers:
-        items = ((segment, None if source.random_access else source.fetch(*segment)) for segment in _segments(reader))
+    with Workers(compressor_threads(compression.level, threads) if compression else threads) as workers:
+        items = ((segment, None if source.parallel else source.fetch(*segment)) for segment in _segments(reader))
         for digest, frame, length in workers.ordered(work, items):
             if packed:
                 packed.put(frame, length)
@@ -148,7 +156,7 @@ def _read_back(partial: str, reader: ArchiveReader, sums: list[bytes], threads: 
         source, _compressed = open_bytes(file, partial)
 
         def work(segment: _Segment) -> tuple[bytes, int]:
-            return hashlib.sha256(source.fetch_chunk(*segment)).digest(), segment[1]
+            return digests.of_chunk(source.fetch_chunk(*segment)), segment[1]
 
         for expected, (found, length) in zip(sums, workers.ordered(work, _segments(reader))):
             progress.advance(length)

@@ -11,25 +11,34 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 
 NOTES, PROTECTED = ".notes", ".protected"
 MAX_NOTES_BYTES = 64 * 2**10
 
 
 def notes(path: str) -> str:
-    """The notes of an archive, "" for none."""
-    with contextlib.suppress(FileNotFoundError), open(path + NOTES, "rb") as file:
+    """The notes of an archive, "" for none. Only a regular file is read: neither what a link names nor a FIFO."""
+    try:
+        fd = os.open(path + NOTES, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
         return file.read(MAX_NOTES_BYTES).decode("utf-8", "replace")
-    return ""
 
 
 def set_notes(path: str, text: str) -> None:
-    """Replaces the notes of an archive, durably; "" removes them."""
-    _set(path + NOTES, text.encode() if text else None)
+    """Replaces the notes of an archive, durably; "" removes them. Raises RefusedError beyond 64 KiB."""
+    data = text.encode("utf-8", "replace")
+    if len(data) > MAX_NOTES_BYTES:
+        raise RefusedError(f"the notes of {path}", f"they have {len(data)} bytes, {MAX_NOTES_BYTES} are allowed")
+    _set(path + NOTES, data or None)
 
 
 def is_protected(path: str) -> bool:
@@ -64,8 +73,12 @@ def delete(path: str) -> None:
 
 def _set(path: str, data: bytes | None) -> None:
     if data is None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _files.target_error(path, error, "cannot be removed") from error
     else:
         hidden = os.path.join(os.path.dirname(path), names.partial_name(os.path.basename(path), secrets.token_hex(6)))
         fd = _files.create(hidden)
@@ -73,8 +86,11 @@ def _set(path: str, data: bytes | None) -> None:
             _files.write_all(fd, data, 0, path)
             _files.sync(fd, path)
             os.replace(hidden, path)
-        except BaseException:
-            os.unlink(hidden)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(hidden)
+            if isinstance(error, OSError):
+                raise _files.target_error(path, error) from error
             raise
         finally:
             os.close(fd)

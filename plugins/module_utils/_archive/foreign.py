@@ -14,11 +14,16 @@ from typing import Callable, Optional
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt, probe
 
 IMAGE_SUFFIXES = (".qcow2", ".snapshot", ".raw", ".img")
 _ROLES = {".memory": Role.MEMORY, ".iso": Role.ISO, ".nvram": Role.NVRAM}
 _NUMBERED = re.compile(r"^(.+)_(\d+)\.(?:qcow2|snapshot)$")
+
+
+MAX_CONFIGURATIONS = 256
+MAX_PAIRS = 20_000  # disks times images of one configuration: bounds the time to match them
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,32 @@ def _disks(configuration: Configuration) -> list[_Disk]:
     found = []
     for element in root.findall("devices/disk"):
         source, target = element.find("source"), element.find("target")
-        attributes = dict(source.attrib) if source is not None else {}
-        path = str(attributes.get("file") or attributes.get("dev") or attributes.get("volume") or "")
+        attributes: dict[str, str] = {} if source is None else {str(key): str(value) for key, value in source.items()}
+        path = attributes.get("file") or attributes.get("dev") or attributes.get("volume") or ""
         found.append(_Disk("" if target is None else target.get("dev") or "", path, element.get("device") or "disk"))
     return found
 
 
-def _images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> dict[str, Member]:
-    found = {}
+@dataclass(frozen=True)
+class Images:
+    """The disk images of an archive by member name, and why others cannot be told what they are."""
+
+    good: dict[str, Member]
+    bad: dict[str, str]
+
+
+def images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> Images:
+    """Looks at the header of every member whose name is that of an image."""
+    found: dict[str, Member] = {}
+    bad: dict[str, str] = {}
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in IMAGE_SUFFIXES:
-            info = probe(read_at(entry.name), entry.size_bytes)
+            try:
+                info = probe(read_at(entry.name), entry.size_bytes)
+            except KvmopsError as error:
+                bad[entry.name] = str(error)
+                continue
             backing = os.path.basename(info.backing_file)
             found[entry.name] = Member(
                 entry.name,
@@ -55,14 +74,14 @@ def _images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> dict[
                 original_format=info.format,
                 parent=backing,
             )
-    return {name: replace(member, parent=_parent(member, found)) for name, member in found.items()}
+    stems = {os.path.splitext(name)[0]: name for name in found}
+    return Images({name: replace(m, parent=_parent(m, found, stems)) for name, m in found.items()}, bad)
 
 
-def _parent(member: Member, images: dict[str, Member]) -> str:
+def _parent(member: Member, images: dict[str, Member], stems: dict[str, str]) -> str:
     """The member that a layer stands on: the name in its header, else the one numbered before it."""
     if not member.parent:
         return ""
-    stems = {os.path.splitext(name)[0]: name for name in images}
     number = _NUMBERED.match(member.name)
     candidates = [member.parent, stems.get(os.path.splitext(member.parent)[0], "")]
     if number and int(number.group(2)):
@@ -85,22 +104,24 @@ def _top(disk: _Disk, images: dict[str, Member]) -> Optional[str]:
 
 
 def _chain(top: str, images: dict[str, Member]) -> list[Member]:
-    chain: list[Member] = []
+    chain: dict[str, Member] = {}
     name = top
-    while name in images and all(member.name != name for member in chain):
-        chain.append(images[name])
+    while name in images and name not in chain:
+        chain[name] = images[name]
         name = images[name].parent
-    return list(reversed(chain))
+    return list(reversed(chain.values()))
 
 
-def complete(
-    configuration: Configuration, entries: tuple[Entry, ...], read_at: Callable[[str], ReadAt]
-) -> Configuration:
+def complete(configuration: Configuration, entries: tuple[Entry, ...], found: Images) -> Configuration:
     """The point with its member table, and a warning for each thing that could not be matched."""
-    images = _images(entries, read_at)
+    images = found.good
     disks = _disks(configuration)
+    if len(disks) * len(images) > MAX_PAIRS:
+        raise HostileError(
+            f"configuration {configuration.member_name}", f"it has {len(disks)} disks for {len(images)} images"
+        )
     members: list[Member] = []
-    warnings: list[str] = []
+    warnings = [f"member {name} is left out: {why}" for name, why in found.bad.items()]
     tops = {disk.target: _top(disk, images) for disk in disks if disk.device == "disk"}
     open_disks = [disk for disk in disks if disk.device == "disk" and tops[disk.target] is None]
     used = {member.name for top in tops.values() if top for member in _chain(top, images)}
@@ -119,8 +140,8 @@ def complete(
             ]
         elif disk.device == "disk":
             warnings.append(f"disk {disk.target} ({disk.path or 'no file'}) is not in the archive")
-    by_name = {entry.name: entry for entry in entries}
-    for name, entry in by_name.items():
+    for entry in entries:
+        name = entry.name
         role = _ROLES.get(os.path.splitext(name)[1].lower())
         if role is Role.ISO:
             member = _iso(entry, disks)

@@ -11,18 +11,25 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 SKIPPABLE = 0x184D2A5E
 SEEKABLE = 0x8F92EAB1
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_FRAME_BYTES = 64 * 2**20  # larger frames (other tools') are streamed, not sought
+MAX_FRAMES = 2**22  # 16 TiB of ours; bounds the memory of an index
+MAX_HEADERS = 2**22  # frame and block headers that `walk` hops over before it gives up: bounds its time
 _FOOTER = struct.Struct("<IBI")
 _ENTRY_BYTES = 8
+_TABLE_PIECE = 2**20
+_HEADER_BYTES = 18
+
+Fetch = Callable[[int, int], bytes]
 
 
 class FrameError(ValueError):
@@ -31,6 +38,19 @@ class FrameError(ValueError):
     def __init__(self, offset: int, why: str) -> None:
         super().__init__(f"{why} at offset {offset}")
         self.offset, self.why = offset, why
+
+
+class NotSeekableError(ValueError):
+    """Frames without a size, larger than we seek in, or more headers than anybody writes."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a frame ends, its decompressed size (None: not told, 0: skippable) and whether it carries a checksum."""
+
+    end: int
+    content: Optional[int]
+    checksum: bool
 
 
 @dataclass(frozen=True)
@@ -50,9 +70,22 @@ class FrameIndex:
         """Bytes of the decompressed stream."""
         return self.stream_offsets[-1]
 
+    @property
+    def largest(self) -> int:
+        """Decompressed size of the largest frame."""
+        return max(
+            (b - a for a, b in zip(self.stream_offsets, itertools.islice(self.stream_offsets, 1, None))), default=0
+        )
+
     def find(self, offset: int) -> int:
         """Number of the frame that holds the byte `offset` of the stream."""
         return bisect_right(self.stream_offsets, offset) - 1
+
+    def extent(self, offset: int, length: int) -> tuple[int, int]:
+        """Offset and length in the file of the frames that hold a part of the stream."""
+        first = self.find(min(offset, max(0, self.stream_size - 1)))
+        last = self.find(min(offset + max(1, length), max(1, self.stream_size)) - 1)
+        return self.file_offsets[first], self.file_offsets[last + 1] - self.file_offsets[first]
 
 
 def seek_table(frames: Sequence[tuple[int, int]]) -> bytes:
@@ -67,52 +100,79 @@ def read_seek_table(fd: int, size: int) -> Optional[FrameIndex]:
         return None
     count, descriptor, magic = _FOOTER.unpack(os.pread(fd, _FOOTER.size, size - _FOOTER.size))
     table = count * _ENTRY_BYTES + _FOOTER.size
-    if magic != SEEKABLE or descriptor or table + 8 > size or count == 0:
+    if magic != SEEKABLE or descriptor or table + 8 > size or not 0 < count <= MAX_FRAMES:
         return None
-    body = os.pread(fd, table + 8, size - table - 8)
-    if len(body) != table + 8 or struct.unpack_from("<II", body) != (SKIPPABLE, table):
+    begin = size - table - 8
+    if os.pread(fd, 8, begin) != struct.pack("<II", SKIPPABLE, table):
         return None
-    numbers = struct.unpack_from(f"<{2 * count}I", body, 8)
-    index = FrameIndex(
-        array("Q", itertools.accumulate(numbers[::2], initial=0)),
-        array("Q", itertools.accumulate(numbers[1::2], initial=0)),
-        size,
-    )
-    if index.file_offsets[-1] != size - table - 8 or max(numbers[1::2]) > MAX_FRAME_BYTES:
-        return None
-    return index
+    files, streams = array("Q", [0]), array("Q", [0])
+    position, stop = begin + 8, begin + 8 + count * _ENTRY_BYTES
+    while position < stop:
+        numbers = array("I")
+        piece = os.pread(fd, min(_TABLE_PIECE, stop - position), position)
+        if len(piece) % _ENTRY_BYTES or not piece:
+            return None
+        numbers.frombytes(piece)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        if max(numbers[1::2]) > MAX_FRAME_BYTES:
+            return None
+        for offsets, sizes in ((files, numbers[::2]), (streams, numbers[1::2])):
+            offsets.extend(itertools.islice(itertools.accumulate(sizes, initial=offsets[-1]), 1, None))
+        position += len(piece)
+    return FrameIndex(files, streams, size) if files[-1] == begin else None
 
 
 def walk(fd: int, size: int) -> Optional[FrameIndex]:
     """The index by hopping over frame and block headers, up to the first thing that is not a whole frame.
 
-    None for files whose frames cannot be sought: no content size, or larger than MAX_FRAME_BYTES.
+    None for files whose frames cannot be sought: no content size, larger than MAX_FRAME_BYTES, or absurdly many.
     """
     positions, sizes = array("Q", [0]), array("Q", [0])
-    position, problem = 0, ""
+    problem = ""
+    try:
+        for frame in scan(fd, size, MAX_FRAME_BYTES):
+            positions.append(frame.end)
+            sizes.append(sizes[-1] + (frame.content or 0))
+            if len(positions) > MAX_FRAMES:
+                return None
+    except FrameError as error:
+        problem = str(error)
+    except NotSeekableError:
+        return None
+    return FrameIndex(positions, sizes, positions[-1], problem)
+
+
+def scan(fd: int, size: int, limit: Optional[int] = None) -> Iterator[Frame]:
+    """Every frame of a file, by its headers alone.
+
+    Raises FrameError at the first thing that is no frame, NotSeekableError at one without a size or with more than `limit`
+    bytes (if that is given) and after MAX_HEADERS headers.
+    """
+    budget = itertools.count()
+
+    def fetch(offset: int, length: int) -> bytes:
+        if next(budget) > MAX_HEADERS:
+            raise NotSeekableError
+        return os.pread(fd, length, offset)
+
+    position = 0
     while position < size:
-        try:
-            end, content = _frame_end(fd, position, size)
-        except FrameError as error:
-            problem = str(error)
-            break
-        if content is None or content > MAX_FRAME_BYTES:
-            return None
-        position = end
-        positions.append(position)
-        sizes.append(sizes[-1] + content)
-    return FrameIndex(positions, sizes, position, problem)
+        frame = measure(fetch, position, size, limit)
+        yield frame
+        position = frame.end
 
 
-def _frame_end(fd: int, position: int, size: int) -> tuple[int, Optional[int]]:
-    head = os.pread(fd, 18, position)
+def measure(fetch: Fetch, position: int, size: int, limit: Optional[int] = None) -> Frame:
+    """The frame at `position` of something of `size` bytes, by its headers. Raises as `scan`."""
+    head = fetch(position, _HEADER_BYTES)
     if len(head) < 8:
         raise FrameError(position, "an incomplete frame")
     magic, length = struct.unpack_from("<II", head)
     if magic & 0xFFFFFFF0 == 0x184D2A50:
         if position + 8 + length > size:
             raise FrameError(position, "an incomplete frame")
-        return position + 8 + length, 0
+        return Frame(position + 8 + length, 0, True)
     if head[:4] != ZSTD_MAGIC:
         raise FrameError(position, "bytes that are no zstd frame")
     descriptor = head[4]
@@ -122,11 +182,11 @@ def _frame_end(fd: int, position: int, size: int) -> tuple[int, Optional[int]]:
     if len(head) < at + width or descriptor & 8:
         raise FrameError(position, "a broken frame header")
     content = int.from_bytes(head[at : at + width], "little") + (256 if width == 2 else 0) if width else None
-    if content is None or content > MAX_FRAME_BYTES:
-        return size, content
+    if limit is not None and (content is None or content > limit):
+        raise NotSeekableError
     block = position + at + width
     while True:
-        raw = os.pread(fd, 3, block)
+        raw = fetch(block, 3)
         if len(raw) < 3:
             raise FrameError(position, "an incomplete frame")
         number = int.from_bytes(raw, "little")
@@ -139,4 +199,4 @@ def _frame_end(fd: int, position: int, size: int) -> tuple[int, Optional[int]]:
     block += 4 * checksum
     if block > size:
         raise FrameError(position, "an incomplete frame")
-    return block, content
+    return Frame(block, content, bool(checksum))

@@ -12,13 +12,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Hosti
 
 PLAIN_SUFFIX, COMPRESSED_SUFFIX = ".tar", ".tar.zst"
 MAX_STEM, MAX_MEMBER_NAME = 64, 255
-_POINT = re.compile(r"^(\d{1,12})(?:[^0-9].*)?\.xml$")
+_POINT = re.compile(r"([0-9]{1,11})(?:[^0-9].*)?\.xml")
+_DIGESTS = re.compile(r"[0-9]{1,11}\.digests")
 
 
 def stem(name: str) -> str:
-    """A VM's or file's name as part of a file name: ASCII letters, digits, dot, dash, underscore; never empty or hidden."""
+    """A name as part of a file name: ASCII letters, digits, dot, dash, underscore; never empty, hidden or an option."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:MAX_STEM]
-    return re.sub(r"^\.+", "_", plain) or "_"
+    return re.sub(r"^[.-]+", "_", plain) or "_"
 
 
 def archive_name(vm_name: str, timestamp: int, uuid: str, compressed: bool) -> str:
@@ -39,8 +40,18 @@ def configuration_member(timestamp: int, vm_name: str) -> str:
 
 def point_of(member_name: str) -> int | None:
     """Unix time in the name of a configuration XML, None if it has none."""
-    match = _POINT.match(member_name)
+    match = _POINT.fullmatch(member_name)
     return int(match.group(1)) if match else None
+
+
+def digests_member(timestamp: int) -> str:
+    """Member name of a point's digests."""
+    return f"{timestamp}.digests"
+
+
+def is_digests_member(member_name: str) -> bool:
+    """Whether only we give such a name."""
+    return bool(_DIGESTS.fullmatch(member_name))
 
 
 def checked_member(name: str) -> str:
@@ -55,7 +66,7 @@ def checked_member(name: str) -> str:
         "/" in plain
         or plain == ".."
         or len(plain) > MAX_MEMBER_NAME
-        or any(ord(c) < 32 or ord(c) == 127 for c in plain)
+        or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in plain)
     ):
         raise HostileError(f"member {name[:80]!r}", "only plain file names have a place in an archive")
     return plain

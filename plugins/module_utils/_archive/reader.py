@@ -15,8 +15,19 @@ from dataclasses import dataclass
 from typing import Callable, Optional, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, foreign
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import Buffer, open_bytes
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
+    config,
+    digests,
+    foreign,
+    names,
+    salvage,
+    tar,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import (
+    Buffer,
+    StreamedBytes,
+    open_bytes,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry, Walk
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
@@ -31,7 +42,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import I
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 _HEAD_BYTES = 64 * 2**10
-_MAX_HEADS_BYTES = 64 * 2**20
+_MAX_HEADS_BYTES = 48 * 2**20
+_MAX_CONFIGURATIONS = 4096
+_OWN_MARK = b"<kvmops:backup"
 
 
 @dataclass(frozen=True)
@@ -46,14 +59,18 @@ class BrokenPoint:
 class ArchiveReader:
     """An open archive. `points` are the good ones, oldest first; `broken` those that are not, with the reason.
 
-    `entries` are the members in the order of the tar stream, `end` is the offset of its end marker there.
+    `entries` are the members in the order of the tar stream, `end` is the offset of its end marker there. `native`: we wrote it.
+    `bad_images` says which members of a foreign archive are no images although they are named so, and why.
+
+    `use_salvage`: where the headers are broken, the members are those that the configuration tells, and `structure` is the damage.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, use_salvage: bool = False) -> None:
         self.path = path
         what = f"archive {path}"
         try:
-            self._file = open(path, "rb")  # noqa: SIM115 (closed by close())
+            # Not blocking: a FIFO must not make us wait for its writer.
+            self._file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
         except OSError as error:
             raise ArchiveError(
                 what, f"it cannot be opened ({error.strerror})", "Check the path and that it is readable here."
@@ -66,14 +83,14 @@ class ArchiveReader:
             self.bytes, self.compressed = open_bytes(self._file, path)
             self._heads: dict[str, bytes] = {}
             self._heads_bytes = 0
-            self.entries, self.end = self._walk()
-            self._by_name = {entry.name: entry for entry in self.entries}
             self.native = False
-            self.points, self.broken = self._points()
+            self.bad_images: dict[str, str] = {}
+            self.structure: Optional[DamagedError] = None
+            self._digests: Optional[Mapping[str, memoryview]] = None
+            self._find_members(use_salvage)
         except BaseException:
             self._file.close()
             raise
-        self._digests: Optional[Mapping[str, bytes]] = None
 
     def __enter__(self) -> ArchiveReader:
         return self
@@ -84,6 +101,32 @@ class ArchiveReader:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _find_members(self, use_salvage: bool) -> None:
+        damage = None
+        try:
+            self._set_members(*self._walk())
+        except DamagedError as error:
+            if not use_salvage:
+                raise
+            damage = error
+        if not use_salvage or (damage is None and (self.points or self.broken)):
+            return
+        found = () if isinstance(self.bytes, StreamedBytes) else salvage.layout(self.bytes)
+        if found:
+            self.structure = damage or DamagedError(
+                f"archive {self.path}", "zeros stand where a member should be", offset=self.end, length=tar.BLOCK
+            )
+            for entry in found:
+                self._keep_head(entry)
+            self._set_members(found, found[-1].end)
+        elif damage:
+            raise damage
+
+    def _set_members(self, entries: tuple[Entry, ...], end: int) -> None:
+        self.entries, self.end = entries, end
+        self._by_name = {entry.name: entry for entry in entries}
+        self.points, self.broken = self._points()
 
     def _walk(self) -> tuple[tuple[Entry, ...], int]:
         walk = Walk(self.bytes.fetch, self.bytes.size)
@@ -107,7 +150,7 @@ class ArchiveReader:
         """Reads what will be looked at anyway, while the stream passes by."""
         if entry.name.endswith(".xml"):
             limit = _xml.MAX_XML_BYTES + 1
-        elif not self.bytes.random_access and entry.name.endswith(foreign.IMAGE_SUFFIXES):
+        elif not self.bytes.random_access and entry.name.lower().endswith(foreign.IMAGE_SUFFIXES):
             limit = _HEAD_BYTES
         else:
             return
@@ -119,26 +162,41 @@ class ArchiveReader:
     def _points(self) -> tuple[tuple[Configuration, ...], tuple[BrokenPoint, ...]]:
         good: list[Configuration] = []
         broken: list[BrokenPoint] = []
-        for entry in self.entries:
-            if not entry.name.endswith(".xml"):
-                continue
+        configurations = [entry for entry in self.entries if entry.name.endswith(".xml")]
+        # Signs that do not hang on a byte of the configuration, so that damage to it never makes ours look foreign.
+        self.native = any(
+            names.is_digests_member(entry.name) or _OWN_MARK in self._heads.get(entry.name, b"")
+            for entry in self.entries
+        )
+        if len(configurations) > (_MAX_CONFIGURATIONS if self.native else foreign.MAX_CONFIGURATIONS):
+            raise HostileError(f"archive {self.path}", f"it has {len(configurations)} configurations")
+        for entry in configurations:
             try:
                 point = config.decode(self._heads[entry.name], entry.name, entry.mtime)
+                if point is not None and self.native and not point.format_version:
+                    raise DamagedError(
+                        f"configuration {entry.name}",
+                        "our element is missing in it",
+                        member=entry.name,
+                        length=entry.size_bytes,
+                    )
                 if point is not None:
                     good.append(point)
             except KvmopsError as error:
-                broken.append(BrokenPoint(entry.name, config.names.point_of(entry.name) or 0, error))
-        self.native = any(point.format_version for point in good) or bool(broken)
+                broken.append(BrokenPoint(entry.name, names.point_of(entry.name) or 0, error))
         if self.native:
-            good = self._complete([point for point in good if point.format_version], broken)
+            good = self._complete(sorted(good, key=lambda point: point.timestamp), broken)
         else:
-            good = [foreign.complete(point, self.entries, self.read_at) for point in good]
+            images = foreign.images(self.entries, self.read_at) if good else foreign.Images({}, {})
+            self.bad_images = images.bad
+            good = [foreign.complete(point, self.entries, images) for point in good]
         return tuple(sorted(good, key=lambda point: point.timestamp)), tuple(broken)
 
     def _complete(self, points: Sequence[Configuration], broken: list[BrokenPoint]) -> list[Configuration]:
         """Those points whose members are all there, in their size, on the parent that they name."""
         by_time = {point.timestamp: point for point in points}
-        good = []
+        tables: dict[str, tuple[int, str]] = {}
+        good: list[Configuration] = []
         for point in points:
             parent = by_time.get(point.parent_point)
             missing = [
@@ -162,6 +220,24 @@ class ArchiveReader:
                         point.member_name,
                         point.timestamp,
                         DamagedError(what, f"it stands on another point {point.parent_point} than the one here"),
+                    )
+                )
+            elif good and good[-1].timestamp == point.timestamp:
+                broken.append(
+                    BrokenPoint(
+                        point.member_name,
+                        point.timestamp,
+                        HostileError(what, f"{good[-1].member_name} is of the same time"),
+                    )
+                )
+            elif any(
+                tables.setdefault(m.name, (m.size_bytes, m.digest)) != (m.size_bytes, m.digest) for m in point.members
+            ):
+                broken.append(
+                    BrokenPoint(
+                        point.member_name,
+                        point.timestamp,
+                        DamagedError(what, "its member table contradicts an older one"),
                     )
                 )
             else:
@@ -210,21 +286,25 @@ class ArchiveReader:
         """`read` of one member, as a function of offset and length."""
         return lambda offset, length: self.read(name, offset, length)
 
-    def chunk_digests(self) -> Mapping[str, bytes]:
+    def chunk_digests(self) -> Mapping[str, memoryview]:
         """The chunk digests of every member of the good points; empty for a foreign archive.
 
         Raises DamagedError where a digests member does not fit its point.
         """
         if self._digests is None:
-            found: dict[str, bytes] = {}
+            found: dict[str, memoryview] = {}
             for point in self.points if self.native else ():
                 found.update(self.point_digests(point, found))
             self._digests = found
         return self._digests
 
-    def point_digests(self, point: Configuration, known: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def point_digests(self, point: Configuration, known: Mapping[str, memoryview]) -> Mapping[str, memoryview]:
         """The chunk digests of the members that are new at a point, `known` being those of the points before it."""
-        data = self.read(point.digests_member, 0, self.entry(point.digests_member).size_bytes)
+        new = [member for member in point.members if member.name not in known]
+        entry = self.entry(point.digests_member)
+        if sum(len(found) for found in known.values()) + entry.size_bytes > digests.MAX_BYTES:
+            raise HostileError(f"archive {self.path}", f"it has more than {digests.MAX_BYTES} bytes of digests")
+        data = self.read(point.digests_member, 0, entry.size_bytes)
         if digests.of_chunk(data).hex() != point.digests_digest:
             raise DamagedError(
                 f"archive {self.path}",
@@ -232,7 +312,7 @@ class ArchiveReader:
                 member=point.digests_member,
                 length=len(data),
             )
-        return digests.unpack(data, [member for member in point.members if member.name not in known])
+        return digests.unpack(data, new)
 
     def extract(
         self, wanted: Sequence[tuple[Member, ImageSink]], *, threads: int = 0, progress: Optional[Progress] = None
@@ -240,6 +320,7 @@ class ArchiveReader:
         """Hands the bytes of members to their sinks in one pass; the number of bytes.
 
         Every chunk is checked against its digest before its sink sees it (a clone afterwards); a foreign archive has none.
+        A sink does not see chunks of zeros: its file is new.
         Raises DamagedError; what the sinks got until then is worth nothing.
         """
         known = self.chunk_digests()
@@ -255,17 +336,22 @@ class ArchiveReader:
                 report.phase("restore", member.target or member.name, entry.size_bytes)
                 cloned = 0 if self.compressed else sink.clone(self.bytes.fd, entry.offset, entry.size_bytes)
                 task = self._task(entry, known.get(member.name), sink, cloned)
-                for count in workers.ordered(task, self.chunks(entry)):
+                for count in workers.ordered(task, self.chunks(entry, skip_holes=not self.native)):
                     report.advance(count)
                     total += count
                 sink.finish()
         return total
 
-    def chunks(self, entry: Entry) -> Iterator[tuple[int, Optional[bytes]]]:
-        """(offset, data) of each chunk of a member; data only where the stream has to be read in order by one thread."""
-        for offset in range(0, entry.size_bytes, CHUNK_BYTES):
+    def chunks(self, entry: Entry, *, skip_holes: bool = False) -> Iterator[tuple[int, Optional[bytes]]]:
+        """(offset, data) of each chunk of a member; data only where one thread has to read them in order."""
+        offset = 0
+        while offset < entry.size_bytes:
             length = min(CHUNK_BYTES, entry.size_bytes - offset)
-            yield offset, None if self.bytes.random_access else self.bytes.fetch(entry.offset + offset, length)
+            yield offset, None if self.bytes.parallel else self.bytes.fetch(entry.offset + offset, length)
+            offset += length
+            if skip_holes and offset < entry.size_bytes:
+                data = min(self.bytes.next_data(entry.offset + offset) - entry.offset, entry.size_bytes - 1)
+                offset += (data - offset) // CHUNK_BYTES * CHUNK_BYTES
 
     def chunk(self, entry: Entry, offset: int, data: Optional[bytes]) -> Buffer:
         """The bytes of one chunk. Raises DamagedError if there are fewer than there should be."""
@@ -284,7 +370,7 @@ class ArchiveReader:
     def _task(
         self,
         entry: Entry,
-        chunk_digests: Optional[bytes],
+        chunk_digests: Optional[memoryview],
         sink: ImageSink,
         cloned: int,
     ) -> Callable[[tuple[int, Optional[bytes]]], int]:
@@ -300,7 +386,7 @@ class ArchiveReader:
                     offset=offset,
                     length=len(found),
                 )
-            if cloned < offset + len(found):
+            if cloned < offset + len(found) and found is not digests.ZEROS:
                 begin = max(0, cloned - offset)
                 sink.write(offset + begin, memoryview(found)[begin:])
             return len(found)
@@ -308,15 +394,15 @@ class ArchiveReader:
         return work
 
 
-def matches(chunk_digests: bytes, offset: int, data: Union[bytes, memoryview]) -> bool:
+def matches(chunk_digests: memoryview, offset: int, data: Union[bytes, memoryview]) -> bool:
     """Whether a chunk is what was written."""
     begin = offset // CHUNK_BYTES * digests.DIGEST_BYTES
     return digests.of_chunk(data) == chunk_digests[begin : begin + digests.DIGEST_BYTES]
 
 
-def open_archive(path: str) -> ArchiveReader:
-    """Opens an archive for reading.
+def open_archive(path: str, *, use_salvage: bool = False) -> ArchiveReader:
+    """Opens an archive for reading; with `use_salvage` also one whose headers are broken, to say what is damaged.
 
     Raises ArchiveError (not an archive, not readable), DamagedError (broken structure), HostileError (refused).
     """
-    return ArchiveReader(path)
+    return ArchiveReader(path, use_salvage=use_salvage)

@@ -20,9 +20,12 @@ BLOCK = 512
 ALIGN = 4096
 END = bytes(ALIGN)
 OCTAL_LIMIT = 8 * 2**30  # the ustar size field ends here; busybox needs base-256 beyond it
+MAX_NAME_BYTES = 100  # of the ustar name field; longer names would need a second form
 MAX_MEMBERS = 20_000
+MAX_EXTENDED_HEADERS = 16  # before one member
 MAX_PAX_BYTES = 64 * 2**10
 MAX_MEMBER_BYTES = 2**60
+MAX_TIME = 10**11
 
 Fetch = Callable[[int, int], bytes]
 
@@ -56,7 +59,7 @@ def _number(value: int, width: int) -> bytes:
 
 def _ustar(name: str, size: int, mtime: int, kind: bytes) -> bytes:
     fields = (
-        name.encode("ascii")[:100].ljust(100, b"\0")
+        name.encode("ascii")[:MAX_NAME_BYTES].ljust(MAX_NAME_BYTES, b"\0")
         + _number(0o600, 8)
         + _number(0, 8)
         + _number(0, 8)
@@ -79,7 +82,9 @@ def data_offset(header_offset: int) -> int:
 
 
 def header(name: str, size: int, mtime: int, header_offset: int) -> bytes:
-    """Everything between `header_offset` and the member's aligned data."""
+    """Everything between `header_offset` and the member's aligned data. Raises ValueError for names that we never give."""
+    if len(name) > MAX_NAME_BYTES or names.checked_member(name) != name or not name:
+        raise ValueError(f"{name!r} is no name for a member")
     room = data_offset(header_offset) - header_offset - 2 * BLOCK
     records = b""
     if size >= OCTAL_LIMIT:
@@ -95,6 +100,26 @@ def header(name: str, size: int, mtime: int, header_offset: int) -> bytes:
 def bare_header(name: str, size: int, mtime: int) -> bytes:
     """A ustar header without a pax header, as an increment's first member has it."""
     return _ustar(name, size, mtime, b"0")
+
+
+def framing(header_bytes: bytes) -> Optional[tuple[str, int, int]]:
+    """(name, size, mtime) if the block is the ustar header of a member as we write it, else None."""
+    try:
+        _check_sum(header_bytes, 0)
+        name = header_bytes[:MAX_NAME_BYTES].rstrip(b"\0").decode("ascii")
+        size, mtime = _parse_number(header_bytes[124:136], "size", 0), _time(header_bytes)
+        return (name, size, mtime) if header_bytes == _ustar(name, size, mtime, b"0") and name else None
+    except (DamagedError, ValueError):
+        return None
+
+
+def _time(block: bytes) -> int:
+    """Modification time of a header; 0 where it is not between 1970 and the year 5138: it only serves for show."""
+    try:
+        found = _parse_number(block[136:148], "time", 0)
+    except DamagedError:
+        return 0
+    return found if found <= MAX_TIME else 0
 
 
 def _parse_number(field: bytes, what: str, at: int) -> int:
@@ -122,7 +147,8 @@ def _pax_records(data: bytes, at: int) -> dict[str, str]:
     while position < len(data):
         space = data.find(b" ", position, position + 20)
         try:
-            length = int(data[position:space]) if space > 0 else 0
+            digits = data[position:space] if space > 0 else b""
+            length = int(digits) if digits.isdigit() else 0
             record = data[position : position + length]
             if length <= space - position or len(record) != length or not record.endswith(b"\n"):
                 raise ValueError
@@ -130,7 +156,7 @@ def _pax_records(data: bytes, at: int) -> dict[str, str]:
             name = key.decode()
             if name in records:
                 raise HostileError("archive", f"the pax header at offset {at} names {name!r} twice")
-            records[name] = value.decode("utf-8", "surrogateescape")
+            records[name] = value.decode("utf-8", "backslashreplace")
         except ValueError as error:
             raise DamagedError(
                 "archive", f"the pax header at offset {at} is broken", offset=at, length=len(data)
@@ -142,11 +168,13 @@ def _pax_records(data: bytes, at: int) -> dict[str, str]:
 def _size(field: int, records: dict[str, str], at: int) -> int:
     if "size" not in records:
         return field
-    if not records["size"].isdigit():
-        raise HostileError("archive", f"the pax header at offset {at} carries the size {records['size'][:20]!r}")
-    size = int(records["size"])
-    if field not in (0, size) and size < OCTAL_LIMIT:
-        raise HostileError("archive", f"the headers at offset {at} name two sizes, {field} and {size}")
+    digits = records["size"]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise DamagedError("archive", f"the pax header before {at} carries the size {digits[:20]!r}", offset=at)
+    size = int(digits)
+    # Other tools put 0 or the largest octal number into the field where the size does not fit it.
+    if field != size and (size < OCTAL_LIMIT or field not in (0, OCTAL_LIMIT - 1)):
+        raise DamagedError("archive", f"the headers before {at} name two sizes, {field} and {size}", offset=at)
     return size
 
 
@@ -178,9 +206,9 @@ class Walk:
     def entries(self) -> Iterator[Entry]:
         """Every regular file in the order of the stream."""
         seen: set[str] = set()
-        position = 0
+        count = position = 0
         while True:
-            begin, records, long_name = position, dict[str, str](), ""
+            begin, records, long_name, headers = position, dict[str, str](), "", 0
             while True:
                 block = self._block(position)
                 if block is None:
@@ -197,6 +225,9 @@ class Walk:
                 size = _parse_number(block[124:136], "size", position)
                 if kind not in (b"x", b"g", b"L"):
                     break
+                headers += 1
+                if headers > MAX_EXTENDED_HEADERS:
+                    raise HostileError("archive", f"there are more than {MAX_EXTENDED_HEADERS} headers at {begin}")
                 if size > MAX_PAX_BYTES:
                     raise HostileError("archive", f"the extended header at offset {position} has {size} bytes")
                 payload = self._fetch(position + BLOCK, size)
@@ -205,7 +236,7 @@ class Walk:
                         "archive", f"it ends inside the header at offset {position}", offset=position, length=BLOCK
                     )
                 if kind == b"L":
-                    long_name = payload.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                    long_name = payload.rstrip(b"\0").decode("utf-8", "backslashreplace")
                 else:
                     found = _pax_records(payload, position)
                     if kind == b"g" and ("size" in found or "path" in found):
@@ -220,13 +251,14 @@ class Walk:
                 block, begin, position, _size(size, records, position), records.get("path") or long_name
             )
             position = entry.end
+            count += 1
+            if count > MAX_MEMBERS:
+                raise HostileError("archive", f"it has more than {MAX_MEMBERS} members")
             if not entry.name:
                 continue
             if entry.name in seen:
                 raise HostileError(f"member {entry.name!r}", "it is in the archive twice")
             seen.add(entry.name)
-            if len(seen) > MAX_MEMBERS:
-                raise HostileError("archive", f"it has more than {MAX_MEMBERS} members")
             yield entry
 
     def _block(self, position: int) -> Optional[bytes]:
@@ -256,7 +288,7 @@ class Walk:
         kind = block[156:157]
         raw = block[:100].split(b"\0")[0]
         prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
-        name = long_name or (prefix + b"/" + raw if prefix else raw).decode("utf-8", "surrogateescape")
+        name = long_name or (prefix + b"/" + raw if prefix else raw).decode("utf-8", "backslashreplace")
         if kind == b"5" and name in (".", "./") and size == 0:
             return Entry("", begin, position + BLOCK, 0, 0)
         if kind not in (b"0", b"\0"):
@@ -278,4 +310,4 @@ class Walk:
                 offset=max(0, self._size - offset),
                 length=min(size, offset + size - self._size),
             )
-        return Entry(checked, begin, offset, size, _parse_number(block[136:148], "time", position))
+        return Entry(checked, begin, offset, size, _time(block))

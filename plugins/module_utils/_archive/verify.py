@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames, tar
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, frames, tar
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes, StreamedBytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Damage
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, matches, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError
-from ansible_collections.kvmops.backup.plugins.module_utils._libraries import zstandard
+from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
-_FRAME_HEADER_BYTES = 18
 FULL, PARTIAL, STRUCTURE = "full", "partial", "structure"
 
 
@@ -39,7 +37,7 @@ def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int 
     """Verifies an archive file. Never raises for damage, however grave; raises ArchiveError for a file that cannot be opened
     or is no archive, HostileError for what is refused."""
     try:
-        reader = open_archive(path)
+        reader = open_archive(path, use_salvage=True)
     except DamagedError as error:
         return Report(False, PARTIAL, 0, 0, (Damage(error.member, error.offset, error.length, (), str(error)),))
     with reader:
@@ -56,17 +54,29 @@ class _Verification:
         self._reader, self._progress, self._threads = reader, progress, threads
         self._damage: list[Damage] = []
         self._checked = self._unchecked = 0
+        self._own_layout = reader.native and all(
+            entry.offset == tar.data_offset(entry.header_offset) or entry.name.endswith(".digests")
+            for entry in reader.entries
+        )
 
     def run(self) -> Report:
-        self._progress.phase("verify", bytes_total=sum(entry.size_bytes for entry in self._reader.entries))
+        reader = self._reader
+        self._progress.phase("verify", bytes_total=sum(entry.size_bytes for entry in reader.entries))
+        for broken in reader.broken:
+            size = reader.entry(broken.member).size_bytes
+            self._damage.append(Damage(broken.member, 0, size, (broken.timestamp,), str(broken.error)))
+        if not reader.points and not reader.broken:
+            self._stream(0, reader.end, "no configuration of a VM is in it")
         with Workers(self._threads) as workers:
-            if self._reader.native:
+            if reader.native:
                 self._native(workers)
             else:
                 self._foreign(workers)
         self._tail()
-        if not self._reader.native:
-            coverage = PARTIAL if self._unchecked == 0 else STRUCTURE
+        if reader.structure and not self._damage:
+            self._damage.append(Damage("", reader.structure.offset, reader.structure.length, (), str(reader.structure)))
+        if not reader.native:
+            coverage = PARTIAL if self._unchecked == 0 and reader.entries else STRUCTURE
         else:
             coverage = FULL if self._unchecked == 0 else PARTIAL
         return Report(not self._damage, coverage, self._checked, self._unchecked, tuple(_merged(self._damage)))
@@ -79,135 +89,161 @@ class _Verification:
             if member in (p.digests_member, p.member_name) or any(m.name == member for m in p.members)
         )
 
-    def _found(self, member: str, offset: int, length: int, reason: str) -> None:
-        self._damage.append(Damage(member, offset, length, self._lost(member) if member else (), reason))
+    def _member(self, member: str, offset: int, length: int, reason: str) -> None:
+        """Damage to the bytes of a member."""
+        self._damage.append(Damage(member, offset, length, self._lost(member), reason))
+
+    def _stream(self, offset: int, length: int, reason: str, points: tuple[int, ...] = ()) -> None:
+        """Damage to what stands between members; named by its place in the file."""
+        source = self._reader.bytes
+        if isinstance(source, FramedBytes):
+            offset, length = source.index.extent(offset, length)
+        self._damage.append(Damage("", offset, length, points, reason))
 
     def _native(self, workers: Workers) -> None:
-        for broken in self._reader.broken:
-            self._damage.append(
-                Damage(
-                    broken.member,
-                    0,
-                    self._reader.entry(broken.member).size_bytes,
-                    (broken.timestamp,),
-                    str(broken.error),
-                )
-            )
+        reader = self._reader
         known = self._digests()
-        own_layout = all(
-            entry.offset == tar.data_offset(entry.header_offset) or entry.name.endswith(".digests")
-            for entry in self._reader.entries
-        )
-        configurations = {point.member_name for point in self._reader.points} | {
-            broken.member for broken in self._reader.broken
-        }
-        for entry in self._reader.entries:
-            if own_layout:
+        table = {member.name: member.digest for point in reader.points for member in point.members}
+        covered = {point.member_name for point in reader.points} | {point.digests_member for point in reader.points}
+        covered |= {broken.member for broken in reader.broken}
+        for entry in reader.entries:
+            if self._own_layout:
                 self._header(entry)
             chunk_digests = known.get(entry.name)
-            checked = (
-                chunk_digests is not None
-                or entry.name in configurations
-                or entry.name in {p.digests_member for p in self._reader.points}
-            )
-            self._checked += entry.size_bytes if checked else 0
-            self._unchecked += 0 if checked else entry.size_bytes
-            for offset, length, reason in self._chunks(workers, entry, chunk_digests):
-                self._found(entry.name, offset, length, reason)
+            digest = table.get(entry.name, "") if chunk_digests is None else ""
+            if chunk_digests is not None or digest or entry.name in covered:
+                self._checked += entry.size_bytes
+            else:
+                self._unchecked += entry.size_bytes
+            damage = list(self._chunks(workers, entry, chunk_digests, digest))
+            for offset, length, reason in damage:
+                self._member(entry.name, offset, length, reason)
             self._fill(entry)
 
-    def _digests(self) -> dict[str, bytes]:
+    def _digests(self) -> dict[str, memoryview]:
         """Chunk digests of all members; where a digests member is damaged, its points' members have none."""
-        known: dict[str, bytes] = {}
+        known: dict[str, memoryview] = {}
         for point in self._reader.points:
             try:
                 known.update(self._reader.point_digests(point, known))
             except ArchiveError as error:
-                self._found(point.digests_member, 0, self._reader.entry(point.digests_member).size_bytes, str(error))
+                self._member(point.digests_member, 0, self._reader.entry(point.digests_member).size_bytes, str(error))
         return known
 
     def _header(self, entry: tar.Entry) -> None:
-        """Our headers are known to the byte, the parts without meaning too."""
+        """Our headers are known to the byte, the parts without meaning too. A broken one makes all points unreadable."""
         expected = [tar.header(entry.name, entry.size_bytes, entry.mtime, entry.header_offset)]
         if entry.name.endswith(".digests"):
             expected.append(tar.bare_header(entry.name, entry.size_bytes, entry.mtime))
         length = entry.offset - entry.header_offset
+        lost = tuple(point.timestamp for point in self._reader.points) if self._reader.structure else ()
         try:
-            if self._reader.bytes.fetch(entry.header_offset, length) not in expected:
-                self._found("", entry.header_offset, length, f"the tar header of {entry.name} is not as it was written")
+            if self._reader.bytes.fetch(entry.header_offset, length) in expected:
+                return
+            reason = f"the tar header of {entry.name} is not as it was written"
         except ArchiveError as error:
-            self._found("", entry.header_offset, length, str(error))
+            reason = f"the tar header of {entry.name} cannot be read: {error}"
+        self._stream(entry.header_offset, length, reason, lost)
 
     def _fill(self, entry: tar.Entry) -> None:
         begin = entry.offset + entry.size_bytes
         try:
             if any(self._reader.bytes.fetch(begin, entry.end - begin)):
-                self._found("", begin, entry.end - begin, f"the zeros behind {entry.name} are not zero")
+                self._stream(begin, entry.end - begin, f"the zeros behind {entry.name} are not zero")
         except ArchiveError as error:
-            self._found("", begin, entry.end - begin, str(error))
+            if not any(item.member == entry.name for item in self._damage):
+                self._stream(begin, entry.end - begin, str(error))
 
     def _chunks(
-        self, workers: Workers, entry: tar.Entry, chunk_digests: Optional[bytes]
+        self, workers: Workers, entry: tar.Entry, chunk_digests: Optional[memoryview], digest: str = ""
     ) -> Iterator[tuple[int, int, str]]:
-        """(offset, length, reason) of each chunk that cannot be read or is not what was written."""
+        """(offset, length, reason) of each chunk that cannot be read or is not what was written.
 
-        def work(item: tuple[int, Optional[bytes]]) -> Optional[tuple[int, int, str]]:
+        `digest` is that of the whole member, where its chunks have none.
+        """
+
+        def work(item: tuple[int, Optional[bytes]]) -> tuple[int, str, bytes]:
             offset, data = item
             length = min(CHUNK_BYTES, entry.size_bytes - offset)
             try:
                 found = self._reader.chunk(entry, offset, data)
             except ArchiveError as error:
-                return offset, length, str(error)
+                return length, str(error), b""
             finally:
                 self._progress.advance(length)
             if chunk_digests is not None and not matches(chunk_digests, offset, found):
-                return offset, length, "its digest does not fit"
-            return None
+                return length, "its digest does not fit", b""
+            return length, "", digests.of_chunk(found) if digest else b""
 
-        for result in workers.ordered(work, self._reader.chunks(entry)):
-            if result:
-                yield result
+        offset, parts, whole = 0, [], True
+        for length, reason, part in workers.ordered(work, self._reader.chunks(entry)):
+            if reason:
+                yield offset, length, reason
+                whole = False
+            parts.append(part)
+            offset += length
+        if digest and whole and digests.of_member(b"".join(parts)) != digest:
+            yield 0, entry.size_bytes, "its digest does not fit"
 
     def _foreign(self, workers: Workers) -> None:
         source = self._reader.bytes
-        checksums = (
-            self._reader.compressed
-            and zstandard.get_frame_parameters(os.pread(source.fd, _FRAME_HEADER_BYTES, 0)).has_checksum
-        )
+        for name, why in self._reader.bad_images.items():
+            self._member(name, 0, self._reader.entry(name).size_bytes, why)
+        checksums = self._reader.compressed
+        if not checksums:
+            self._unchecked += sum(entry.size_bytes for entry in self._reader.entries)
+            return
+        end = 0
+        try:
+            for frame in frames.scan(source.fd, self._reader.size_bytes):
+                checksums = checksums and frame.checksum
+                end = frame.end
+        except frames.FrameError as error:
+            if isinstance(source, StreamedBytes):  # the index of a sought file knows it, see _tail
+                self._damage.append(Damage("", end, self._reader.size_bytes - end, (), str(error)))
+        except frames.NotSeekableError:
+            checksums = False
         for entry in self._reader.entries:
-            if self._reader.compressed:
-                for offset, length, reason in self._chunks(workers, entry, None):
-                    self._found(entry.name, offset, length, reason)
-            if checksums:
-                self._checked += entry.size_bytes
-            else:
-                self._unchecked += entry.size_bytes
+            for offset, length, reason in self._chunks(workers, entry, None):
+                self._member(entry.name, offset, length, reason)
+            self._checked += entry.size_bytes if checksums else 0
+            self._unchecked += 0 if checksums else entry.size_bytes
 
     def _tail(self) -> None:
         """Behind the end marker there is nothing but zeros, and a compressed archive ends with its seek table."""
-        source = self._reader.bytes
-        position = self._reader.end
+        reader, source = self._reader, self._reader.bytes
+        position = reader.end
         try:
-            while data := source.fetch(position, CHUNK_BYTES):
-                if data.count(0) != len(data):
-                    self._found("", position, len(data), "there are bytes behind the end of the archive")
+            while data := source.fetch_chunk(source.next_data(position), CHUNK_BYTES):
+                position = source.next_data(position)
+                if data is not digests.ZEROS and not is_zero(memoryview(data)):
+                    self._stream(position, len(data), "there are bytes behind the end of the archive")
                 position += len(data)
         except ArchiveError as error:
-            self._found("", position, 0, str(error))
-        if isinstance(source, FramedBytes):
-            if source.index.problem:
-                self._found("", source.index.end, self._reader.size_bytes - source.index.end, source.index.problem)
-            elif (
-                self._reader.native
-                and len(source.index.stream_offsets) > 2
-                and not frames.read_seek_table(source.fd, self._reader.size_bytes)
-            ):
-                self._found(
-                    "",
-                    source.index.file_offsets[-2],
-                    self._reader.size_bytes - source.index.file_offsets[-2],
-                    "the seek table is damaged or missing",
-                )
+            self._stream(position, 0, str(error))
+        else:
+            size = position if source.size is None else source.size
+            missing = reader.end + (len(tar.END) if self._own_layout else 2 * tar.BLOCK) - size
+            if reader.native and missing > 0:
+                self._stream(reader.end, size - reader.end, f"{missing} bytes of its end marker are missing")
+        if not isinstance(source, FramedBytes):
+            return
+        if source.index.problem:
+            begin = source.index.end
+            self._damage.append(Damage("", begin, reader.size_bytes - begin, (), source.index.problem))
+        elif self._own_frames(source) and not frames.read_seek_table(source.fd, reader.size_bytes):
+            begin = source.index.file_offsets[-2]
+            self._damage.append(
+                Damage("", begin, reader.size_bytes - begin, (), "the seek table is damaged or missing")
+            )
+
+    def _own_frames(self, source: FramedBytes) -> bool:
+        """Whether the frames are cut as we cut them; other tools that compressed our archive anew write no seek table."""
+        return (
+            self._own_layout
+            and len(self._reader.entries) > 0
+            and (source.index.stream_offsets[1] == self._reader.entries[0].offset)
+        )
 
 
 def _merged(damage: list[Damage]) -> Iterator[Damage]:

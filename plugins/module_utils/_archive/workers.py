@@ -13,12 +13,13 @@ from typing import Callable, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MAX_DEFAULT_THREADS = 8  # about 16 MiB each; more saturate no storage we have met
+MAX_DEFAULT_THREADS = 8  # about 12 MiB each; more saturate no storage we have met
+MAX_THREADS = 16
 
 
 def thread_count(asked: int) -> int:
-    """Number of worker threads: what was asked for, or the processors this process may use."""
-    return asked if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+    """Number of worker threads: what was asked for up to MAX_THREADS, or the processors this process may use."""
+    return min(asked, MAX_THREADS) if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
 
 
 class Workers:

@@ -8,6 +8,7 @@ The tar stream is the same for plain and compressed archives; only where its byt
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -18,14 +19,18 @@ from typing import Callable, Optional, TypeVar, Union
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, frames, names, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers, thread_count
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import zstandard
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 _Result = TypeVar("_Result")
-_ZEROS = bytes(CHUNK_BYTES)
-_ZERO_DIGEST = digests.of_chunk(_ZEROS)
+_MAX_COMPRESSOR_BYTES = 96 * 2**20  # of all threads; high levels take up to 80 MiB each
+
+
+def _zeros(length: int) -> Union[bytes, memoryview]:
+    return digests.ZEROS if length == CHUNK_BYTES else memoryview(digests.ZEROS)[:length]
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class PlainFile:
         return length if _files.clone_range(source.clone_fd, 0, length, self.fd, offset, self._path) else 0
 
     def put(self, offset: int, data: Union[bytes, memoryview]) -> None:
-        _files.write_all(self.fd, data, offset, self._path)
+        written = _files.write_sparse(self.fd, data, offset, self._path)
         with self._lock:
-            self.written += len(data)
+            self.written += written
 
     def finish(self, size: int) -> None:
         _files.resize(self.fd, size, self._path)
@@ -74,6 +79,7 @@ class PackedFile:
 
     def __init__(self, fd: int, path: str, level: int) -> None:
         self.fd, self._path, self._level = fd, path, level
+        self._zero_frame = b""
         self.written = self.size = 0
         self._frames: list[tuple[int, int]] = []
         self._local = threading.local()
@@ -83,7 +89,11 @@ class PackedFile:
             self._local.compressor = zstandard.ZstdCompressor(
                 level=self._level, write_checksum=True, write_content_size=True
             )
+        if data is digests.ZEROS and self._zero_frame:
+            return self._zero_frame
         frame: bytes = self._local.compressor.compress(data)
+        if data is digests.ZEROS:
+            self._zero_frame = frame
         return frame
 
     def put(self, frame: bytes, content: int) -> None:
@@ -96,6 +106,13 @@ class PackedFile:
         _files.write_all(self.fd, table, self.size, self._path)
         self.size += len(table)
         self.written = self.size
+
+
+def compressor_threads(level: int, threads: int) -> int:
+    """As many threads as were asked for, fewer where a level's tables would take too much memory."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=CHUNK_BYTES)
+    room = _MAX_COMPRESSOR_BYTES // max(1, parameters.estimated_compression_context_size())
+    return max(1, min(thread_count(threads), room))
 
 
 class ArchiveWriter:
@@ -126,10 +143,11 @@ class ArchiveWriter:
         self._fd = _files.create(self.partial)
         self._plain = PlainFile(self._fd, self.partial) if compression is None else None
         self._packed = PackedFile(self._fd, self.partial, compression.level) if compression else None
-        self._workers = Workers(threads)
+        self._workers = Workers(compressor_threads(compression.level, threads) if compression else threads)
         self._scratch = threading.local()
         self._position = 0
         self._digests: list[bytes] = []
+        self._members: list[Member] = []
         self._open = True
 
     def __enter__(self) -> ArchiveWriter:
@@ -143,7 +161,8 @@ class ArchiveWriter:
         if not self._open:
             return
         self._close()
-        os.unlink(self.partial)
+        with contextlib.suppress(OSError):  # its name is in the journal
+            os.unlink(self.partial)
 
     def _close(self) -> None:
         self._open = False
@@ -156,11 +175,20 @@ class ArchiveWriter:
         The caller closes the source and knows whether somebody wrote to it meanwhile.
         """
         done = replace(member, size_bytes=source.size_bytes)
+        if any(done.name == other.name for other in self._members):
+            raise ValueError(f"member {done.name} is in the archive already")
+        if digests.room([*self._members, done]) > digests.MAX_BYTES:
+            raise RefusedError(
+                f"The archive {self.path}",
+                f"with {done.former_path or done.name} it would be larger than readers take (16 TiB)",
+                "Back up the VM with fewer disks attached.",
+            )
         self._progress.phase("copy", member.target or member.name, source.size_bytes)
         chunks = self._write_member(done.name, source)
         joined = b"".join(chunks)
         self._digests.append(joined)
-        return replace(done, digest=digests.of_member(joined))
+        self._members.append(replace(done, digest=digests.of_member(joined)))
+        return self._members[-1]
 
     def publish(self, configuration: Configuration) -> PublishedArchive:
         """Writes digests, configuration and end, and makes the archive visible and durable.
@@ -168,12 +196,19 @@ class ArchiveWriter:
         `configuration.members` must be the members that were added, in that order.
         """
         self._progress.phase("publish")
+        if [(m.name, m.size_bytes, m.digest) for m in configuration.members] != [
+            (m.name, m.size_bytes, m.digest) for m in self._members
+        ]:
+            raise ValueError("the configuration does not list the members that were added")
         blob = digests.pack(self._digests)
-        digests_name = f"{configuration.timestamp}.digests"
+        digests_name = names.digests_member(configuration.timestamp)
         self._write_member(digests_name, BytesSource(blob))
         member_name = names.configuration_member(configuration.timestamp, configuration.vm_name)
         configuration = replace(configuration, digests_member=digests_name, digests_digest=digests.of_chunk(blob).hex())
         xml, digest = config.encode(configuration)
+        read_back = config.decode(xml, member_name)  # raises where readers would refuse it
+        if read_back is None or (read_back.digest, read_back.members) != (digest, configuration.members):
+            raise ValueError("the configuration does not read back")
         self._write_member(member_name, BytesSource(xml))
         self._write_end()
         _files.sync(self._fd, self.partial)
@@ -224,7 +259,7 @@ class ArchiveWriter:
             length = min(CHUNK_BYTES, source.size_bytes - offset)
             rest = max(0, cloned - offset)
             if data is None:
-                return _ZERO_DIGEST if length == CHUNK_BYTES else digests.of_chunk(memoryview(_ZEROS)[:length]), 0
+                return digests.of_chunk(_zeros(length)), 0
             if rest < length:
                 plain.put(data_at + offset + rest, data[rest:])
             return digests.of_chunk(data), max(0, length - rest)
@@ -241,8 +276,7 @@ class ArchiveWriter:
             length = min(CHUNK_BYTES, source.size_bytes - offset)
             padded = tar.round_up(length, tar.BLOCK)
             if data is None:
-                plain = memoryview(_ZEROS)[:padded]
-                return digests.of_chunk(plain[:length]), packed.compress(plain), padded
+                return digests.of_chunk(_zeros(length)), packed.compress(_zeros(padded)), padded
             buffer: memoryview = self._scratch.view
             buffer[length:padded] = bytes(padded - length)
             return digests.of_chunk(data), packed.compress(buffer[:padded]), padded
