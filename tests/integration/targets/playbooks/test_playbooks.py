@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks of the collection, run by their names as a user runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, run_module
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
+
+
+@dataclass(frozen=True)
+class BackedUp:
+    """An off VM with two archives in one directory."""
+
+    lab: Lab
+    vm: LabVm
+    archives: Path
+    newest: Path
+
+
+@pytest.fixture(scope="module")
+def backed_up(module_lab: Lab) -> Iterator[BackedUp]:
+    vm = module_lab.create_vm("web 01", [Disk(size_mib=16)], start=False)
+    archives = module_lab.path("archives")
+    run_module("vm_backup", vm=vm.name, path=str(archives))
+    newest = run_module("vm_backup", vm=vm.name, path=str(archives), compress=True)["archive"]["path"]
+    yield BackedUp(module_lab, vm, archives, Path(newest))
+
+
+def test_quickstart_shows_the_life_of_a_backup_and_leaves_nothing(lab: Lab, ansible: Ansible) -> None:
+    directory = lab.directory / "quickstart"
+    before = {domain.name() for domain in lab.connection.listAllDomains()}
+
+    played = ansible.playbook("kvmops.backup.quickstart", quickstart_directory=str(directory))
+
+    said = "\n".join(played.task("What was done").data["msg"])
+    assert "files of the guest are what they were at the freeze" in said
+    assert "coverage full, 0 damaged" in said
+    assert not directory.exists()
+    assert {domain.name() for domain in lab.connection.listAllDomains()} == before
+
+
+def test_quickstart_cleans_up_when_it_fails(lab: Lab, ansible: Ansible) -> None:
+    directory = lab.directory / "quickstart"
+    # A copy of that name cannot be made: it is the original's.
+    played = ansible.playbook(
+        "kvmops.backup.quickstart",
+        fails=True,
+        quickstart_directory=str(directory),
+        quickstart_copy="kvmops-quickstart",
+    )
+    failed = [task for task in played.tasks if task.status == "failed"]
+    assert [task.task for task in failed] == ["Restore it beside the original under a new name"]
+    assert "kvmops-quickstart" in failed[0].data["msg"]
+    assert not directory.exists()
+    assert "kvmops-quickstart" not in {domain.name() for domain in lab.connection.listAllDomains()}
+
+
+def test_verify_says_that_all_is_well(backed_up: BackedUp, ansible: Ansible) -> None:
+    played = ansible.playbook(
+        "kvmops.backup.verify", verify_path=str(backed_up.archives), verify_deep=True, verify_become=False
+    )
+    assert played.task("Fail if there is damage").data["msg"] == "2 archives checked, no damage"
+
+
+def test_verify_fails_with_the_name_of_the_damaged_archive(backed_up: BackedUp, ansible: Ansible) -> None:
+    damaged = backed_up.lab.path("damaged")
+    whole = damaged / "whole.tar.zst"
+    bad = damaged / "bad.tar.zst"
+    content = backed_up.newest.read_bytes()
+    whole.write_bytes(content)
+    middle = len(content) // 3
+    bad.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+    played = ansible.playbook("kvmops.backup.verify", fails=True, verify_path=str(damaged), verify_become=False)
+
+    said = played.task("Fail if there is damage").data["msg"]
+    assert str(bad) in said
+    assert str(whole) not in said
+
+
+def test_restore_takes_the_newest_archive_of_a_vm(backed_up: BackedUp, ansible: Ansible) -> None:
+    target = backed_up.lab.path("restored")
+    played = ansible.playbook(
+        "kvmops.backup.restore",
+        restore_vm=backed_up.vm.name,
+        restore_from_path=str(backed_up.archives),
+        restore_path=str(target),
+        restore_name="web 01 copy",
+        restore_become=False,
+    )
+    copy = backed_up.lab.adopt("web 01 copy")
+    assert copy.disks()["vda"].parent == target
+    assert played.task("Restore it").data["invocation"]["module_args"]["source"] == str(backed_up.newest)
+
+
+def test_restore_without_an_archive_says_so(backed_up: BackedUp, ansible: Ansible) -> None:
+    empty = backed_up.lab.path("empty")
+    played = ansible.playbook(
+        "kvmops.backup.restore", fails=True, restore_vm="web 01", restore_from_path=str(empty), restore_become=False
+    )
+    assert "No readable archive of web 01" in played.tasks[-1].data["msg"]
