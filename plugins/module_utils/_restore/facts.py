@@ -320,14 +320,18 @@ def _block_devices(root: etree._Element, vms: Iterable[ExistingVm]) -> dict[str,
                 found[disk.source] = "is not a block device"
                 continue
             # the kernel refuses an exclusive opening of what is mounted or part of something else
-            os.close(os.open(disk.source, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+            fd = os.open(disk.source, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+            try:
+                empty = os.lseek(fd, 0, os.SEEK_END) == 0
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             continue
         except OSError as error:
             found[disk.source] = f"is in use ({error.strerror})"
             continue
         user = users.get(disk.source) or users.get(os.path.realpath(disk.source))
-        found[disk.source] = f"belongs to the VM {user}" if user else ""
+        found[disk.source] = f"belongs to the VM {user}" if user else "has nothing behind it" if empty else ""
     return found
 
 

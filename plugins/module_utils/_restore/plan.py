@@ -145,7 +145,7 @@ def _draft(
     files += [nvram] if nvram is not None else []
     all_places = {**where.places, **({nvram.member.name: host.nvram_place} if nvram is not None else {})}
     set_aside, clashes = _clashes(files, all_places, host, who.replaced, others, request.force)
-    problems = [*who.problems, *fate.problems, *where.problems, *clashes]
+    problems = [*who.problems, *fate.problems, *where.problems, *clashes, *_unknown_formats(layers)]
     lacking = needs.missing(root, request.networks, host)
     if lacking:
         problems.append("this host does not have " + ", ".join(lacking))
@@ -202,6 +202,18 @@ def _layers(fates: Mapping[str, disks.Fate], disk_format: DiskFormat) -> list[_L
             image_format = "raw" if as_raw or member.role is Role.ISO else member.image_format or "qcow2"
             layers.append(_Layer(member, target, depth, depth == len(fate.chain) - 1, image_format))
     return layers
+
+
+def _unknown_formats(layers: Sequence[_Layer]) -> list[str]:
+    """A damaged or disguised image must not end up as a raw disk, nor QEMU be let loose on formats nobody asked for."""
+    problems = []
+    for layer in layers:
+        name, image_format = layer.member.name, layer.member.image_format or "qcow2"
+        if image_format not in ("qcow2", "raw"):
+            problems.append(f"the member {name} is {image_format}; only qcow2 and raw are restored")
+        elif image_format == "raw" and name.endswith((".qcow2", ".snapshot")):
+            problems.append(f"the member {name} is no qcow2 image, whatever its name says")
+    return problems
 
 
 def _files(

@@ -166,6 +166,12 @@ def test_a_layer_without_its_base_is_refused(parent: str) -> None:
     assert "vda_1.snapshot" in refusal(point=configuration(members=(top, VDB)))
 
 
+@pytest.mark.parametrize(("image_format", "words"), [("vmdk", "vda_0.qcow2 is vmdk"), ("raw", "is no qcow2 image")])
+def test_a_member_of_another_format_is_refused(image_format: str, words: str) -> None:
+    odd = replace(VDA, image_format=image_format, original_format=image_format)
+    assert words in refusal(point=configuration(members=(odd, VDB), format_version=0))
+
+
 # --- existing VMs and files ---------------------------------------------------------------------
 
 

@@ -1,0 +1,206 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A restore killed at any moment: the old VM byte by byte, or the new one; nothing half-defined; the next run clears up."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import libvirt
+import pytest
+
+from ansible_collections.kvmops.backup.tests.lab import truth
+from ansible_collections.kvmops.backup.tests.lab._run import run
+from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, module_argv, module_result
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
+
+Run = Callable[..., ModuleResult]
+SYSCALLS = ("renameat2", "fsync", "fdatasync", "unlink", "ftruncate")
+SECURE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+
+#: Runs the module and kills it before or after the Nth call of a method of libvirt's binding.
+KILLER = """
+import os, runpy, signal, sys
+import libvirt
+kind, method, when, number = sys.argv[1:5]
+original, calls = getattr(getattr(libvirt, kind), method), []
+def call(self, *arguments):
+    calls.append(1)
+    if when == "before" and len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(self, *arguments)
+    if when == "after" and len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(getattr(libvirt, kind), method, call)
+sys.argv = sys.argv[5:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+CALLS = [
+    ("virConnect", "defineXML", 1),
+    ("virDomain", "undefineFlags", 1),
+    ("virDomainSnapshot", "delete", 1),
+    ("virDomainSnapshot", "delete", 2),
+    ("virStoragePool", "refresh", 1),
+]
+
+
+@dataclass
+class Scene:
+    """An archive, and a VM that a restore of it with `force` replaces. `reset` makes that VM anew, exactly as it was."""
+
+    lab: Lab
+    archive: str
+    name: str
+    at_point: dict[str, str]
+    old_xml: str
+    old_files: dict[Path, bytes]
+    states: list[str]
+
+    def reset(self) -> None:
+        """The old VM as it was."""
+        for domain in self.lab.connection.listAllDomains():
+            LabVm(self.lab, domain.name()).remove()
+        for path, content in self.old_files.items():
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+        domain = self.lab.connection.defineXML(self.old_xml)
+        for xml in self.states:
+            domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+        self.lab.adopt(self.name)
+
+    def world(self) -> dict[str, Any]:
+        """All definitions with their saved states, all files, the journal."""
+        vms = {}
+        for domain in self.lab.connection.listAllDomains():
+            vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), sorted(domain.snapshotListNames()))
+        files = {path: path.read_bytes() for path in self.lab.directory.rglob("*") if path.is_file() and path != Path(self.archive)}
+        return {"vms": vms, "files": files, "journal": os.listdir("/var/lib/kvmops-backup/journal")}
+
+    def is_new(self) -> bool:
+        """The restored VM stands, alone and whole."""
+        vm = LabVm(self.lab, self.name)
+        found = {target: truth.content_sha256(path, path.suffix[1:]) for target, path in vm.disks().items()}
+        left = [path for path in self.lab.directory.rglob("*") if "kvmops" in path.name]
+        single = len(self.lab.connection.listAllDomains()) == 1
+        return found == self.at_point and not left and single and vm.domain.snapshotListNames() == []
+
+
+def scene(lab: Lab, run_module: Run, *, other_uuid: bool) -> Scene:
+    vm = lab.create_vm("old", [Disk("qcow2", 16, ext4=False), Disk("raw", 16, ext4=False)], start=False)
+    disks = vm.disks()
+    lab.create_pool("killed-pool", disks["vda"].parent)
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 1M", str(disks["vda"]))
+    run("qemu-io", "-f", "raw", "-c", "write -P 2 1M 1M", str(disks["vdb"]))
+    at_point = {target: truth.content_sha256(path, path.suffix[1:]) for target, path in disks.items()}
+    archive = str(run_module("vm_backup", vm="old", path=str(lab.path("backups")))["archive"]["path"])
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 3 2M 1M", str(disks["vda"]))
+    run("qemu-io", "-f", "raw", "-c", "write -P 4 2M 1M", str(disks["vdb"]))
+    xml = vm.xml(inactive=True)
+    if other_uuid:
+        uuid = vm.domain.UUIDString()
+        vm.remove()
+        xml = xml.replace(uuid, "11111111-2222-4333-8444-555555555555")
+        lab.connection.defineXML(xml)
+    # no memory of the libvirt kind: bookkeeping only, the disks are raw too
+    states = []
+    for name in ("first", "second"):
+        target = disks["vda"].parent / f"{name}.none"
+        states.append(
+            f"<domainsnapshot><name>{name}</name><state>shutoff</state><creationTime>{1700000000 + len(states)}</creationTime>"
+            + (f"<parent><name>{states and 'first'}</name></parent>" if states else "")
+            + f"<memory snapshot='no'/><disks><disk name='vda' snapshot='external'><source file='{target}'/></disk>"
+            f"<disk name='vdb' snapshot='no'/></disks>{LabVm(lab, 'old').xml(inactive=True)}</domainsnapshot>"
+        )
+    found = Scene(lab, archive, "old", at_point, xml, {path: path.read_bytes() for path in disks.values()}, states)
+    found.reset()
+    return found
+
+
+def restore_argv(place: Scene) -> list[str]:
+    return module_argv("vm_restore", {"source": place.archive, "force": True})
+
+
+def settle_and_judge(place: Scene, before: dict[str, Any], where: str) -> str:
+    """What the next run (without force) finds and leaves: the old VM as it was, or the new one."""
+    argv = module_argv("vm_restore", {"source": place.archive})
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    result = module_result("vm_restore", done.stdout, done.stderr)
+    if result.failed:
+        assert "exists" in result.message, f"{where}: {result.message}"
+        after = place.world()
+        assert after["vms"] == before["vms"], where
+        assert after["files"] == before["files"], (where, sorted(set(after["files"]) ^ set(before["files"])))
+        assert after["journal"] == [], where
+        return "old"
+    assert not result.changed and place.is_new() and os.listdir("/var/lib/kvmops-backup/journal") == [], where
+    return "new"
+
+
+def counts(trace: str) -> dict[str, int]:
+    """Calls of each system call in a strace log of the module's main thread."""
+    main = trace.split(" ", 1)[0]
+    calls = re.findall(rf"^{main} +(\w+)\(", trace, re.MULTILINE)
+    return {name: calls.count(name) for name in SYSCALLS}
+
+
+@pytest.mark.parametrize("other_uuid", [False, True], ids=["same-vm", "another-vm-of-that-name"])
+def test_killed_at_system_calls(lab: Lab, run_module: Run, tmp_path: Path, other_uuid: bool) -> None:
+    place = scene(lab, run_module, other_uuid=other_uuid)
+    before = place.world()
+    log = tmp_path / "trace"
+    tracer = ["strace", "-f", "-o", str(log), "-e", f"trace={','.join(SYSCALLS)}"]
+    subprocess.run([*tracer, *restore_argv(place)], check=True, stdout=subprocess.DEVNULL)
+    assert place.is_new()
+    outcomes = []
+    for name, number in counts(log.read_text()).items():
+        assert number > 0 or name == "unlink", name
+        wanted = range(1, number + 1) if name == "renameat2" or not other_uuid else sorted({1, number // 2, number} - {0})
+        for nth in wanted:
+            place.reset()
+            done = subprocess.run(
+                ["strace", "-f", "-o", "/dev/null", "-e", f"inject={name}:signal=SIGKILL:when={nth}", *restore_argv(place)],
+                check=False, capture_output=True, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert done.returncode != 0, (name, nth)
+            outcomes.append(settle_and_judge(place, before, f"{name} {nth}"))
+    assert {"old", "new"} == set(outcomes), outcomes
+
+
+@pytest.mark.parametrize("other_uuid", [False, True], ids=["same-vm", "another-vm-of-that-name"])
+def test_killed_around_libvirt_calls(lab: Lab, run_module: Run, other_uuid: bool) -> None:
+    place = scene(lab, run_module, other_uuid=other_uuid)
+    before = place.world()
+    outcomes = []
+    for kind, method, number in CALLS:
+        if (method == "undefineFlags") != other_uuid and method in ("undefineFlags", "delete"):
+            continue
+        for when in ("before", "after"):
+            place.reset()
+            module = restore_argv(place)[2:]
+            argv = [sys.executable, "-c", KILLER, kind, method, when, str(number), *module]
+            done = subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL)
+            assert done.returncode == -9, (method, when, done.stdout, done.stderr)
+            outcome = settle_and_judge(place, before, f"{when} {method} {number}")
+            # the definition is the commit
+            committed = method in ("delete", "refresh") or (method, when) == ("defineXML", "after")
+            assert outcome == ("new" if committed else "old"), (method, when)
+            outcomes.append(outcome)
+    assert outcomes
+
+
+def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module: Run) -> None:
+    place = scene(lab, run_module, other_uuid=False)
+    argv = [sys.executable, "-c", KILLER, "virConnect", "defineXML", "before", "1", *restore_argv(place)[2:]]
+    subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL)
+    before = place.world()
+    assert len(before["journal"]) == 1
+    said = run_module("vm_restore", source=place.archive, name="copy", path=str(lab.path("x")), check_mode=True)
+    assert any("interrupted" in warning for warning in said.warnings)
+    assert place.world() == before

@@ -1,0 +1,313 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""vm_restore on real VMs: what comes back, where, as whom, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+import libvirt
+import pytest
+from lxml import etree
+
+from ansible_collections.kvmops.backup.tests.lab import truth
+from ansible_collections.kvmops.backup.tests.lab._run import run
+from ansible_collections.kvmops.backup.tests.lab.loopfs import LoopFileSystem
+from ansible_collections.kvmops.backup.tests.lab.markers import parse_log
+from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, ModuleResult
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm, make_iso
+
+Run = Callable[..., ModuleResult]
+
+
+def backup(run_module: Run, vm: LabVm, target: Path, **options: Any) -> str:
+    return str(run_module("vm_backup", vm=vm.name, path=str(target), **options)["archive"]["path"])
+
+
+def contents(vm: LabVm) -> dict[str, str]:
+    """Digest of the virtual content of every disk."""
+    formats = {
+        disk.find("target").get("dev"): disk.find("driver").get("type")
+        for disk in etree.fromstring(vm.xml(inactive=True)).findall("devices/disk[@device='disk']")
+    }
+    return {target: truth.content_sha256(path, formats[target]) for target, path in vm.disks().items()}
+
+
+def world(lab: Lab) -> dict[str, Any]:
+    """Everything a restore might touch: all files with their content, all definitions, the journal."""
+    files = {str(path): truth.file_sha256(path) for path in sorted(lab.directory.rglob("*")) if path.is_file()}
+    vms = {domain.name(): domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) for domain in lab.connection.listAllDomains()}
+    return {"files": files, "vms": vms, "journal": sorted(os.listdir("/var/lib/kvmops-backup/journal"))}
+
+
+def lose(vm: LabVm) -> None:
+    """The VM and its disks are gone."""
+    disks = vm.disks()
+    vm.remove()
+    for path in disks.values():
+        path.unlink()
+
+
+def test_a_copy_beside_the_running_original_boots_with_the_data_of_the_freeze(lab: Lab, run_module: Run) -> None:
+    vm = lab.create_vm("web 01", [Disk(), Disk("raw")], freeze_mode="pause")
+    vm.wait_for_marker(5)
+    archive = backup(run_module, vm, lab.path("backups"))
+    at_freeze = vm.frozen_digests()
+
+    done = run_module("vm_restore", source=archive, name="copy", path=str(lab.path("restored")))
+    copy = lab.adopt("copy")
+
+    assert done.changed and done["vm"] == {"name": "copy", "uuid": copy.domain.UUIDString()}
+    assert copy.domain.UUIDString() != vm.domain.UUIDString() and not copy.is_running()
+    assert [(d["target"], d["format"]) for d in done["disks"]] == [("vda", "qcow2"), ("vdb", "raw")]
+    assert {d["target"]: Path(d["path"]) for d in done["disks"]} == copy.disks()
+    reader = lab.read_back("reader", [Disk("qcow2", path=copy.disks()["vda"]), Disk("raw", path=copy.disks()["vdb"])])
+    assert reader.digests() == at_freeze
+    reader.remove()
+    number = parse_log(vm.log())[-1].number
+    copy.start()
+    assert copy.wait_for_marker(3).number < number  # it goes its own way
+    assert vm.is_running()
+
+    refused = run_module("vm_restore", source=archive, name="copy", path=str(lab.directory / "restored"), force=True)
+    assert not refused.changed  # the same restore again, also while the copy runs
+    text = run_module("vm_restore", source=archive, force=True, fails=True).message
+    assert "is running" in text
+    copy.domain.managedSave()
+    text = run_module("vm_restore", source=archive, name="copy", path=str(lab.path("other")), force=True, fails=True).message
+    assert "managed-save image" in text and list((lab.directory / "other").iterdir()) == []
+
+
+@contextmanager
+def lun(lab: Lab) -> Iterator[str]:
+    """A block device to be passed through."""
+    backing = lab.directory / "lun.img"
+    backing.write_bytes(bytes(1 << 20))
+    device = run("losetup", "--find", "--show", str(backing)).strip()
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+def test_internal_snapshots_sparse_raw_iso_and_lun(lab: Lab, run_module: Run) -> None:
+    iso = make_iso(lab.directory / "os.iso", b"install me")
+    pool = lab.create_pool("rt-pool")
+    with lun(lab) as device:
+        lun_xml = (
+            f"<controller type='scsi' model='virtio-scsi'/><disk type='block' device='lun'><driver name='qemu' type='raw'/>"
+            f"<source dev='{device}'/><target dev='sdz' bus='scsi'/></disk>"
+        )
+        vm = lab.create_vm("mixed", [Disk(), Disk("raw", size_mib=512)], isos=[iso], extra_devices=lun_xml, start=False)
+        run("qemu-img", "snapshot", "-c", "inside", str(vm.disks()["vda"]))
+        before = {target: truth.file_sha256(path) for target, path in vm.disks().items()}
+        archive = backup(run_module, vm, lab.path("backups"))
+
+        beside = run_module("vm_restore", source=archive, name="beside", pool="rt-pool")
+        copy = lab.adopt("beside")
+        assert {target: truth.file_sha256(path) for target, path in copy.disks().items()} == before
+        assert all(path.parent == pool for path in copy.disks().values())
+        assert copy.disks()["vdb"].stat().st_blocks * 512 < 64 << 20
+        assert "inside" in run("qemu-img", "snapshot", "-l", str(copy.disks()["vda"]))
+        cd = etree.fromstring(copy.xml()).find("devices/disk[@device='cdrom']/source")
+        assert cd.get("file") == str(iso)
+        assert [item["device"] for item in beside["skipped"]] == ["sdz"] and "mixed" in beside["skipped"][0]["reason"]
+        assert any("sdz" in warning for warning in beside.warnings)
+        volumes = {volume.name() for volume in lab.connection.storagePoolLookupByName("rt-pool").listAllVolumes()}
+        assert {"beside-vda.qcow2", "beside-vdb.raw"} <= volumes
+
+        lose(vm)
+        iso.unlink()
+        copy.remove()
+        back = run_module("vm_restore", source=archive)
+        again = lab.adopt("mixed")
+        assert {target: truth.file_sha256(path) for target, path in again.disks().items()} == before
+        assert back["skipped"] == [] and f"dev='{device}'" in again.xml()
+        assert iso.read_bytes().startswith(b"install me")
+        assert again.disks() == vm.disks()
+        raw_disk = again.disks()["vdb"]
+        again.remove()
+
+    lost = run_module("vm_restore", source=archive, name="elsewhere", pool="rt-pool", disk_format="qcow2", force=True)
+    last = lab.adopt("elsewhere")
+    assert [item["device"] for item in lost["skipped"]] == ["sdz"] and "nothing behind" in lost["skipped"][0]["reason"]
+    assert {disk["format"] for disk in lost["disks"] if disk["target"] in ("vda", "vdb")} == {"qcow2"}
+    assert truth.content_sha256(last.disks()["vdb"], "qcow2") == truth.raw_sha256(raw_disk)
+
+
+def test_a_lost_vm_comes_back_as_it_was(lab: Lab, run_module: Run, ansible: Ansible) -> None:
+    vm = lab.create_vm("lost, 'quoted' & <odd> näme", [Disk(), Disk("raw")], start=False)
+    vm.domain.setAutostart(1)
+    former, before = vm.xml(inactive=True), contents(vm)
+    archive = backup(run_module, vm, lab.path("backups"))
+    lose(vm)
+
+    done = ansible.module("vm_restore", source=archive)
+    back = lab.adopt(vm.name)
+    assert done["vm"]["name"] == vm.name and contents(back) == before
+
+    def comparable(xml: str) -> list[bytes]:
+        """Without the mark; libvirt sorts controllers when it reads a definition again."""
+        root = etree.fromstring(xml, etree.XMLParser(remove_blank_text=True))
+        devices = root.find("devices")
+        for element in root.findall("metadata"):
+            root.remove(element)
+        root.remove(devices)
+        return [etree.tostring(root, method="c14n"), *sorted(etree.tostring(each, method="c14n") for each in devices)]
+
+    assert comparable(back.xml(inactive=True)) == comparable(former)
+    assert not ansible.module("vm_restore", source=archive).changed
+    assert {oct(path.stat().st_mode & 0o777) for path in back.disks().values()} == {"0o600"}
+    started = run_module("vm_restore", source=archive, start=True)
+    assert started.changed and back.is_running()
+    back.wait_until_up()
+
+
+def test_an_existing_vm_is_replaced_with_force_only(lab: Lab, run_module: Run) -> None:
+    vm = lab.create_vm("victim", [Disk(), Disk("raw")], start=False)
+    at_point = contents(vm)
+    archive = backup(run_module, vm, lab.path("backups"))
+    # time goes by: other data, a saved state
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(vm.disks()["vda"]))
+    run("qemu-io", "-f", "raw", "-c", "write -P 8 1M 64k", str(vm.disks()["vdb"]))
+    vm.domain.setAutostart(1)
+    former, later = vm.disks(), contents(vm)
+    before = world(lab)
+    text = run_module("vm_restore", source=archive, fails=True).message
+    assert "a VM named victim exists" in text and str(former["vda"]) in text and "force" in text
+    assert world(lab) == before
+
+    done = run_module("vm_restore", source=archive, force=True)
+    assert done.changed and vm.disks() == former and contents(vm) == at_point != later
+    assert vm.domain.autostart() == 1
+    assert not list(lab.directory.rglob(".*")) and world(lab)["journal"] == []
+    assert not run_module("vm_restore", source=archive, force=True).changed
+    # written to since: with force it is taken back once more, without it stays
+    run("qemu-io", "-f", "raw", "-c", "write -P 9 1M 64k", str(former["vdb"]))
+    assert not run_module("vm_restore", source=archive).changed
+    assert run_module("vm_restore", source=archive, force=True).changed and contents(vm) == at_point
+
+
+def test_force_replaces_another_vm_of_that_name_with_its_saved_states(lab: Lab, run_module: Run) -> None:
+    first = lab.create_vm("twin", [Disk()], start=False)
+    uuid, at_point = first.domain.UUIDString(), contents(first)
+    archive = backup(run_module, first, lab.path("backups"))
+    lose(first)
+    second = lab.create_vm("twin", [Disk()], start=False)
+    second.domain.snapshotCreateXML("<domainsnapshot><name>kept inside</name></domainsnapshot>")
+    assert second.domain.UUIDString() != uuid
+
+    done = run_module("vm_restore", source=archive, force=True)
+    assert done["vm"]["uuid"] == uuid and contents(lab.adopt("twin")) == at_point
+    assert [domain.UUIDString() for domain in lab.connection.listAllDomains()] == [uuid]
+    assert lab.adopt("twin").domain.snapshotListNames() == []
+
+
+def test_check_mode_touches_nothing_and_predicts(lab: Lab, run_module: Run) -> None:
+    vm = lab.create_vm("predicted", [Disk(), Disk("raw")], start=False)
+    archive = backup(run_module, vm, lab.path("backups"))
+    place = lab.path("restored")
+    before = world(lab)
+    said = run_module("vm_restore", source=archive, name="copy", path=str(place), check_mode=True, diff=True)
+    assert world(lab) == before
+    assert said.changed and said["bytes_written"] == 0 and said["estimated_bytes"] > 0
+    assert said["diff"]["before"] == "" and "<name>copy</name>" in said["diff"]["after"]
+    done = run_module("vm_restore", source=archive, name="copy", path=str(place))
+    lab.adopt("copy")
+    assert done["disks"] == said["disks"]
+    over = run_module("vm_restore", source=archive, force=True, check_mode=True, diff=True)
+    assert over.changed and "<name>predicted</name>" in over["diff"]["before"]
+    assert not run_module("vm_restore", source=archive, name="copy", path=str(place), check_mode=True).changed
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
+def test_damage_never_becomes_a_vm(lab: Lab, run_module: Run, compress: bool) -> None:
+    vm = lab.create_vm("damaged", [Disk(size_mib=16), Disk("raw", size_mib=16)], start=False)
+    archive = Path(backup(run_module, vm, lab.path("backups"), compress=compress))
+    good = archive.read_bytes()
+    at_point = contents(vm)
+    place = lab.path("restored")
+    refused = 0
+    for offset in range(0, len(good), max(1, len(good) // 25)):
+        archive.write_bytes(good[:offset] + bytes([good[offset] ^ 0x40]) + good[offset + 1 :])
+        done = _try(run_module, archive, place)
+        if done.failed:
+            refused += 1
+            assert list(place.iterdir()) == [], f"flipped byte {offset}"
+            assert "copy" not in [domain.name() for domain in lab.connection.listAllDomains()]
+        else:  # a byte without meaning, e.g. padding
+            copy = lab.adopt("copy")
+            assert contents(copy) == at_point, f"flipped byte {offset}"
+            lose(copy)
+    assert refused > 5
+    archive.write_bytes(good[: len(good) // 2])
+    assert _try(run_module, archive, place).failed and list(place.iterdir()) == []
+
+
+def _try(run_module: Run, archive: Path, place: Path) -> ModuleResult:
+    from ansible_collections.kvmops.backup.tests.lab import modules
+
+    argv = modules.module_argv("vm_restore", {"source": str(archive), "name": "copy", "path": str(place)})
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return modules.module_result("vm_restore", done.stdout, done.stderr)
+
+
+def test_full_read_only_and_missing_places(lab: Lab, run_module: Run, loop_fs: Callable[[str, int], LoopFileSystem]) -> None:
+    vm = lab.create_vm("placed", [Disk("raw", size_mib=64)], start=False)
+    run("qemu-io", "-f", "raw", "-c", "write -P 5 8M 40M", str(vm.disks()["vda"]))
+    at_point = contents(vm)
+    archive = backup(run_module, vm, lab.path("backups"))
+    small = loop_fs("ext4", 32)
+    text = run_module("vm_restore", source=archive, name="copy", path=str(small.path), fails=True).message
+    assert "are needed" in text
+    assert "Create it" in run_module("vm_restore", source=archive, path=str(lab.directory / "none"), fails=True).message
+    small.remount("ro")
+    assert "read-only" in run_module("vm_restore", source=archive, path=str(small.path), fails=True).message
+    # the former place is gone: to the one that holds the archive, with a warning
+    former = vm.disks()["vda"].parent
+    lose(vm)
+    former.rmdir()
+    done = run_module("vm_restore", source=archive)
+    assert Path(done["disks"][0]["path"]).parent == lab.directory / "backups"
+    assert any(str(former) in warning for warning in done.warnings)
+    assert contents(lab.adopt("placed")) == at_point
+
+
+def test_a_chain_is_restored_to_a_new_place_and_reads_the_same(lab: Lab, run_module: Run) -> None:
+    vm = lab.create_vm("chained", [Disk("raw")], start=False)
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    for number in (1, 2):
+        overlay = vm.disks()["vda"].with_suffix(f".s{number}")
+        vm.domain.snapshotCreateXML(
+            f"<domainsnapshot><name>s{number}</name><disks><disk name='vda' snapshot='external'>"
+            f"<source file='{overlay}'/></disk></disks></domainsnapshot>",
+            flags,
+        )
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P {number} {number}M 64k", str(overlay))
+    at_point = contents(vm)
+    archive = backup(run_module, vm, lab.path("backups"))
+    done = run_module("vm_restore", source=archive, name="copy", path=str(lab.path("restored")))
+    copy = lab.adopt("copy")
+    assert contents(copy) == at_point
+    chain = run("qemu-img", "info", "--backing-chain", str(copy.disks()["vda"]))
+    assert str(vm.disks()["vda"].parent) not in chain and chain.count("image: ") == 3
+    assert any("s1, s2" in warning for warning in done.warnings)
+    copy.start()
+    copy.agent.shell("test -f /disk/vda/log || touch /disk/vda/log")
+
+
+def test_a_bare_configuration_gives_a_vm_without_disks(lab: Lab, run_module: Run) -> None:
+    vm = lab.create_vm("bare", [Disk()], isos=[make_iso(lab.directory / "x.iso", b"x")], start=False)
+    file = lab.directory / "bare.xml"
+    file.write_text(vm.xml(inactive=True))
+    vm.remove()
+    done = run_module("vm_restore", source=str(file))
+    root = etree.fromstring(lab.adopt("bare").xml())
+    assert root.find("devices/disk") is None and done["disks"] == []
+    assert {item["device"] for item in done["skipped"]} == {"vda", "sda"}
+    assert not run_module("vm_restore", source=str(file)).changed
