@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,17 +102,24 @@ def run_module(
     return _expect(module_result(module, done.stdout, done.stderr), fails)
 
 
+# A process counts the memory of the one that started it until it runs its own program: so a small one starts it.
+_MEASURE = """
+import os, resource, subprocess, sys, time
+begin = time.monotonic()
+subprocess.run(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, time.monotonic() - begin, file=file)
+"""
+
+
 def measure_module(module: str, **arguments: Any) -> tuple[ModuleResult, int, float]:
     """Runs a module directly; its result, peak memory in bytes and wall time in seconds. LabError when it fails."""
-    with tempfile.TemporaryFile("w+") as output:
-        begin = time.monotonic()
-        with subprocess.Popen(module_argv(module, arguments), stdout=output, stderr=output, stdin=subprocess.DEVNULL) as process:
-            _pid, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - begin
-        output.seek(0)
-        result = module_result(module, output.read(), "")
-    return _expect(result, False), usage.ru_maxrss * 1024, seconds
+    with tempfile.NamedTemporaryFile("r") as figures:
+        argv = [sys.executable, "-S", "-c", _MEASURE, figures.name, *module_argv(module, arguments)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        result = _expect(module_result(module, done.stdout, done.stderr), False)
+        peak_bytes, seconds = figures.read().split()
+    return result, int(peak_bytes), float(seconds)
 
 
 def _expect(result: ModuleResult, fails: bool) -> ModuleResult:

@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, snapshots, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -76,14 +76,9 @@ def target_facts(place: storage.Place) -> TargetFacts:
 
 
 def _jobs(domain: Domain) -> tuple[str, ...]:
-    """Jobs of libvirt that are at work on a running VM; block jobs with a mirror show in the XML."""
-    found = []
-    if domain.jobStats().get("type", 0):
-        found.append("a libvirt job (virsh domjobinfo shows it)")
-    for disk in domain_xml.parse(domain.XMLDesc(0)).disks:
-        if disk.device == "disk" and domain.blockJobInfo(disk.target, 0):
-            found.append(f"a block job on {disk.target} (virsh blockjob shows it)")
-    return tuple(found)
+    """Jobs at work on a running VM; after settling what dead runs left, none of them is ours."""
+    whole = blockjobs.domain_job(domain)
+    return (*((whole,) if whole else ()), *(f"block job {job.id} ({job.type})" for job in blockjobs.jobs(domain)))
 
 
 def _resolved(conn: Connection, disk: domain_xml.Disk) -> domain_xml.Disk:

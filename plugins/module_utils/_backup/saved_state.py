@@ -21,6 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.watchdog imp
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     KvmopsError,
+    QuiesceError,
     RefusedError,
     SplitViewError,
 )
@@ -52,7 +53,7 @@ class Taken:
 def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journal) -> Taken:
     """Take the saved state (VM running or off). Everything it makes is in the journal before it exists.
 
-    Raises RefusedError or BusyError with nothing touched, else KvmopsError after everything was put back, or with exactly
+    Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError after everything was put back, or with exactly
     what is left in its text (the next recover.settle() deals with it).
     """
     _require_ready(conn, domain, plan)
@@ -73,6 +74,8 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
             raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
         if isinstance(error, KvmopsError):
             raise
+        if plan.quiesce and agent.is_agent_failure(error):
+            raise QuiesceError(what, str(error), "Mend the guest agent, or use another consistency.") from error
         raise translate(error, what) from error
     journal.record(**{overlays.PHASE: Phase.TAKEN})
     return taken
@@ -94,7 +97,7 @@ def _create(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Taken:
     memory = bool(plan.memory_path)
     frozen_ms = 0
     if plan.quiesce:
-        with Watchdog(conn.getURI(), plan.vm_uuid):
+        with Watchdog(conn.getURI(), plan.vm_uuid), agent.bounded(domain):
             begin = time.monotonic()
             xml = snapshots.create(domain, document, memory=memory, quiesce=True)
             frozen_ms = round((time.monotonic() - begin) * 1000)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any
 
@@ -19,6 +21,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 
 PING_TIMEOUT_S = 5
+# libvirt waits for ever by default; a guest under load may well take some seconds to freeze
+FREEZE_TIMEOUT_S = 30
 
 
 class AgentState(str, Enum):
@@ -61,6 +65,25 @@ def freeze_status(domain: Domain, timeout_s: int = PING_TIMEOUT_S) -> bool | Non
         if _judge(error) in (AgentState.DISCONNECTED, AgentState.HANGING, AgentState.CANNOT_FREEZE, AgentState.OFF):
             return None
         raise translate(error, f"The guest agent of {domain.name()}") from error
+
+
+@contextmanager
+def bounded(domain: Domain, timeout_s: int = FREEZE_TIMEOUT_S) -> Iterator[None]:
+    """Agent commands that libvirt itself sends (a quiesced saved state's) fail after this time instead of never."""
+    domain.agentSetResponseTimeout(timeout_s, 0)
+    try:
+        yield
+    finally:
+        with suppress(libvirt.libvirtError):  # the guest or libvirtd may be gone by now
+            domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
+
+
+def is_agent_failure(error: Exception) -> bool:
+    """Whether a libvirt error says that the agent did not do what it was asked for."""
+    return isinstance(error, libvirt.libvirtError) and (
+        error.get_error_code() in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED)
+        or "guest-fsfreeze" in str(error)
+    )
 
 
 def thaw(domain: Domain) -> None:

@@ -184,7 +184,7 @@ def test_one_iso_in_two_drives_is_stored_once():
 
 
 def test_full_target():
-    with pytest.raises(TargetError, match="1.0 GiB are needed and 512.0 MiB are free"):
+    with pytest.raises(TargetError, match=r"1\.0 GiB are needed and 512\.0 MiB are free"):
         make(facts(running=False), replace(TARGET, free_bytes=GIB // 2))
     compressed = make(facts(running=False), replace(TARGET, free_bytes=GIB // 2), compress=True)
     assert any("too small" in text for text in compressed.warnings)
