@@ -17,14 +17,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.mapping impor
     can_stream_as_raw,
     read_mapping,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
+from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import nonzero_runs
 
 __all__ = ["FileSink", "ImageSink", "Mapping", "RawSink", "can_stream_as_raw", "read_mapping"]
 
 _FICLONERANGE = 0x4020940D
 _CLONE_BLOCK = 4096
-#: Smallest run of zeros that is left as a hole.
-_HOLE_BYTES = 4096
 #: One pwrite() of this size keeps source and page cache in the CPU's caches: measured faster than 4 MiB.
 _WRITE_BYTES = 256 << 10
 #: What the kernel answers when these two files cannot share blocks.
@@ -121,7 +119,7 @@ class _SparseTarget:
     def write(self, offset: int, data: memoryview) -> None:
         if offset + len(data) > self._size_bytes:
             raise ValueError(f"{len(data)} bytes at {offset} do not fit in {self._size_bytes}")
-        for start, end in _nonzero_runs(offset, data):
+        for start, end in nonzero_runs(offset, data):
             self._write_all(offset + start, data[start:end])
 
     def clone(self, source_fd: int, source_offset: int, target_offset: int, length: int) -> int:
@@ -160,22 +158,3 @@ class _SparseTarget:
 
     def _error(self, why: str) -> TargetError:
         return TargetError(f"restored disk {os.readlink(f'/proc/self/fd/{self._fd}')}", why)
-
-
-def _nonzero_runs(offset: int, data: memoryview) -> list[tuple[int, int]]:
-    """Ranges of ``data`` that must be written; blocks are those of the file, where ``data`` stands at ``offset``."""
-    head = min(-offset % _HOLE_BYTES, len(data))
-    end = head + (len(data) - head) // _HOLE_BYTES * _HOLE_BYTES
-    # The first 8 bytes of each block, taken in C, tell for most blocks that they are not zeros.
-    samples = data[head:end].cast("Q")[:: _HOLE_BYTES // 8].tolist()
-    runs: list[tuple[int, int]] = []
-    start = 0
-    for block, sample in enumerate(samples):
-        at = head + block * _HOLE_BYTES
-        if sample == 0 and is_zero(data[at : at + _HOLE_BYTES]):
-            if start < at:
-                runs.append((start, at))
-            start = at + _HOLE_BYTES
-    if start < len(data) and not is_zero(data[start:]):
-        runs.append((start, len(data)))
-    return runs

@@ -63,7 +63,8 @@ def test_raw_to_qcow2_to_raw(tmp_path: Path, sectors: int, seed: int, pieces: in
     (tmp_path / "back").unlink(missing_ok=True)
     to_raw(tmp_path / "q", tmp_path / "back", seed, chunk)
     assert (tmp_path / "back").read_bytes() == (tmp_path / "raw").read_bytes()
-    assert (tmp_path / "back").stat().st_blocks <= (tmp_path / "raw").stat().st_blocks + 8
+    if chunk % 4096 == 0:
+        assert (tmp_path / "back").stat().st_blocks <= (tmp_path / "raw").stat().st_blocks + 8
 
 
 @pytest.mark.parametrize("seed", range(6))
