@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from xml.parsers import expat
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 MAX_XML_BYTES = 16 * 2**20
 MAX_NODES = 200_000
