@@ -98,6 +98,7 @@ def decide(configuration: Configuration, root: etree._Element, facts: HostFacts,
     fates: dict[str, Fate] = {}
     warnings: list[str] = []
     problems: list[str] = []
+    skipped = {item.device: item.reason for item in configuration.skipped}
     for disk in disks:
         if disk.target in tops:
             chain, problem = _chain(tops[disk.target], configuration)
@@ -105,7 +106,7 @@ def decide(configuration: Configuration, root: etree._Element, facts: HostFacts,
                 problems.append(problem)
             fates[disk.target] = Restored(_placed(chain, disk))
         else:
-            fates[disk.target] = _without_member(disk, facts)
+            fates[disk.target] = _without_member(disk, facts, skipped.get(disk.target, ""))
         if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
             fates[disk.target] = _cd_image(disk, tops[disk.target], facts, warnings)
     return Decision(fates, tuple(warnings), tuple(problems))
@@ -146,7 +147,8 @@ def _placed(chain: Sequence[Member], disk: DiskElement) -> tuple[Member, ...]:
     )
 
 
-def _without_member(disk: DiskElement, facts: HostFacts) -> Fate:
+def _without_member(disk: DiskElement, facts: HostFacts, why: str) -> Fate:
+    """``why`` it was not backed up, if the archive says so."""
     if disk.device in ("cdrom", "floppy"):
         if not disk.source:
             return Kept()
@@ -159,7 +161,8 @@ def _without_member(disk: DiskElement, facts: HostFacts) -> Fate:
         if held == "":
             return Kept()
         return Dropped(f"the LUN {disk.source} {held or 'is not on this host'}")
-    return Dropped(f"{disk.source or 'the disk'} is not in the archive")
+    missing = f"{disk.source or 'the disk'} is not in the archive"
+    return Dropped(f"{missing}: {why}" if why else missing)
 
 
 def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, warnings: list[str]) -> Fate:

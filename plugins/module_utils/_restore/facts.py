@@ -45,10 +45,10 @@ _MAX_LAYERS = 200
 def gather(conn: Connection, configuration: Configuration, request: RestoreRequest, archive_path: str) -> HostFacts:
     """The facts for the restore of one point. Raises KvmopsError when libvirt or a file system does not answer."""
     root = _xml.parse(configuration.domain_xml, f"the configuration in {archive_path}")
-    pools = {pool.name: os.path.realpath(pool.target_path) for pool in storage.pools(conn) if pool.active and pool.target_path}
+    pools = {pool.name: pool.target_path for pool in storage.pools(conn) if pool.active and pool.target_path}
     target = None
     if request.pool or request.path:
-        target = _model_place(storage.resolve_target(conn, pool=request.pool, path=request.path), pools)
+        target = _model_place(storage.resolve_target(conn, pool=request.pool, path=request.path), pools, request.path)
     wanted = {request.name or configuration.vm_name, configuration.vm_uuid.lower(), request.uuid.lower()}
     try:
         vms = tuple(_existing_vm(domain, wanted, pools) for domain in conn.listAllDomains(0))
@@ -66,7 +66,7 @@ def gather(conn: Connection, configuration: Configuration, request: RestoreReque
         networks=networks,
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
-        files=_host_files(definition.host_file_names(root) | set(images), images, frozenset(pools.values())),
+        files=_host_files(definition.host_file_names(root) | set(images), images, frozenset(map(os.path.realpath, pools.values()))),
         block_devices=_block_devices(root, vms),
         hostdevs=_host_devices(),
     )
@@ -90,16 +90,19 @@ def _former(
 def _place(conn: Connection, pools: Mapping[str, str], *, pool: str = "", path: str = "") -> Place:
     """A place that need not be fit; the reason is in it."""
     try:
-        return _model_place(storage.resolve_target(conn, pool=pool, path=path), pools)
+        return _model_place(storage.resolve_target(conn, pool=pool, path=path), pools, path)
     except TargetError as error:
         return Place(path=path, pool=pool, problem=f"cannot be used: {error.why}")
 
 
-def _model_place(place: storage.Place, pools: Mapping[str, str]) -> Place:
+def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> Place:
+    """``path`` is how the user or the archive spells the directory; a pool's spelling wins, libvirt compares names."""
+    # files of a directory below a pool's are no volumes of the pool
+    of_pool = os.path.realpath(pools.get(place.pool, "/")) == place.directory
     return Place(
-        path=place.directory,
-        # files of a directory below a pool's are no volumes of the pool
-        pool=place.pool if pools.get(place.pool) == place.directory else "",
+        path=os.path.normpath(pools[place.pool] if of_pool else path),
+        real_path=place.directory,
+        pool=place.pool if of_pool else "",
         filesystem=str(os.stat(place.directory).st_dev),
         free_bytes=place.free_bytes,
         names=frozenset(os.listdir(place.directory)),

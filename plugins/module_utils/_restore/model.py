@@ -17,6 +17,7 @@ class Place:
 
     `problem` says why nothing can be written there ("" = it can), `filesystem` is equal for places that share their
     free bytes, `names` are the files that are there now. `pool` is "" for a directory that is no active pool's.
+    `real_path` is `path` without symbolic links, where that differs.
     """
 
     path: str
@@ -25,6 +26,7 @@ class Place:
     free_bytes: int = 0
     problem: str = ""
     names: frozenset[str] = frozenset()
+    real_path: str = ""
 
 
 @dataclass(frozen=True)

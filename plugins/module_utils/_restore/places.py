@@ -35,13 +35,13 @@ def former_key(member: Member) -> str:
     return os.path.dirname(os.path.normpath(member.former_path)) if member.former_path.startswith("/") else ""
 
 
-def directory_problem(directory: str) -> str:
+def directory_problem(place: Place) -> str:
     """Why a directory that no pool stands for is not taken from an archive; "" if nothing speaks against it."""
-    parts = directory.split("/")
-    if any(part.startswith(".") for part in parts):
-        return "is a hidden directory"
-    if any(directory == system or directory.startswith(f"{system}/") for system in _SYSTEM_DIRECTORIES):
-        return "belongs to the operating system and is no storage pool"
+    for directory in (place.path, place.real_path):
+        if any(part.startswith(".") for part in directory.split("/")):
+            return "is a hidden directory"
+        if any(directory == system or directory.startswith(f"{system}/") for system in _SYSTEM_DIRECTORIES):
+            return "belongs to the operating system and is no storage pool"
     return ""
 
 
@@ -79,8 +79,8 @@ def _former_or_archive(
         kind = "directory" if key.startswith("/") else "storage pool"
         if former is None:
             reason = "is not on this host"
-        elif not former.pool and directory_problem(former.path):
-            reason = directory_problem(former.path)
+        elif not former.pool and directory_problem(former):
+            reason = directory_problem(former)
         else:
             reason = _unfit(former, need, used)
         if former is not None and not reason:

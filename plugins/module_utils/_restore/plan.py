@@ -245,7 +245,7 @@ def _files(
 def _former_name(layer: _Layer) -> str:
     """The file's former name; "" where it is not known or not fit for a file of a VM."""
     name = os.path.basename(layer.member.former_path) or layer.member.name
-    if name.startswith(".") or any(ord(letter) < 32 for letter in name):
+    if layer.member.former_path.startswith("/dev/") or name.startswith(".") or any(ord(letter) < 32 for letter in name):
         return ""
     if layer.member.original_format == "raw" and layer.format == "qcow2" and name.endswith(".raw"):
         name = name[: -len(".raw")] + ".qcow2"
@@ -297,12 +297,14 @@ def _clashes(
     problems: list[str] = []
     for file in files:
         place = where[file.member.name]
-        exists = os.path.basename(file.path) in place.names
-        if file.path in users:
-            problems.append(f"{file.path} belongs to the VM {users[file.path]}")
+        name = os.path.basename(file.path)
+        exists, real = name in place.names, os.path.join(place.real_path or place.path, name)
+        user = users.get(file.path) or users.get(real)
+        if user:
+            problems.append(f"{file.path} belongs to the VM {user}")
         elif exists and not force:
             problems.append(f"the file {file.path} exists ('force: true' replaces it)")
-        elif exists and file.path not in own and not place.pool and place is not host.target:
+        elif exists and not own & {file.path, real} and not place.pool and place is not host.target:
             problems.append(f"{file.path} exists, is no file of the VM and is in no pool (remove it yourself)")
         elif exists:
             set_aside.append(file.path)
@@ -314,7 +316,7 @@ def _clashes(
 def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str]) -> list[str]:
     if replaced is None:
         return []
-    left = sorted(replaced.disk_files - set(set_aside))
+    left = sorted(path for path in replaced.disk_files - set(set_aside) if not path.startswith("/dev/"))
     return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
 
 

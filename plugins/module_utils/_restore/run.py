@@ -23,6 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
     KvmopsError,
+    RefusedError,
     SplitViewError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
@@ -160,11 +161,21 @@ def _values(result: RestoreResult, plan: RestorePlan, request: RestoreRequest) -
         before = plan.replaced.xml if plan.replaced is not None else plan.domain_xml if plan.unchanged else ""
         values["diff"] = {
             "before_header": f"{plan.name} before",
-            "before": before,
+            "before": _without_secrets(before),
             "after_header": f"{plan.name} after",
-            "after": plan.domain_xml,
+            "after": _without_secrets(plan.domain_xml),
         }
     return values
+
+
+def _without_secrets(domain_xml: str) -> str:
+    """For the log of a play."""
+    if "passwd" not in domain_xml:
+        return domain_xml
+    root = _xml.parse(domain_xml, "domain XML")
+    for graphics in root.iterfind("devices/graphics"):
+        graphics.attrib.pop("passwd", "")
+    return _xml.text(root)
 
 
 class _CountedSink:
@@ -211,6 +222,9 @@ class _Transaction:
 
     def run(self) -> int:
         """The number of bytes written."""
+        for path in self._plan.set_aside:
+            if qemu_img.is_in_use(path, "raw"):
+                raise RefusedError(f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}")
         journal = Journal.open(f"restore-{self._plan.uuid}", recover.OPERATION, self._operation.facts())
         try:
             written = self._write()

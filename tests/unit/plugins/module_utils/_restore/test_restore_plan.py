@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, SavedState
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, SavedState, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
@@ -115,7 +115,7 @@ def test_pool_gone_and_read_only_archive_place_needs_an_explicit_target() -> Non
     assert "are needed" in refusal(facts=replace(facts, target=replace(target, free_bytes=20 * MIB - 1)), pool="new")
 
 
-@pytest.mark.parametrize("directory", ["/etc/cron.d", "/usr/bin", "/root/.ssh", "/var/spool/cron", "/dev"])
+@pytest.mark.parametrize("directory", ["/etc/cron.d", "/usr/bin", "/root/.ssh", "/var/spool/cron"])
 def test_an_archive_does_not_choose_a_system_directory(directory: str) -> None:
     evil = disk("vda_0.qcow2", "vda", f"{directory}/job", original_format="raw")
     facts = host(former={directory: Place(directory, filesystem="1", free_bytes=100 * MIB)})
@@ -187,6 +187,15 @@ def test_an_existing_file_is_refused_and_replaced_with_force_only_where_nobody_u
     assert "is in no pool" in refusal(facts=outside, force=True)
     # a file that another VM names but that is not there is not made for it
     assert "belongs to the VM db" in refusal(facts=host(vms=(user,)))
+
+
+def test_a_symbolic_link_hides_neither_a_user_nor_a_system_directory() -> None:
+    linked = Place("/vms", pool="vms", filesystem="1", free_bytes=100 * MIB, real_path="/big/vms")
+    user = ExistingVm("db", OTHER_UUID, files=frozenset({"/big/vms/web.qcow2"}))
+    assert "belongs to the VM db" in refusal(facts=host(vms=(user,), former={**host().former, "vms": linked}))
+    system = Place("/data", filesystem="2", free_bytes=100 * MIB, real_path="/etc/cron.d")
+    found = planned(host(former={**host().former, "/data": system}))
+    assert found.disks[1].path == "/backup/web.raw"
 
 
 def test_the_original_is_replaced_with_force_only_and_its_other_files_are_named() -> None:
@@ -407,6 +416,19 @@ def test_no_path_of_the_host_is_opened_because_an_archive_says_so(element: str) 
     found = planned(host(files=files), configuration(domain_xml(DISKS + element)))
     assert sources(found.domain_xml).get("vdz", "") == ""
     assert found.skipped[0].device == "vdz"
+
+
+def test_a_skipped_disk_says_why_and_a_former_device_becomes_a_file_of_the_vm() -> None:
+    devices = (
+        "<disk type='block' device='disk'><source dev='/dev/sdb'/><target dev='vda'/></disk>"
+        "<disk type='file' device='disk'><source file='/vms/shared.raw'/><target dev='vdb'/></disk>"
+    )
+    member = disk("vda_0.qcow2", "vda", "/dev/sdb", original_format="raw")
+    point = configuration(domain_xml(devices), (member,), skipped=(Skipped("vdb", "it is shareable"),))
+    found = planned(point=point)
+    assert found.disks[0].path == "/backup/web-vda.raw" and "/dev" in found.warnings[0]
+    assert etree.fromstring(found.domain_xml).find("devices/disk").get("type") == "file"
+    assert found.skipped[0].device == "vdb" and "it is shareable" in found.skipped[0].reason
 
 
 def test_a_bare_configuration_is_defined_without_any_disk() -> None:
