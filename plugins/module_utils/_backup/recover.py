@@ -15,8 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from lxml import etree
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
@@ -48,7 +46,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -62,7 +62,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 
 def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts: Facts) -> Situation:
     """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
-    seen = views.gather(conn, domain) if domain is not None else views.VmView(False, False, False, ())
+    seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
     all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
     jobs = {job.target: job for job in all_jobs}
     taking = facts.get(overlays.PHASE) == Phase.TAKING
@@ -219,11 +219,8 @@ def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: Sa
     if not blocked.target:
         return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
     overlay = next(each for each in plan.overlays if each.target == blocked.target)
-    found = (
-        views.gather(conn, domain).disk(blocked.target)
-        if domain is not None
-        else views.VmView(False, False, False, ()).disk("")
-    )
+    seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
+    found = seen.disk(blocked.target)
     where = (
         f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
         f"the VM's own file is {overlay.base_path}, the overlay of {plan.name} is {overlay.overlay_path}"
@@ -232,10 +229,21 @@ def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: Sa
         BusyError: "Wait until it has finished.",
         RefusedError: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
     }
-    hint = hints.get(
-        blocked.kind, "Nothing was touched: keep both files, and decide by hand which one the VM shall have."
-    )
+    by_hand = "Nothing was touched: keep both files, and decide by hand which one the VM shall have."
+    hint = _lost_hint(plan.vm_name) if blocked.lost else hints.get(blocked.kind, by_hand)
     return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}", hint)
+
+
+def _lost_hint(name: str) -> str:
+    """libvirt before 10 writes a status file that it cannot read itself when it dies at the end of a merge."""
+    status = os.path.join("/run/libvirt/qemu", f"{name}.xml")
+    with suppress(OSError), open(status, encoding="utf-8") as file:
+        if "job=''" in file.read():
+            return (
+                "libvirt cannot read its own note of the running VM. Do not start the VM: stop libvirtd, delete the "
+                f"<mirror job=''> element in {status}, start libvirtd, and run the task again."
+            )
+    return "Do not start the VM. Shut its guest down from inside (or end its QEMU process), and run the task again."
 
 
 def _first(chain: tuple[str, ...]) -> str:
@@ -318,7 +326,31 @@ def _drop(work: _Work, target: str) -> None:
 
 
 def _rejoin(work: _Work, target: str) -> None:
-    raise NotImplementedError
+    """QEMU left the overlay, libvirt did not see it: an empty overlay of the same name makes libvirt right again."""
+    overlay = work.overlay(target)
+    disk = domain_xml.parse(work.domain.XMLDesc(0)).disk(target)
+    if disk is None or not disk.index:
+        raise SplitViewError(
+            f"The disk {target} of {work.plan.vm_name}", "libvirt does not say which nodes it is made of"
+        )
+    blockjobs.drop_nodes(work.domain, overlay.overlay_path)
+    _renew_overlay(overlay)
+    work.step(target, Step.NONE)
+    blockjobs.insert_overlay(work.domain, overlay.overlay_path, overlay.base_path, disk.index)
+
+
+def _renew_overlay(overlay: Overlay) -> None:
+    """An empty overlay in place of the merged one, for the same user."""
+    fresh = f"{overlay.overlay_path}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh)
+    owner = owner_of(overlay.base_path)
+    qemu_img.create_overlay(fresh, overlay.base_path, overlay.base_format)
+    os.chown(fresh, owner.uid, owner.gid)
+    for name in os.listxattr(overlay.base_path):
+        if name == "security.selinux":
+            os.setxattr(fresh, name, os.getxattr(overlay.base_path, name))
+    os.replace(fresh, overlay.overlay_path)
 
 
 def _merge_off(work: _Work, target: str) -> None:

@@ -53,8 +53,8 @@ class Taken:
 def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journal) -> Taken:
     """Take the saved state (VM running or off). Everything it makes is in the journal before it exists.
 
-    Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError after everything was put back, or with exactly
-    what is left in its text (the next recover.settle() deals with it).
+    Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError:
+    after everything was put back, or with exactly what is left in its text (the next recover.settle() deals with it).
     """
     _require_ready(conn, domain, plan)
     journal.record(

@@ -114,11 +114,11 @@ class Action:
 
 
 class Blocked(Exception):
-    """decide() found no way on: ``kind`` is the error to raise, ``target`` the disk."""
+    """decide() found no way on: ``kind`` is the error to raise, ``target`` the disk; ``lost``: libvirt has lost the VM."""
 
-    def __init__(self, kind: type[KvmopsError], why: str, target: str = "") -> None:
+    def __init__(self, kind: type[KvmopsError], why: str, target: str = "", *, lost: bool = False) -> None:
         super().__init__(why)
-        self.kind, self.why, self.target = kind, why, target
+        self.kind, self.why, self.target, self.lost = kind, why, target, lost
 
 
 _MERGES = {JobSeen.NONE: Act.MERGE, JobSeen.OURS: Act.FINISH}
@@ -186,7 +186,7 @@ def _detached(disk: DiskSituation, power: Power) -> Act | None:
     """A disk that no running QEMU known to libvirt has."""
     if disk.in_use:
         why = "libvirt says the VM is off or without this disk, but a process has its images open"
-        raise Blocked(SplitViewError, why, disk.target)
+        raise Blocked(SplitViewError, why, disk.target, lost=True)
     if power is Power.SAVED and disk.persistent is Seen.OVERLAY:
         raise Blocked(RefusedError, "the VM was saved to disk while it ran on the overlay", disk.target)
     if disk.content is Content.MISSING:

@@ -169,6 +169,17 @@ def drop_nodes(domain: Domain, path: str) -> None:
         monitor.execute(domain, "blockdev-del", node_name=node["node-name"])
 
 
+def insert_overlay(domain: Domain, overlay: str, base: str, index: str) -> None:
+    """Put a new, empty overlay between a device and its base, under the node names that libvirt has for it (see Disk.index)."""
+    storage, image = f"libvirt-{index}-storage", f"libvirt-{index}-format"
+    base_node = _format_node(domain, base)
+    monitor.execute(domain, "blockdev-add", driver="file", filename=overlay, node_name=storage, discard="unmap")
+    monitor.execute(
+        domain, "blockdev-add", driver="qcow2", file=storage, backing=None, node_name=image, discard="unmap"
+    )
+    monitor.execute(domain, "blockdev-snapshot", node=base_node, overlay=image)
+
+
 def _format_node(domain: Domain, path: str) -> str:
     for node in _nodes(domain, path):
         if node["drv"] != "file":

@@ -50,6 +50,7 @@ class Disk:
     mirror: str  # job type of a running <mirror> ("copy", "active-commit"), else ""
     mirror_ready: bool
     alias: str  # of a running VM, else ""
+    index: str  # of a running VM: QEMU's nodes of the active image are libvirt-INDEX-format and -storage
     serial: str
 
     @property
@@ -232,6 +233,7 @@ def _disk(element: etree._Element) -> Disk:
         mirror="" if mirror is None else mirror.get("job", ""),
         mirror_ready=mirror is not None and mirror.get("ready") == "yes",
         alias=_attribute(element, "alias", "name"),
+        index="" if source is None else source.get("index", ""),
         serial=element.findtext("serial", ""),
     )
 

@@ -60,6 +60,9 @@ class VmView:
         return next((each for each in self.disks if each.target == target), empty)
 
 
+NOWHERE = VmView(running=False, persistent=False, managed_save=False, disks=())
+
+
 def gather(conn: Connection, domain: Domain) -> VmView:
     """Ask libvirt and QEMU about all disks with a local path (empty drives and network disks are left out)."""
     try:
