@@ -12,7 +12,7 @@ from typing import Any
 
 SAVED_STATE = "saved_state"  # names of facts in the journal
 PHASE = "phase"
-PARTIALS = "partials"
+PARTIAL = "partial"  # path of the unfinished archive
 
 
 class Phase(str, Enum):
@@ -96,6 +96,11 @@ def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:
         labels = tuple((name, value) for name, value in owner["labels"])
         formers[target] = Former(each["disk_xml"], Owner(owner["uid"], owner["gid"], owner["mode"], labels))
     return formers
+
+
+def journal_key(vm_uuid: str) -> str:
+    """The key of journals about a VM."""
+    return f"vm-{vm_uuid}"
 
 
 def step_fact(target: str) -> str:

@@ -492,14 +492,14 @@ def settle(conn: Connection, uuid: str) -> list[str]:
     job is at work on a disk.
     """
     done = []
-    for journal in Journal.left_behind(lambda facts: facts.get("key") == uuid):
+    for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         try:
             if overlays.SAVED_STATE in journal.facts:
                 plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
                 done += bring_back(conn, _find(conn, uuid), plan, journal, Progress())
-            for path in journal.facts.get(overlays.PARTIALS, []):
-                if remove_partial(path):
-                    done.append(f"removed the unfinished archive {path}")
+            partial = journal.facts.get(overlays.PARTIAL, "")
+            if partial and remove_partial(partial):
+                done.append(f"removed the unfinished archive {partial}")
             journal.done()
         finally:
             journal.close()
@@ -509,7 +509,7 @@ def settle(conn: Connection, uuid: str) -> list[str]:
 def pending(uuid: str) -> list[str]:
     """What settle() would look at, one sentence each. Reads journals only."""
     found = []
-    for facts in Journal.peek(lambda facts: facts.get("key") == uuid):
+    for facts in Journal.peek(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         holder = facts.get("holder", {})
         who = f"process {holder.get('pid')} on {holder.get('host')}"
         text = f"a run of {facts.get('operation')} ({who}) ended before it had finished"

@@ -167,7 +167,8 @@ def _attached(disk: DiskSituation) -> Act | None:
         return _MERGES[disk.job]
     if where == (Seen.OVERLAY, Seen.BASE) and known and disk.job in _MERGES_QEMU:
         return _MERGES_QEMU[disk.job]
-    if where == (Seen.BASE, Seen.OVERLAY) and known and disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED):
+    asked = disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED)
+    if where == (Seen.BASE, Seen.OVERLAY) and known and asked and disk.job is JobSeen.NONE:
         return Act.REJOIN
     if where == (Seen.BASE, Seen.BASE) and known and disk.job is JobSeen.OURS_QEMU:
         return Act.FINISH_QEMU
