@@ -13,7 +13,7 @@ author:
   - kvmops.backup contributors (@kvmops)
 description:
   - Puts a virtual machine back from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
-    C(.tar.zst) of qcow2 images and a libvirt domain XML.
+    C(.tar.zst) of qcow2 images and a libvirt domain XML. A bare domain C(.xml) becomes a VM without disks.
   - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
     becomes a VM, and a failed restore leaves nothing behind.
   - Everything that the host lacks (pool, network or bridge, machine type, CPU, firmware, emulator, space) is named
@@ -39,7 +39,7 @@ attributes:
 options:
   source:
     description:
-      - Path of the archive on the host.
+      - Path on the host of the archive, or of a libvirt domain C(.xml).
     type: path
     required: true
     aliases: [src]
@@ -189,6 +189,11 @@ skipped:
       sample: the LUN is not present on this host
 bytes_written:
   description: Bytes written to disks; blocks shared with the archive through reflinks are not counted.
+  returned: success
+  type: int
+  sample: 2147483648
+estimated_bytes:
+  description: Space that the restored files may need at most, the base of the check for free space.
   returned: success
   type: int
   sample: 2147483648
