@@ -34,7 +34,7 @@ DOMAIN_XML = """<domain type='qemu'>
 def make_raw(path: Path, allocated_bytes: int) -> None:
     """A sparse raw disk: 16 MiB of data, 16 MiB of hole, and so on. Every third 256 KiB of data are random, the others text."""
     rng = random.Random(SEED)
-    pool = _text(rng)
+    pool = _text(rng, min(allocated_bytes, _POOL))
     with open(path, "wb") as file:
         for number in range(allocated_bytes // _BLOCK):
             if number % 3 == 0:
@@ -47,12 +47,12 @@ def make_raw(path: Path, allocated_bytes: int) -> None:
         file.truncate(2 * allocated_bytes)
 
 
-def _text(rng: random.Random) -> bytes:
+def _text(rng: random.Random, size_bytes: int) -> bytes:
     """Lines of a log: words with the frequencies of a language, and numbers."""
     words = ["".join(rng.choices("etaoinshrdlucmfwypvbgkqjxz", k=rng.randint(2, 10))) for _ in range(8000)]
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     lines, size = [], 0
-    while size < _POOL:
+    while size < size_bytes:
         line = f"{rng.randrange(1 << 40)} host{rng.randrange(40):02} " + " ".join(
             rng.choices(words, cum_weights=weights, k=60)
         )

@@ -7,13 +7,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.kvmops.backup.benchmarks import data
-from ansible_collections.kvmops.backup.benchmarks.measure import BenchmarkError, Contender, Goal, Job, Jobs, same
+from ansible_collections.kvmops.backup.benchmarks.measure import Contender, Goal, Job, Jobs, same
 from ansible_collections.kvmops.backup.tests.lab.loopfs import LoopFileSystem
 from ansible_collections.kvmops.backup.tests.lab.modules import module_argv
 
@@ -284,10 +282,3 @@ def raw_disk(source: Source, work: Path) -> Jobs:
         check=equal,
         note=nothing_temporary,
     )
-
-
-def check_tools(names: Sequence[str]) -> None:
-    """Raises BenchmarkError when a peer is not installed."""
-    missing = [name for name in names if not shutil.which(name)]
-    if missing:
-        raise BenchmarkError(f"not installed: {', '.join(missing)} ({sys.executable} runs in {os.getcwd()})")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 from ansible_collections.kvmops.backup.benchmarks import file_jobs, report, vm_jobs
+from ansible_collections.kvmops.backup.benchmarks.limits import limits
 from ansible_collections.kvmops.backup.benchmarks.measure import BenchmarkError, Jobs, Result, measure
 from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
 from ansible_collections.kvmops.backup.tests.lab import daemons
@@ -58,12 +59,13 @@ def main() -> None:
     results: list[Result] = []
     failures: list[str] = []
     try:
+        facts = [*report.machine(), *limits(_WORK)]
         for name, jobs in _groups(arguments):
             if name in (arguments.only or _GROUPS):
                 failures += _measure(jobs(), arguments, results)
     finally:
         shutil.rmtree(_WORK)
-    _print(arguments, results)
+    _print(arguments, facts, results)
     if failures:
         sys.exit("\n".join(["FAILED:", *failures]))
 
@@ -79,11 +81,11 @@ def _measure(jobs: Jobs, arguments: argparse.Namespace, results: list[Result]) -
     return []
 
 
-def _print(arguments: argparse.Namespace, results: list[Result]) -> None:
+def _print(arguments: argparse.Namespace, facts: list[str], results: list[Result]) -> None:
     print(
         f"`{' '.join(['benchmarks/run', *sys.argv[1:]])}` on {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC\n"
     )
-    for fact in report.machine():
+    for fact in facts:
         print(f"- {fact}")
     cache = "not in the page cache" if arguments.cold else "in the page cache"
     print(f"- {arguments.size} of data, a third of it incompressible; sources {cache}; medians\n")

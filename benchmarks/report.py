@@ -26,7 +26,7 @@ def machine() -> Iterator[str]:
     number = libvirt.getVersion()
     versions = [
         _first_line("tar", "--version"),
-        _first_line("zstd", "--version"),
+        f"zstd {_first_line('zstd', '--version').partition(' v')[2].partition(',')[0]}",
         _first_line("qemu-img", "--version"),
         f"libvirt {number // 1000000}.{number // 1000 % 1000}.{number % 1000}",
         f"virtnbdbackup {_first_line('virtnbdbackup', '-V')}",

@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the machine can do at best: no job is faster than these allow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+_BYTES = 4 << 20
+_TIMES = 16
+_FILE_BYTES = 512 << 20
+
+
+def limits(directory: Path) -> Iterator[str]:
+    """Speeds of one thread, the best of several tries, and of a file system, each as a line."""
+    data, copy = memoryview(bytearray(os.urandom(_BYTES))), memoryview(bytearray(_BYTES))
+
+    def copied() -> None:
+        copy[:] = data
+
+    instructions = "with" if " sha_ni" in Path("/proc/cpuinfo").read_text() else "without"
+    yield (
+        f"one thread: SHA-256 {_fastest(lambda: hashlib.sha256(data).digest()):.2f} GB/s ({instructions} SHA instructions), "
+        f"BLAKE2b {_fastest(lambda: hashlib.blake2b(data).digest()):.2f} GB/s, memory copy {_fastest(copied):.1f} GB/s"
+    )
+    yield f"new file of {_FILE_BYTES >> 20} MiB, written and fsynced: {_written(directory / 'limits', data):.2f} GB/s"
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """GB per second of processor time of `work` on _BYTES bytes."""
+    times = []
+    for _ in range(_TIMES):
+        begin = time.process_time()
+        work()
+        times.append(time.process_time() - begin)
+    return _BYTES / min(times) / 1e9
+
+
+def _written(path: Path, data: memoryview) -> float:
+    os.sync()
+    begin = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(_FILE_BYTES // len(data)):
+            file.write(data)
+        os.fsync(file.fileno())
+    taken = time.perf_counter() - begin
+    path.unlink()
+    return _FILE_BYTES / taken / 1e9
