@@ -193,4 +193,8 @@ def for_module(vm: str) -> Progress:
     os.makedirs(control, mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.symlink(status_path, os.path.join(control, "status.json"))
-    return Progress(status_path, vm, os.path.join(control, "cancel"), os.path.join(control, "heartbeat"))
+    heartbeat = os.path.join(control, "heartbeat")
+    # The first beat is the module's own: a controller that dies before its first look is missed as well.
+    with open(heartbeat, "w", encoding="utf-8"):
+        pass
+    return Progress(status_path, vm, os.path.join(control, "cancel"), heartbeat)

@@ -235,6 +235,7 @@ def test_under_the_action_plugin_the_status_is_seen_in_the_control_directory(
     control = tmp_path / "async" / "token"
     assert read(control / "status.json")["disk"] == "vda"
     assert (control.stat().st_mode & 0o777) == 0o700
+    assert (control / "heartbeat").exists()
     (control / "cancel").touch()
     progress._next_look = 0
     with pytest.raises(CancelledError):
