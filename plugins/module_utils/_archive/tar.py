@@ -104,6 +104,8 @@ def bare_header(name: str, size: int, mtime: int) -> bytes:
 
 def framing(header_bytes: bytes) -> Optional[tuple[str, int, int]]:
     """(name, size, mtime) if the block is the ustar header of a member as we write it, else None."""
+    if len(header_bytes) != BLOCK:
+        return None
     try:
         _check_sum(header_bytes, 0)
         name = header_bytes[:MAX_NAME_BYTES].rstrip(b"\0").decode("ascii")

@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Archives that other tools made are read: points, members, bytes."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import archives
+import pytest
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
+
+NAMES = ["1700000000_web01.xml", "vda_0.qcow2", "vda_1.snapshot", "vdb_0.qcow2", "1700000000_0.memory", "1_cd.iso"]
+DOMAIN = archives.DOMAIN.replace("vda_0.qcow2", "vda_1.snapshot").replace(
+    "</devices>",
+    "<disk type='file' device='cdrom'><source file='/iso/cd.iso'/><target dev='sda'/></disk></devices>",
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    where = tmp_path / "files"
+    where.mkdir()
+    (where / "1700000000_web01.xml").write_text(DOMAIN)
+    (where / "vda_0.qcow2").write_bytes(archives.qcow2_header() + archives.noise(300_000, 1))
+    (where / "vda_1.snapshot").write_bytes(archives.qcow2_header(backing=b"/images/vda_0.qcow2"))
+    (where / "vdb_0.qcow2").write_bytes(archives.qcow2_header(2**28) + archives.noise(9000, 2))
+    (where / "1700000000_0.memory").write_bytes(archives.noise(70_000, 3))
+    (where / "1_cd.iso").write_bytes(archives.noise(40_000, 4))
+    return where
+
+
+def run(command: str, where: Path, archive: Path) -> None:
+    tool = command.split()[0]
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not installed here")
+    subprocess.run(["sh", "-c", command.replace("OUT", str(archive))], cwd=where, check=True)
+
+
+def check(archive: Path, files: Path) -> None:
+    with open_archive(str(archive)) as reader:
+        assert not reader.native and not reader.broken
+        (point,) = reader.points
+        assert (point.timestamp, point.vm_name, point.vm_uuid) == (1_700_000_000, "web01", archives.UUID)
+        assert point.format_version == 0 and point.warnings == ()
+        table = {m.name: (m.target, m.parent, m.active, m.role.value) for m in point.members}
+        assert table == {
+            "vda_0.qcow2": ("vda", "", False, "disk"),
+            "vda_1.snapshot": ("vda", "vda_0.qcow2", True, "layer"),
+            "vdb_0.qcow2": ("vdb", "", True, "disk"),
+            "1700000000_0.memory": ("", "", False, "memory"),
+            "1_cd.iso": ("sda", "", True, "iso"),
+        }
+        assert next(m for m in point.members if m.target == "vdb").virtual_size_bytes == 2**28
+    assert archives.extract(archive) == {name: (files / name).read_bytes() for name in table}
+
+
+PLAIN = [
+    "tar -cf OUT *",
+    "tar --format=pax -cf OUT *",
+    "tar --format=ustar -cf OUT *",
+    "tar --format=gnu -cf OUT *",
+    "tar --format=v7 -cf OUT *",
+    "tar --format=pax --pax-option=comment=hello -cf OUT *",
+    "tar -cf OUT .",
+    "tar -cf OUT ./*",
+    "bsdtar -cf OUT *",
+    "bsdtar --format=pax -cf OUT .",
+    "bsdtar --format=ustar -cf OUT *",
+    "busybox tar -cf OUT *",
+    "busybox tar -cf OUT .",
+]
+COMPRESSED = [
+    "tar -cf - * | zstd -q -19 --long -o OUT",
+    "tar -cf - . | zstd -q -T0 -o OUT",
+    "tar -cf - * | zstd -q -1 --no-check -o OUT",
+    "tar -cf - * | pzstd -q -p 4 -o OUT",
+    "tar -cf - * | split -b 60000 --filter='zstd -q -c' > OUT",
+    "bsdtar --zstd -cf OUT *",
+]
+
+
+@pytest.mark.parametrize("command", PLAIN)
+def test_plain(command: str, files: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar"
+    run(command, files, archive)
+    check(archive, files)
+    report = verify_file(str(archive))
+    assert report.ok and report.coverage == "structure" and report.unchecked_bytes > 0
+
+
+@pytest.mark.parametrize("command", COMPRESSED)
+def test_compressed(command: str, files: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar.zst"
+    if "pzstd" in command and not shutil.which("pzstd"):
+        pytest.skip("pzstd is not installed here")
+    run(command, files, archive)
+    check(archive, files)
+    report = verify_file(str(archive))
+    checked = "--no-check" not in command and "bsdtar" not in command
+    assert report.ok and report.coverage == ("partial" if checked else "structure")
+    data = archive.read_bytes()
+    for damaged in (data[:-1], data[:-200], data + b"garbage!", data[: len(data) // 2]):
+        archive.write_bytes(damaged)
+        assert not verify_file(str(archive)).ok
+
+
+def test_python(files: Path, tmp_path: Path) -> None:
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+        for prefix in ("", "./"):
+            archive = tmp_path / f"{kind}{len(prefix)}.tar"
+            with tarfile.open(archive, "w", format=kind) as file:
+                for name in sorted(NAMES):
+                    file.add(files / name, prefix + name)
+            check(archive, files)
+
+
+def test_a_window_of_2_gib_is_refused_with_a_way_out(files: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar.zst"
+    run("tar -cf - * | zstd -q --ultra --long=31 -1 -o OUT", files, archive)
+    with pytest.raises(HostileError, match="128 MiB.*--long") as refusal:
+        open_archive(str(archive))
+    assert refusal.value.hint
+
+
+def test_several_configurations(files: Path, tmp_path: Path) -> None:
+    shutil.copy(files / "1700000000_web01.xml", files / "1700086400_web01.xml")
+    run("tar -cf OUT *", files, tmp_path / "x.tar")
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert [point.timestamp for point in reader.points] == [1_700_000_000, 1_700_086_400]
+        assert reader.point().timestamp == 1_700_086_400
+        assert reader.point(1_700_000_000).members == reader.points[1].members
+
+
+def test_a_name_without_a_time_takes_that_of_the_file(files: Path, tmp_path: Path) -> None:
+    (files / "1700000000_web01.xml").rename(files / "web01.xml")
+    run("tar --mtime=@1600000000 -cf OUT *", files, tmp_path / "x.tar")
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert reader.point().timestamp == 1_600_000_000
+
+
+def test_other_xml_and_broken_xml_do_not_matter(files: Path, tmp_path: Path) -> None:
+    (files / "pool.xml").write_text("<pool/>")
+    (files / "notes.xml").write_text("not xml at all")
+    run("tar -cf OUT *", files, tmp_path / "x.tar")
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert not reader.native and len(reader.points) == 1 and len(reader.broken) == 1
+
+
+def test_an_image_that_is_none_is_left_out_and_named(files: Path, tmp_path: Path) -> None:
+    (files / "vdb_0.qcow2").write_bytes(b"QFI\xfb\0\0\0\3" + bytes(2000))
+    run("tar -cf OUT *", files, tmp_path / "x.tar")
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert "vdb_0.qcow2" in reader.point().warnings[0]
+    report = verify_file(str(tmp_path / "x.tar"))
+    assert [damage.member for damage in report.damage] == ["vdb_0.qcow2"]
+
+
+def test_our_archive_taken_apart_and_packed_again_is_ours(tmp_path: Path) -> None:
+    path = archives.write(tmp_path, archives.SMALL).path
+    with tarfile.open(path) as old, tarfile.open(tmp_path / "new.tar", "w") as new:
+        for member in old:
+            new.addfile(tarfile.TarInfo(member.name) if False else member, io.BytesIO(old.extractfile(member).read()))  # type: ignore[union-attr]
+    with open_archive(str(tmp_path / "new.tar")) as reader:
+        assert reader.native
+    assert archives.extract(tmp_path / "new.tar") == archives.SMALL
+    assert verify_file(str(tmp_path / "new.tar")).coverage == "full"
+    subprocess.run(["zstd", "-q", "-T0", path], check=True)
+    assert verify_file(path + ".zst").ok and archives.extract(path + ".zst") == archives.SMALL
