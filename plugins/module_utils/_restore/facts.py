@@ -124,7 +124,8 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     roots = [_xml.parse(text, f"the definition of {name}") for text in texts]
     snapshots = [(each.getName(), each.getXMLDesc(0)) for each in domain.listAllSnapshots(0)]
     states = [(state, _xml.parse(text, f"the saved state {state} of {name}")) for state, text in snapshots]
-    disk_files = _files_of(roots, pools)
+    named = _files_of([*roots, *(root for _, root in states)], pools) | _memory_files(states)
+    disk_files = frozenset(path for path in named if os.path.lexists(path))
     found = mark.read(roots[0])
     locked: frozenset[str] = frozenset()
     if not active and {name, uuid} & wanted:
@@ -137,7 +138,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         managed_save=bool(domain.hasManagedSaveImage(0)),
         xml=texts[0],
         macs=frozenset(mac.lower() for root in roots for mac in definition.mac_addresses(root) if mac),
-        files=disk_files | _files_of((root for _, root in states), pools) | _other_files(roots) | _memory_files(states),
+        files=named | _other_files(roots),
         disk_files=disk_files,
         hostdevs=frozenset(filter(None, (reach.hostdev_identity(e) for root in roots for e in reach.hostdevs(root)))),
         locked_files=locked,

@@ -54,7 +54,7 @@ class Mark:
 @dataclass(frozen=True)
 class ExistingVm:
     """A VM of this host. `files`: every file that its definitions and saved states name, with their layers; `disk_files`:
-    those of its disks as they are now.
+    those of its disks and saved states that are there.
 
     `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
     are no longer as the restore left them.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,7 +69,11 @@ class OldVm:
 
 @dataclass(frozen=True)
 class Operation:
-    """What the journal of a restore says. `inodes`: those of the new files, known once they are complete."""
+    """What the journal of a restore says.
+
+    `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files.
+    `inodes`: those of the new files, known once they are complete.
+    """
 
     uri: str
     uuid: str
@@ -77,6 +81,7 @@ class Operation:
     token: str
     source: str
     files: tuple[FileStep, ...]
+    directories: Mapping[str, int]
     old: OldVm | None = None
     pools: tuple[str, ...] = ()
     inodes: Mapping[str, int] | None = None
@@ -96,6 +101,7 @@ class Operation:
             token=facts["token"],
             source=facts["source"],
             files=tuple(FileStep(**step) for step in facts["files"]),
+            directories=facts["directories"],
             old=None
             if old is None
             else OldVm(
@@ -148,6 +154,13 @@ def pending(uri: str) -> list[str]:
 
 def conclude(conn: Connection, operation: Operation) -> str:
     """Forwards if the VM carries the restore's mark, else back. Raises KvmopsError if neither can be done."""
+    for directory, inode in operation.directories.items():
+        if _inode(directory) != inode:
+            raise KvmopsError(
+                f"The interrupted restore of {operation.name}",
+                f"the directory {directory} is not the one it wrote to",
+                "Mount what belongs there and restore again.",
+            )
     try:
         domain = _lookup(conn, operation.uuid)
         if domain is not None and _token(domain) == operation.token:
@@ -246,19 +259,14 @@ def _remove(*paths: str) -> None:
 
 def _inode(path: str) -> int:
     try:
-        return os.lstat(path).st_ino
+        return os.stat(path).st_ino
     except FileNotFoundError:
         return 0
 
 
-def _directories(operation: Operation) -> Iterator[str]:
-    return iter(sorted({os.path.dirname(step.path) for step in operation.files}))
-
-
 def _sync_directories(operation: Operation) -> None:
-    for directory in _directories(operation):
-        if os.path.isdir(directory):
-            _files.sync_directory(directory)
+    for directory in operation.directories:
+        _files.sync_directory(directory)
 
 
 def sync_definitions(uri: str) -> None:

@@ -218,6 +218,7 @@ class _Transaction:
             files=tuple(_step(file, plan, token) for file in plan.files),
             old=None if plan.replaced is None else self._old(plan.replaced),
             pools=plan.refresh_pools,
+            directories={path: os.stat(path).st_ino for path in sorted({os.path.dirname(file.path) for file in plan.files})},
         )
 
     def run(self) -> int:
@@ -324,7 +325,7 @@ class _Transaction:
             self._require_untouched(replaced, moved={step.path: step.aside for step in steps if step.aside})
         for step in steps:
             _rename(step.partial, step.path)
-        for directory in sorted({os.path.dirname(step.path) for step in steps}):
+        for directory in self._operation.directories:
             _files.sync_directory(directory)
 
     def _require_untouched(self, vm: ExistingVm, moved: dict[str, str] | None = None) -> None:

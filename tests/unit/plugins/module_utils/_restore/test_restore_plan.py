@@ -17,6 +17,7 @@ from lxml import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, SavedState, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     DiskState,
     ExistingVm,
@@ -24,6 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     Mark,
     Place,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
     DISKS,
@@ -39,6 +41,7 @@ from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.
     domain_xml,
     host,
     planned,
+    request,
     with_names,
 )
 
@@ -160,7 +163,7 @@ def test_a_chain_is_restored_layer_by_layer_and_other_branches_stay_in_the_archi
     assert copy.files[1].backing == "/vms/copy-vda.raw"
 
 
-@pytest.mark.parametrize("parent", ["template.qcow2", "vda_1.snapshot"])
+@pytest.mark.parametrize("parent", ["template.qcow2", "vda_1.snapshot", ""])
 def test_a_layer_without_its_base_is_refused(parent: str) -> None:
     top = disk("vda_1.snapshot", "vda", "/vms/web.qcow2", role=Role.LAYER, parent=parent)
     assert "vda_1.snapshot" in refusal(point=configuration(members=(top, VDB)))
@@ -250,6 +253,29 @@ def test_an_impossible_name(name: str) -> None:
     assert "is not a name" in refusal(name=name)
 
 
+class Repeating(Fresh):
+    """Gives what is taken before what is free."""
+
+    def __init__(self) -> None:
+        self._uuids = iter([OTHER_UUID, OTHER_UUID, "22222222-2222-4333-8444-555555555555", UUID])
+        self._macs = iter(["52:54:00:00:00:01", MAC, "52:54:00:00:00:02", "52:54:00:00:00:02", "52:54:00:00:00:03"])
+
+    def uuid(self) -> str:
+        return next(self._uuids)
+
+    def mac(self) -> str:
+        return next(self._macs)
+
+
+def test_new_identifiers_are_nobodys() -> None:
+    other = ExistingVm("db", OTHER_UUID, macs=frozenset({"52:54:00:00:00:01"}))
+    xml = domain_xml(DISKS + f"<interface type='user'><mac address='{MAC}'/></interface>")
+    found = plan(configuration(xml), host(vms=(other,)), request(name="copy"), fresh=Repeating())
+    macs = [mac.get("address") for mac in etree.fromstring(found.domain_xml).iter("mac")]
+    assert found.uuid == "22222222-2222-4333-8444-555555555555"
+    assert macs == ["52:54:00:00:00:02", "52:54:00:00:00:03"]
+
+
 # --- the same restore again ---------------------------------------------------------------------
 
 
@@ -290,6 +316,17 @@ def test_force_takes_a_vm_back_that_was_written_to_since() -> None:
     facts = with_names(host(vms=(restored(touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}, data={"web.raw"})
     assert planned(facts).unchanged
     assert not planned(facts, force=True).unchanged and len(planned(facts, force=True).set_aside) == 2
+
+
+def test_a_foreign_point_is_told_by_its_definition_and_members() -> None:
+    one = configuration(digest="")
+    others = [
+        configuration(domain_xml(top="<title>t</title>"), digest=""),
+        configuration(members=(VDA,), digest=""),
+        configuration(members=(VDA, replace(VDB, size_bytes=1)), digest=""),
+    ]
+    digests = {mark.configuration_digest(each) for each in (one, *others)}
+    assert len(digests) == 4 and mark.configuration_digest(configuration(digest="")) in digests
 
 
 def test_a_mark_survives_its_way_through_the_definition() -> None:

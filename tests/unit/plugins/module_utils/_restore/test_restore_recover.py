@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the journal of a restore says, and when it is better not to act on it. Killed restores: integration target vm_restore."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import recover
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.recover import FileStep, OldState, OldVm, Operation
+
+
+def operation(directory: Path) -> Operation:
+    return Operation(
+        uri="qemu:///system",
+        uuid="u",
+        name="web",
+        token="t",
+        source="/backup/web.tar",
+        files=(FileStep(f"{directory}/.a.partial", f"{directory}/a", f"{directory}/.a.old", f"{directory}/.a.scratch"),),
+        directories={str(directory): directory.stat().st_ino},
+        old=OldVm("v", "web", "<domain/>", True, (OldState("s", "<domainsnapshot/>", True),), (("c", "<domaincheckpoint/>"),)),
+        pools=("vms",),
+        inodes={f"{directory}/a": 5},
+    )
+
+
+def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
+    for wanted in (operation(tmp_path), replace(operation(tmp_path), old=None, inodes=None)):
+        assert Operation.from_facts(json.loads(json.dumps(wanted.facts()))) == wanted
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["another directory", "no directory"])
+def test_a_missing_mount_is_not_taken_for_missing_files(tmp_path: Path, gone: bool) -> None:
+    place = tmp_path / "mounted"
+    place.mkdir()
+    wanted = operation(place)
+    place.rename(tmp_path / "elsewhere")
+    if not gone:
+        place.mkdir()
+    with pytest.raises(KvmopsError, match="Mount what belongs there"):
+        recover.conclude(None, wanted)
