@@ -36,9 +36,7 @@ _ALL_UNDEFINE = (
 def build_guest() -> Path:
     """Directory with ``vmlinuz`` and ``initrd.gz`` of the test guest, built when it is not there (needs apt)."""
     cache = os.environ.get("KVMOPS_LAB_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '/var/cache'}/kvmops-lab"
-    directory = Path(cache) / "guest"
-    run(str(Path(__file__).with_name("build-guest")), str(directory), timeout_s=900)
-    return directory
+    return Path(run(str(Path(__file__).with_name("build-guest")), cache, timeout_s=900).strip())
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class LabVm:
 
     def frozen_digests(self) -> str:
         """``sha256sum`` lines of all files as of the last freeze in mode ``pause``."""
-        return self.agent.shell("cat /run/frozen.sha256")
+        return self.agent.shell("while [ ! -f /run/frozen.sha256 ]; do usleep 50000; done; cat /run/frozen.sha256")
 
     def booted_digests(self) -> str:
         """``sha256sum`` lines of all files as they were when the guest booted, before its writer wrote anything."""
