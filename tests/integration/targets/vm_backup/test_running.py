@@ -58,7 +58,8 @@ def test_agent(lab, web, run_module, compress):
     last = markers.parse_log(truth.read_ext4_file(files / "vda_0.qcow2.raw", "/log"))[-1]
     assert last.number >= 3
     web.wait_for_marker(last.number + 2)  # the guest went on
-    assert [each.number for each in markers.parse_log(web.log())] == list(range(1, web.last_marker().number + 1))
+    numbers = [each.number for each in markers.parse_log(web.log())]
+    assert numbers == list(range(1, len(numbers) + 1))  # and nothing of what it wrote was lost
 
 
 def test_guest_is_frozen_for_less_than_a_second(lab, run_module):
