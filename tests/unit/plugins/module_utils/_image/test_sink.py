@@ -182,6 +182,13 @@ def test_hostile_tables(case: str) -> None:
     assert not isinstance(caught.value, NotStreamableError)
 
 
+def test_a_table_named_twice_is_not_read_again_and_again() -> None:
+    image = build([4 * CLUSTER, 4 * CLUSTER], {4: {0: 5 * CLUSTER}}, clusters=8)
+    info = probe(bytes_reader(image), len(image))
+    with pytest.raises(ImageError, match="L1 entry 1"):
+        can_stream_as_raw(info, bytes_reader(image))
+
+
 def test_honest_tables_by_hand() -> None:
     image = build(
         [4 * CLUSTER | COPIED, 0], {4: {0: 7 * CLUSTER, 1: 1, 2: 5 * CLUSTER | COPIED, 8191: 6 * CLUSTER | COPIED}}, 8
@@ -371,6 +378,21 @@ def test_where_blocks_cannot_be_shared(tmp_path: Path) -> None:
     sink.close()
     os.close(archive)
     assert (tmp_path / "disk").read_bytes() == content
+
+
+def test_a_clone_that_fails_leaves_the_data_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cloned is only what lies before the first run that could not be."""
+
+    def refuse_the_second(fd: int, request: int, argument: bytes) -> None:
+        if struct.unpack("=qQQQ", argument)[3] == 3 * CLUSTER:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("fcntl.ioctl", refuse_the_second)
+    image = build([4 * CLUSTER, 0], {4: {0: 5 * CLUSTER, 3: 6 * CLUSTER, 5: 7 * CLUSTER}}, 8)
+    sink = RawSink(new_file(tmp_path / "disk"), 1 << 30, read_mapping(bytes_reader(image), len(image)))
+    assert sink.clone(-1, 4096, len(image)) == 6 * CLUSTER
+    assert sink.clone(-1, 512, len(image)) == 5 * CLUSTER
+    sink.close()
 
 
 def test_entries_are_big_endian() -> None:
