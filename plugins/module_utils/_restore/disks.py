@@ -12,7 +12,7 @@ from typing import Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
 _TEMPLATE = "(thin clones of a template are not restored by this version)"
 _SOURCE_ATTRIBUTES = ("file", "dev", "volume", "name", "dir", "path")
@@ -85,8 +85,10 @@ def elements(root: etree._Element) -> list[DiskElement]:
     return found
 
 
-def decide(configuration: Configuration, root: etree._Element, facts: HostFacts, *, bare: bool) -> Decision:
-    """``bare``: the definition comes from an .xml file; it then gets no disk at all, whatever is on this host."""
+def decide(
+    configuration: Configuration, root: etree._Element, facts: HostFacts, others: Sequence[ExistingVm], *, bare: bool
+) -> Decision:
+    """``others``: the VMs that stay. ``bare``: the definition comes from an .xml file; it then gets no disk at all."""
     disks = elements(root)
     targets = [disk.target for disk in disks]
     if "" in targets or len(set(targets)) != len(targets):
@@ -106,7 +108,7 @@ def decide(configuration: Configuration, root: etree._Element, facts: HostFacts,
                 problems.append(problem)
             fates[disk.target] = Restored(_placed(chain, disk))
         else:
-            fates[disk.target] = _without_member(disk, facts, skipped.get(disk.target, ""))
+            fates[disk.target] = _without_member(disk, facts, others, skipped.get(disk.target, ""))
         if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
             fates[disk.target] = _cd_image(disk, tops[disk.target], facts, warnings)
     return Decision(fates, tuple(warnings), tuple(problems))
@@ -147,7 +149,7 @@ def _placed(chain: Sequence[Member], disk: DiskElement) -> tuple[Member, ...]:
     )
 
 
-def _without_member(disk: DiskElement, facts: HostFacts, why: str) -> Fate:
+def _without_member(disk: DiskElement, facts: HostFacts, others: Sequence[ExistingVm], why: str) -> Fate:
     """``why`` it was not backed up, if the archive says so."""
     if disk.device in ("cdrom", "floppy"):
         if not disk.source:
@@ -157,12 +159,20 @@ def _without_member(disk: DiskElement, facts: HostFacts, why: str) -> Fate:
             return Kept()
         return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")
     if disk.device == "lun":
-        held = facts.block_devices.get(disk.source) if disk.type == "block" else "is not a local block device"
-        if held == "":
-            return Kept()
-        return Dropped(f"the LUN {disk.source} {held or 'is not on this host'}")
+        problem = _lun_problem(disk, facts, others)
+        return Dropped(f"the LUN {disk.source} {problem}") if problem else Kept()
     missing = f"{disk.source or 'the disk'} is not in the archive"
     return Dropped(f"{missing}: {why}" if why else missing)
+
+
+def _lun_problem(disk: DiskElement, facts: HostFacts, others: Sequence[ExistingVm]) -> str:
+    device = facts.block_devices.get(disk.source)
+    if disk.type != "block":
+        return "is not a local block device"
+    if device is None:
+        return "is not on this host"
+    user = next((vm.name for vm in others if vm.files & {disk.source, device.real_path}), "")
+    return f"belongs to the VM {user}" if user else device.problem
 
 
 def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, warnings: list[str]) -> Fate:

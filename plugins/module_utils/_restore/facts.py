@@ -30,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, mark, places, reach
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    BlockDevice,
     Capabilities,
     ExistingVm,
     HostFacts,
@@ -67,7 +68,7 @@ def gather(conn: Connection, configuration: Configuration, request: RestoreReque
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
         files=_host_files(definition.host_file_names(root) | set(images), images, frozenset(map(os.path.realpath, pools.values()))),
-        block_devices=_block_devices(root, vms),
+        block_devices=_block_devices(root),
         hostdevs=_host_devices(),
     )
 
@@ -313,29 +314,28 @@ def _same_bytes(path: str, size_bytes: int, member: Member) -> bool | None:
         return digests.of_member(b"".join(digests.of_chunk(chunk) for chunk in chunks)) == member.digest
 
 
-def _block_devices(root: etree._Element, vms: Iterable[ExistingVm]) -> dict[str, str]:
-    users = {path: vm.name for vm in vms for path in vm.files}
+def _block_devices(root: etree._Element) -> dict[str, BlockDevice]:
     found = {}
     for disk in disks.elements(root):
         if disk.device != "lun" or disk.type != "block":
             continue
+        real, problem = os.path.realpath(disk.source), ""
         try:
-            if not stat.S_ISBLK(os.stat(disk.source).st_mode):
-                found[disk.source] = "is not a block device"
+            if not stat.S_ISBLK(os.stat(real).st_mode):
+                found[disk.source] = BlockDevice(real, "is not a block device")
                 continue
             # the kernel refuses an exclusive opening of what is mounted or part of something else
-            fd = os.open(disk.source, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+            fd = os.open(real, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
             try:
-                empty = os.lseek(fd, 0, os.SEEK_END) == 0
+                if os.lseek(fd, 0, os.SEEK_END) == 0:
+                    problem = "has nothing behind it"
             finally:
                 os.close(fd)
         except FileNotFoundError:
             continue
         except OSError as error:
-            found[disk.source] = f"is in use ({error.strerror})"
-            continue
-        user = users.get(disk.source) or users.get(os.path.realpath(disk.source))
-        found[disk.source] = f"belongs to the VM {user}" if user else "has nothing behind it" if empty else ""
+            problem = f"is in use ({error.strerror})"
+        found[disk.source] = BlockDevice(real, problem)
     return found
 
 

@@ -107,13 +107,21 @@ class HostFile:
 
 
 @dataclass(frozen=True)
+class BlockDevice:
+    """A path that a LUN of the configuration names. `problem`: why it cannot be given to a VM ("" = it can)."""
+
+    real_path: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class HostFacts:
     """Everything a plan depends on, gathered before it; see facts.gather.
 
     `former`: places.former_key of a member → the place it stands for now (a pool may have moved); absent: gone.
     `nvram_place`: where libvirt keeps NVRAM.
     `files`: host files named by the configuration (CD images, kernels, …) that exist.
-    `block_devices`: path → "" if it is a block device that nobody holds, else who does; absent: not there.
+    `block_devices`: those of the LUNs in the configuration that are here, by the path given there.
     `hostdevs`: identity of the host devices (definition.hostdev_identity) that are here.
     """
 
@@ -126,7 +134,7 @@ class HostFacts:
     interfaces: frozenset[str] = frozenset()
     capabilities: Capabilities = field(default_factory=Capabilities)
     files: Mapping[str, HostFile] = field(default_factory=dict)
-    block_devices: Mapping[str, str] = field(default_factory=dict)
+    block_devices: Mapping[str, BlockDevice] = field(default_factory=dict)
     hostdevs: frozenset[str] = frozenset()
 
 

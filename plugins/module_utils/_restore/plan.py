@@ -114,6 +114,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> R
         replaced=None,
         set_aside=(),
         refresh_pools=(),
+        warnings=(),
         estimated_bytes=0,
         start=request.start and not vm.running,
     )
@@ -137,7 +138,7 @@ def _draft(
         fresh,
     )
     others = [vm for vm in host.vms if vm is not who.replaced]
-    fate = disks.decide(configuration, root, host, bare=bare)
+    fate = disks.decide(configuration, root, host, others, bare=bare)
     layers = _layers(fate.fates, request.disk_format)
     where = places.decide([layer.member for layer in layers], host)
     files = _files(layers, where.places, configuration, who)

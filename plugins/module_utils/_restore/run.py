@@ -105,7 +105,7 @@ def _bare(path: str) -> Configuration:
     if configuration is None:
         raise ArchiveError(f"The configuration {path}", "it is no libvirt domain XML")
     # without its archive it is a definition like any other
-    return replace(configuration, format_version=0, members=(), saved_states=(), warnings=())
+    return replace(configuration, format_version=0, members=(), saved_states=(), warnings=(), digest="")
 
 
 def _plan(conn: Connection, archive: ArchiveReader | None, configuration: Configuration, request: RestoreRequest) -> RestorePlan:

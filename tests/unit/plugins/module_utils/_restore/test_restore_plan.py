@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    BlockDevice,
     DiskState,
     ExistingVm,
     HostFile,
@@ -399,15 +400,31 @@ ISO = disk("1_os.iso", "sdc", "/iso/os.iso", role=Role.ISO, size_bytes=4096, ima
 
 @pytest.mark.parametrize(
     ("devices", "reason"),
-    [({}, "is not on this host"), ({"/dev/sdx": "belongs to the VM db"}, "the VM db"), ({"/dev/sdx": ""}, "")],
+    [
+        ({}, "is not on this host"),
+        ({"/dev/sdx": BlockDevice("/dev/sdx", "is in use (busy)")}, "busy"),
+        ({"/dev/sdx": BlockDevice("/dev/sdx")}, ""),
+    ],
 )
-def test_lun(devices: dict[str, str], reason: str) -> None:
+def test_lun(devices: dict[str, BlockDevice], reason: str) -> None:
     found = planned(host(block_devices=devices), configuration(domain_xml(DISKS + LUN)))
     if reason:
         assert "sda" not in sources(found.domain_xml)
         assert found.skipped[0].device == "sda" and reason in found.skipped[0].reason
     else:
         assert sources(found.domain_xml)["sda"] == "/dev/sdx" and found.skipped == ()
+
+
+def test_a_lun_belongs_to_one_vm() -> None:
+    point = configuration(domain_xml(DISKS + LUN))
+    facts = host(block_devices={"/dev/sdx": BlockDevice("/dev/dm-7")})
+    for path in ("/dev/sdx", "/dev/dm-7"):
+        found = planned(replace(facts, vms=(ExistingVm("db", OTHER_UUID, files=frozenset({path})),)), point)
+        assert found.skipped[0].reason.endswith("belongs to the VM db")
+    replaced = replace(ORIGINAL, files=ORIGINAL.files | {"/dev/sdx"}, disk_files=ORIGINAL.disk_files | {"/dev/sdx"})
+    found = planned(replace(facts, vms=(replaced,)), point, force=True)
+    assert found.skipped == () and sources(found.domain_xml)["sda"] == "/dev/sdx"
+    assert not any("/dev/sdx" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -470,7 +487,7 @@ def test_a_skipped_disk_says_why_and_a_former_device_becomes_a_file_of_the_vm() 
 
 def test_a_bare_configuration_is_defined_without_any_disk() -> None:
     scsi = "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/></source></hostdev>"
-    facts = host(block_devices={"/dev/sdx": ""}, files={"/iso/os.iso": HostFile(1, public=True, in_pool=True)})
+    facts = host(block_devices={"/dev/sdx": BlockDevice("/dev/sdx")}, files={"/iso/os.iso": HostFile(1, public=True, in_pool=True)})
     facts = with_names(facts, vms={"web.qcow2"})
     found = planned(facts, configuration(domain_xml(DISKS + LUN + CD + scsi), (), format_version=0), bare=True)
     root = etree.fromstring(found.domain_xml)
