@@ -31,7 +31,7 @@ LINE_EVERY_S, LINE_EVERY_LONGEST_S, LINES_WORTH = 5.0, 60.0, 20
 LINE_EVERY_PERCENT = 10.0
 # The module has stopped by itself by then.
 LOST_CONNECTION_LIMIT_S = HEARTBEAT_LIMIT_S + 30.0
-CANCEL_WAIT_S = 20.0
+CANCEL_WAIT_S = 60.0
 # The async wrapper kills the module after this time; a year is "never".
 _MODULE_LIMIT_S = 365 * 86400
 
