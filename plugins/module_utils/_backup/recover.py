@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,13 +36,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.situation im
     Power,
     Seen,
     Situation,
+    WayOut,
     decide,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     CancelledError,
     KvmopsError,
-    RefusedError,
     SplitViewError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -56,6 +57,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+
+# what a living libvirtd passes through in moments, and a dead one leaves for good
+CATCH_UP_S = 2.0
+UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDEFINE})
+
 
 # --- looking -------------------------------------------------------------------------------------------------------
 
@@ -85,6 +91,7 @@ def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts
                 # on the overlay in QEMU: all that matters is that it is not a leftover
                 content=Content.DATA if on_overlay else _content(overlay, compare=not attached and not in_use),
                 in_use=in_use,
+                ghost=disk.mirror and overlay.target not in jobs,
                 stray=seen.running and not on_overlay and blockjobs.has_nodes(domain, overlay.overlay_path),
             )
         )
@@ -199,7 +206,7 @@ def bring_back(
     # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the saved state, its memory image, the thaw
     for _ in range(5 * len(plan.overlays) + 5):
         try:
-            actions = decide(observe(conn, domain, plan, journal.facts))
+            actions = _decide_lasting(work)
         except Blocked as blocked:
             raise _blocked(blocked, conn, domain, plan) from blocked
         if not actions:
@@ -215,6 +222,30 @@ def bring_back(
     )
 
 
+def _decide_lasting(work: _Work) -> list[Action]:
+    """decide(), of what is unusual only when it lasts: a libvirtd that has just started may still be catching up with QEMU."""
+    before = None
+    since = begin = time.monotonic()
+    while True:
+        found = observe(work.conn, work.domain, work.plan, work.journal.facts)
+        actions: list[Action] = []
+        blocked = None
+        try:
+            actions = decide(found)
+        except Blocked as error:
+            blocked = error
+        if blocked is None and (not actions or actions[0].act not in UNUSUAL):
+            return actions
+        if found != before:
+            before, since = found, time.monotonic()
+        now = time.monotonic()
+        if now - since > CATCH_UP_S or now - begin > 5 * CATCH_UP_S or (blocked and blocked.kind is BusyError):
+            if blocked:
+                raise blocked
+            return actions
+        time.sleep(0.1)
+
+
 def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: SavedStatePlan) -> KvmopsError:
     if not blocked.target:
         return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
@@ -225,25 +256,28 @@ def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: Sa
         f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
         f"the VM's own file is {overlay.base_path}, the overlay of {plan.name} is {overlay.overlay_path}"
     )
+    status = os.path.join("/run/libvirt/qemu", f"{plan.vm_name}.xml")
+    mend = f"stop libvirtd, delete the <mirror> element of {blocked.target} in {status}, start libvirtd"
     hints = {
-        BusyError: "Wait until it has finished.",
-        RefusedError: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
+        WayOut.WAIT: "Wait until it has finished.",
+        WayOut.START: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
+        WayOut.JUDGE: "Nothing was touched: keep both files, and decide by hand which one the VM shall have.",
+        WayOut.FIND: "Do not start the VM. " + (f"{mend.capitalize()}" if _is_unreadable(status) else FIND) + AGAIN,
+        WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + AGAIN,
     }
-    by_hand = "Nothing was touched: keep both files, and decide by hand which one the VM shall have."
-    hint = _lost_hint(plan.vm_name) if blocked.lost else hints.get(blocked.kind, by_hand)
+    hint = hints[blocked.way_out]
     return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}", hint)
 
 
-def _lost_hint(name: str) -> str:
-    """libvirt before 10 writes a status file that it cannot read itself when it dies at the end of a merge."""
-    status = os.path.join("/run/libvirt/qemu", f"{name}.xml")
+FIND = "Shut its guest down from inside (or end its QEMU process)"
+AGAIN = ", and run the task again."
+
+
+def _is_unreadable(status: str) -> bool:
+    """libvirt before 10 leaves a status file that it cannot read itself when it dies at the end of a merge."""
     with suppress(OSError), open(status, encoding="utf-8") as file:
-        if "job=''" in file.read():
-            return (
-                "libvirt cannot read its own note of the running VM. Do not start the VM: stop libvirtd, delete the "
-                f"<mirror job=''> element in {status}, start libvirtd, and run the task again."
-            )
-    return "Do not start the VM. Shut its guest down from inside (or end its QEMU process), and run the task again."
+        return "job=''" in file.read()
+    return False
 
 
 def _first(chain: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Consistency
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
     ArchiveWriter,
     Compression,
@@ -31,7 +31,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, QuiesceError, SourceError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    KvmopsError,
+    QuiesceError,
+    RefusedError,
+    SourceError,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import FileSource, RawAsQcow2Source
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
@@ -120,39 +126,34 @@ def _attempt(
 def _execute(conn: Connection, domain: Domain, planned: BackupPlan, request: BackupRequest, context: Context) -> _Done:
     facts = {"vm_uuid": planned.vm_uuid, "vm_name": planned.vm_name, "uri": request.uri}
     journal = Journal.open(f"vm-{planned.vm_uuid}", "backup", facts)
-    state = planned.saved_state
+    clean = True  # nothing of this run is on the VM: its journal has nothing more to say
     try:
-        taken = None
-        if state:
+        # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
+        with _writer(planned, request, context, journal) as writer:
+            if planned.saved_state is None:
+                return _Done(_write(domain, planned, writer, None), 0)
             context.progress.phase("freeze")
-            taken = saved_state.take(conn, domain, state, journal)
-        try:
-            archive = _write(domain, planned, taken, request, context, journal)
-        finally:
-            if state:
-                saved_state.remove(conn, domain, state, journal, context.progress)
-        journal.done()
-        return _Done(archive, taken.frozen_ms if taken else 0)
+            clean = False
+            try:
+                taken = saved_state.take(conn, domain, planned.saved_state, journal)
+            except (RefusedError, BusyError, QuiesceError):
+                clean = True
+                raise
+            try:
+                archive = _write(domain, planned, writer, taken)
+            finally:
+                saved_state.remove(conn, domain, planned.saved_state, journal, context.progress)
+                clean = True
+            return _Done(archive, taken.frozen_ms)
     finally:
-        journal.close()
+        if clean:
+            journal.done()
+        else:
+            journal.close()
 
 
-def _write(
-    domain: Domain,
-    planned: BackupPlan,
-    taken: saved_state.Taken | None,
-    request: BackupRequest,
-    context: Context,
-    journal: Journal,
-) -> PublishedArchive:
-    """Copies the files of the plan, which nobody writes to now, and publishes the archive."""
-    members, configuration = list(planned.members), planned.configuration
-    if taken and planned.consistency is Consistency.MEMORY and planned.saved_state:
-        number = 1 + sum(planned_member.path.endswith(".memory") for planned_member in members)
-        members.append(memory_member(planned.timestamp, number, planned.saved_state.memory_path))
-        configuration = with_saved_state(configuration, taken.snapshot_xml)
-    before = {member.path: _files.evidence(member.path) for member in members}
-    with ArchiveWriter(
+def _writer(planned: BackupPlan, request: BackupRequest, context: Context, journal: Journal) -> ArchiveWriter:
+    return ArchiveWriter(
         planned.directory,
         planned.archive_name,
         compression=Compression(request.compress_level) if request.compress else None,
@@ -161,14 +162,26 @@ def _write(
         progress=context.progress,
         on_partial=lambda path: journal.record(partial=path),
         bandwidth=request.bandwidth_bps,
-    ) as writer:
-        stored = tuple(_add(writer, member) for member in members)
-        _refuse_changed(domain, planned, before)
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
-        return writer.publish(replace(configuration, members=stored, created=created))
+    )
 
 
-def _add(writer: ArchiveWriter, planned: PlannedMember) -> Any:
+def _write(
+    domain: Domain, planned: BackupPlan, writer: ArchiveWriter, taken: saved_state.Taken | None
+) -> PublishedArchive:
+    """Copies the files of the plan, which nobody writes to now, and publishes the archive."""
+    members, configuration = list(planned.members), planned.configuration
+    if taken and planned.saved_state and planned.saved_state.memory_path:
+        number = 1 + sum(each.member.role is Role.MEMORY for each in members)
+        members.append(memory_member(planned.timestamp, number, planned.saved_state.memory_path))
+        configuration = with_saved_state(configuration, taken.snapshot_xml)
+    before = {member.path: _files.evidence(member.path) for member in members}
+    stored = tuple(_add(writer, member) for member in members)
+    _refuse_changed(domain, planned, before)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
+    return writer.publish(replace(configuration, members=stored, created=created))
+
+
+def _add(writer: ArchiveWriter, planned: PlannedMember) -> Member:
     source = RawAsQcow2Source(planned.path) if planned.from_raw else FileSource(planned.path)
     try:
         return writer.add(planned.member, source)

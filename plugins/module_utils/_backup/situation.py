@@ -67,6 +67,7 @@ class DiskSituation:
     step: Step
     content: Content
     in_use: bool = False  # a process has the images open though no view has the disk
+    ghost: bool = False  # libvirt believes in a block job that QEMU does not have
     stray: bool = False  # QEMU has block nodes of the overlay, but the disk does not stand on them
 
 
@@ -114,11 +115,22 @@ class Action:
 
 
 class Blocked(Exception):
-    """decide() found no way on: ``kind`` is the error to raise, ``target`` the disk; ``lost``: libvirt has lost the VM."""
+    """decide() found no way on: ``kind`` is the error to raise, ``target`` the disk, ``way_out`` what a person can do."""
 
-    def __init__(self, kind: type[KvmopsError], why: str, target: str = "", *, lost: bool = False) -> None:
+    def __init__(self, kind: type[KvmopsError], why: str, target: str = "", way_out: WayOut | None = None) -> None:
         super().__init__(why)
-        self.kind, self.why, self.target, self.lost = kind, why, target, lost
+        self.kind, self.why, self.target = kind, why, target
+        self.way_out = way_out or (WayOut.WAIT if kind is BusyError else WayOut.JUDGE)
+
+
+class WayOut(str, Enum):
+    """What a person can do about a blocked situation."""
+
+    WAIT = "wait for the other job"
+    JUDGE = "decide which file is the right one"
+    START = "start the VM"
+    FIND = "make libvirt find the running VM again"
+    GHOST = "make libvirt forget the job"
 
 
 _MERGES = {JobSeen.NONE: Act.MERGE, JobSeen.OURS: Act.FINISH}
@@ -134,11 +146,8 @@ def decide(situation: Situation) -> list[Action]:
     actions = [Action(Act.THAW)] if situation.thaw else []
     merges = []
     for disk in situation.disks:
-        act = (
-            _attached(disk)
-            if disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
-            else _detached(disk, situation.power)
-        )
+        attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
+        act = _attached(disk) if attached else _detached(disk, situation.power)
         if act is not None:
             merges.append(Action(act, disk.target))
     if situation.domain_job and (merges or situation.stale_jobs):
@@ -146,9 +155,9 @@ def decide(situation: Situation) -> list[Action]:
     if situation.stale_jobs:
         actions.append(Action(Act.DISMISS))
     actions += merges
-    actions += [
-        Action(Act.DROP, disk.target) for disk in situation.disks if disk.stray and disk.live is not Seen.OVERLAY
-    ]
+    if any(disk.qemu is Seen.BASE and disk.live is Seen.OVERLAY for disk in situation.disks):
+        return actions  # what comes after depends on what libvirt makes of it
+    actions += [Action(Act.DROP, disk.target) for disk in situation.disks if disk.stray]
     if situation.listed:
         actions.append(Action(Act.FORGET))
     actions += [Action(Act.UNLINK, disk.target) for disk in situation.disks if disk.content is not Content.MISSING]
@@ -163,11 +172,16 @@ def _attached(disk: DiskSituation) -> Act | None:
     if disk.job is JobSeen.FOREIGN:
         raise Blocked(BusyError, "a block job that is not ours is at work on it", disk.target)
     known = disk.persistent is not Seen.OTHER
+    asked = disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED)
+    if disk.ghost and disk.job is JobSeen.NONE:
+        if where == (Seen.BASE, Seen.OVERLAY) and asked and disk.persistent is Seen.OVERLAY:
+            return Act.REDEFINE  # so that the next start, at least, is right
+        why = "libvirt believes in a block job that QEMU does not have, and refuses every other one"
+        raise Blocked(SplitViewError, why, disk.target, WayOut.GHOST)
     if where == (Seen.OVERLAY, Seen.OVERLAY) and known and disk.job in _MERGES:
         return _MERGES[disk.job]
     if where == (Seen.OVERLAY, Seen.BASE) and known and disk.job in _MERGES_QEMU:
         return _MERGES_QEMU[disk.job]
-    asked = disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED)
     if where == (Seen.BASE, Seen.OVERLAY) and known and asked and disk.job is JobSeen.NONE:
         return Act.REJOIN
     if where == (Seen.BASE, Seen.BASE) and known and disk.job is JobSeen.OURS_QEMU:
@@ -187,9 +201,9 @@ def _detached(disk: DiskSituation, power: Power) -> Act | None:
     """A disk that no running QEMU known to libvirt has."""
     if disk.in_use:
         why = "libvirt says the VM is off or without this disk, but a process has its images open"
-        raise Blocked(SplitViewError, why, disk.target, lost=True)
+        raise Blocked(SplitViewError, why, disk.target, WayOut.FIND)
     if power is Power.SAVED and disk.persistent is Seen.OVERLAY:
-        raise Blocked(RefusedError, "the VM was saved to disk while it ran on the overlay", disk.target)
+        raise Blocked(RefusedError, "the VM was saved to disk while it ran on the overlay", disk.target, WayOut.START)
     if disk.content is Content.MISSING:
         if disk.persistent is Seen.OVERLAY:
             raise Blocked(SplitViewError, "the definition names an overlay that is not there", disk.target)

@@ -57,6 +57,17 @@ def test_read_only_target(lab, loop_fs, running, run_module):
     assert "read-only" in refused(run_module, running, path=str(target.path))
 
 
+def test_target_that_nobody_may_write_to(lab, loop_fs, running, run_module):
+    target = loop_fs("ext4", 64)
+    directory = target.path / "closed"
+    directory.mkdir()
+    run("chattr", "+i", str(directory))
+    try:
+        assert "Operation not permitted" in refused(run_module, running, path=str(directory))
+    finally:
+        run("chattr", "-i", str(directory))
+
+
 def test_pool_whose_file_system_is_not_mounted(lab, running, run_module):
     directory = lab.path("mount point")
     xml = f"""<pool type='fs'><name>disk2</name><source><device path='/dev/disk/by-label/no-such'/></source>
