@@ -32,6 +32,7 @@ class DiskView:
     live_complete: bool  # the live definition lists the chain down to its end
     persistent: tuple[str, ...]
     node: str  # QEMU's node name of the active image, else ""
+    mirror: bool = False  # the live definition speaks of a running block job
 
     @property
     def agree(self) -> bool:
@@ -83,7 +84,8 @@ def gather(conn: Connection, domain: Domain) -> VmView:
         kept_chain = _chain(conn, there) if there else ()
         if live_chain or kept_chain:
             complete = bool(here and here.chain_complete)
-            disks.append(DiskView(target, chain if live_chain else (), live_chain, complete, kept_chain, node))
+            mirror = bool(here and here.mirror)
+            disks.append(DiskView(target, chain if live_chain else (), live_chain, complete, kept_chain, node, mirror))
     return VmView(running, persistent, managed_save, tuple(disks))
 
 

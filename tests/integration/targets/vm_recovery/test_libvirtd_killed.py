@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirtd SIGKILLed inside a saved state and inside a merge (S4b, issue 2 number 7)."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import cycle
+import pytest
+from cycle import Before, Cycle
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots
+from ansible_collections.kvmops.backup.tests.lab import daemons
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+
+THAW_LIMIT_S = 10
+
+
+def duration_s(vm, mode, function):
+    """How long a call takes when nobody is killed."""
+    module, name = function
+    original = getattr(module, name)
+    taken = []
+
+    def timed(*arguments, **named):
+        begin = time.monotonic()
+        result = original(*arguments, **named)
+        taken.append(time.monotonic() - begin)
+        return result
+
+    setattr(module, name, timed)
+    try:
+        for _ in range(2):
+            Cycle(vm, mode).whole()
+    finally:
+        setattr(module, name, original)
+    return max(taken)
+
+
+@pytest.mark.parametrize("mode", ["agent", "crash"])
+def test_inside_the_saved_state(two, moments, mode):
+    function = (snapshots, "create")
+    before = Before(two)
+    limit_s = 1.2 * duration_s(two, mode, function)
+    slowest_s = 0.0
+    for delay_s in moments(limit_s):
+        run = Cycle(two, mode)
+        error = cycle.killed_libvirtd(run, run.take, function, delay_s)
+        daemons.start()
+        slowest_s = max(slowest_s, cycle.thawed_within(two, THAW_LIMIT_S))
+        print(f"killed after {delay_s:.3f} s: {error}; settled: {cycle.settle(two)}")
+        before.same()
+        cycle.assert_writing(two)
+        Cycle(two, mode).whole()
+        before.same()
+    print(f"{mode}: saved state takes {limit_s / 1.2:.2f} s; thawed at most {slowest_s:.2f} s after libvirtd answered")
+
+
+def test_inside_the_merge(two, moments):
+    function = (blockjobs, "pivot")
+    before = Before(two)
+    helped = 0
+    for delay_s in moments(0.04)[::2]:
+        run = Cycle(two, "crash")
+        run.take()
+        error = cycle.killed_libvirtd(run, run.remove, function, delay_s)
+        daemons.start()
+        try:
+            done = cycle.settle(two)
+        except SplitViewError as refused:
+            helped += 1
+            print(f"refused: {refused}")
+            help_libvirt(two, str(refused))
+            done = cycle.settle(two)
+        print(f"killed after {delay_s:.3f} s: {error}; settled: {done}")
+        before.same()
+        cycle.assert_writing(two)
+        Cycle(two, "crash").whole()
+        before.same()
+    print(f"libvirt needed help {helped} times")
+
+
+def help_libvirt(vm, advice):
+    """libvirt 9 can lose a running VM or believe in a job that has ended: the advice given then works."""
+    status = Path(f"/run/libvirt/qemu/{vm.name}.xml")
+    assert f"delete the <mirror> element of vda in {status}" in advice
+    assert vm.is_running() or "Do not start the VM" in advice
+    daemons.stop()
+    status.write_text(re.sub(r"<mirror .*?</mirror>", "", status.read_text(), flags=re.DOTALL))
+    daemons.start()
+    wait_for("the agent to be connected again", vm.agent.answers, 20)
+
+
+def test_disks_are_clean_after_all_that(two, lab):
+    cycle.assert_clean_after_shutdown(two, lab.path("raw"))
