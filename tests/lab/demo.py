@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import libvirt
 
 from . import daemons
+from ._run import LabError
 from .vm import Disk, Hypervisor, Lab
 
 
@@ -36,16 +38,22 @@ def main() -> None:
     parser.add_argument("action", choices=["create", "frozen", "booted", "lines", "remove"])
     parser.add_argument("arguments", nargs="+")
     options = parser.parse_args()
-    daemons.start()
-    first, *rest = options.arguments
+    try:
+        daemons.start()
+        _act(options.action, *options.arguments)
+    except (LabError, libvirt.libvirtError) as error:
+        sys.exit(f"The quickstart's VM: {error}")
+
+
+def _act(action: str, first: str, *rest: str) -> None:
     vm = Hypervisor().vm(first)
-    if options.action == "create":
+    if action == "create":
         _create(Path(first), rest[0])
-    elif options.action == "frozen":
+    elif action == "frozen":
         print(vm.frozen_digests(), end="")
-    elif options.action == "booted":
+    elif action == "booted":
         print(vm.wait_until_up().booted_digests(), end="")
-    elif options.action == "lines":
+    elif action == "lines":
         print(vm.last_marker().number)
     else:
         _remove(Path(first), *rest)
