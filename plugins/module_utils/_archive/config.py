@@ -34,6 +34,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
+MAX_BYTES = 8 * 2**20
+MAX_TEXT = 4 * 2**20  # of a definition or a saved state: what libvirt takes
+MAX_NAME = 1024
 NAMESPACE = "urn:kvmops:backup:1"
 _PREFIX = "{" + NAMESPACE + "}"
 _ROOT = _PREFIX + "backup"
@@ -61,7 +64,7 @@ def encode(configuration: Configuration) -> tuple[bytes, str]:
     """The member's bytes, padded with blanks to a multiple of 4096, and their digest.
 
     `member_name` and `digest` of the argument are not looked at; both are known only once the bytes are. Raises RefusedError for
-    what no reader would take: a name or path that XML cannot hold, or more than 16 MiB.
+    what no reader would take: a name or path that XML cannot hold, or more than 8 MiB.
     """
     try:
         data, digest = _encode(configuration)
@@ -71,10 +74,10 @@ def encode(configuration: Configuration) -> tuple[bytes, str]:
             f"a name or path in it cannot be written as XML ({error})",
             "Rename the file or the saved state with the control character in its name.",
         ) from error
-    if len(data) > _xml.MAX_XML_BYTES:
+    if len(data) > MAX_BYTES:
         raise RefusedError(
             f"The configuration of {configuration.vm_name}",
-            f"it has {len(data)} bytes, readers take {_xml.MAX_XML_BYTES}",
+            f"it has {len(data)} bytes, readers take {MAX_BYTES}",
             "Delete saved states of the VM; each is in it with two definitions.",
         )
     return data, digest
@@ -203,10 +206,14 @@ def decode(data: bytes, member_name: str, mtime: int = 0) -> Optional[Configurat
     HostileError for XML that no honest archive holds, ArchiveError for versions of the future.
     """
     what = f"configuration {member_name}"
-    root = _xml.parse(data, what)
+    root = _xml.parse(data, what, MAX_BYTES)
     if root.tag != "domain":
         return None
+    if any(len(element.text or "") > MAX_TEXT for element in root.iter()):
+        raise HostileError(what, f"a text in it is longer than {MAX_TEXT} characters")
     name, uuid = root.findtext("name") or "", root.findtext("uuid") or ""
+    if len(name) > MAX_NAME or len(uuid) > MAX_NAME:
+        raise HostileError(what, f"a name in it is longer than {MAX_NAME} characters")
     found = root.findall(f"metadata/{_ROOT}")
     timestamp = names.point_of(member_name)
     if not found:

@@ -23,11 +23,12 @@ SEEKABLE = 0x8F92EAB1
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_FRAME_BYTES = 64 * 2**20  # larger frames (other tools') are streamed, not sought
 MAX_FRAMES = 2**22  # 16 TiB of ours; bounds the memory of an index
-MAX_HEADERS = 2**22  # frame and block headers that `walk` hops over before it gives up: bounds its time
+MAX_HEADERS = 2**20  # frame and block headers that `walk` hops over before it gives up: bounds its time
 _FOOTER = struct.Struct("<IBI")
 _ENTRY_BYTES = 8
 _TABLE_PIECE = 2**20
 _HEADER_BYTES = 18
+_WINDOW_BYTES = 4096
 
 Fetch = Callable[[int, int], bytes]
 
@@ -150,11 +151,17 @@ def scan(fd: int, size: int, limit: Optional[int] = None) -> Iterator[Frame]:
     bytes (if that is given) and after MAX_HEADERS headers.
     """
     budget = itertools.count()
+    begin, window = 0, b""
 
     def fetch(offset: int, length: int) -> bytes:
+        nonlocal begin, window
         if next(budget) > MAX_HEADERS:
             raise NotSeekableError
-        return os.pread(fd, length, offset)
+        if not begin <= offset <= offset + length <= begin + len(window):
+            # Headers that stand close together are read at once, those far apart one by one.
+            near = begin <= offset <= begin + len(window) + _WINDOW_BYTES
+            begin, window = offset, os.pread(fd, _WINDOW_BYTES if near else length, offset)
+        return window[offset - begin : offset - begin + length]
 
     position = 0
     while position < size:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     config,
     digests,
@@ -42,7 +41,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import I
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 _HEAD_BYTES = 64 * 2**10
-_MAX_HEADS_BYTES = 48 * 2**20
+_MAX_HEADS_BYTES = 32 * 2**20
 _MAX_CONFIGURATIONS = 4096
 _OWN_MARK = b"<kvmops:backup"
 
@@ -149,7 +148,7 @@ class ArchiveReader:
     def _keep_head(self, entry: Entry) -> None:
         """Reads what will be looked at anyway, while the stream passes by."""
         if entry.name.endswith(".xml"):
-            limit = _xml.MAX_XML_BYTES + 1
+            limit = config.MAX_BYTES + 1
         elif not self.bytes.random_access and entry.name.lower().endswith(foreign.IMAGE_SUFFIXES):
             limit = _HEAD_BYTES
         else:

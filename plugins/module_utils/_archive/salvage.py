@@ -13,14 +13,13 @@ import re
 from collections.abc import Iterator
 from typing import Optional, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, names, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes, PlainBytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError
 
-_SEARCH_BYTES = _xml.MAX_XML_BYTES + 16 * 2**20  # from the end: the XML, and what may have come behind it
+_SEARCH_BYTES = config.MAX_BYTES + 16 * 2**20  # from the end: the XML, and what may have come behind it
 _POINT = re.compile(rb'\spoint="([0-9]{1,11})"')
 
 
@@ -57,7 +56,7 @@ def _candidates(source: Union[PlainBytes, FramedBytes]) -> Iterator[int]:
 def _configuration(source: Union[PlainBytes, FramedBytes], offset: int) -> tuple[Optional[Configuration], int]:
     """The configuration that begins there and its size; None if it is not whole."""
     blob = bytearray()
-    while len(blob) <= _xml.MAX_XML_BYTES and b"\0" not in blob[-tar.ALIGN :]:
+    while len(blob) <= config.MAX_BYTES and b"\0" not in blob[-tar.ALIGN :]:
         part = _fetch(source, offset + len(blob), tar.ALIGN)
         if not part:
             break

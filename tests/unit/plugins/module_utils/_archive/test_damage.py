@@ -15,6 +15,7 @@ from pathlib import Path
 
 import archives
 import pytest
+
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import Report, verify_file

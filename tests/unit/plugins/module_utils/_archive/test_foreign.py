@@ -12,6 +12,7 @@ from pathlib import Path
 
 import archives
 import pytest
+
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
@@ -124,7 +125,7 @@ def test_python(files: Path, tmp_path: Path) -> None:
 def test_a_window_of_2_gib_is_refused_with_a_way_out(files: Path, tmp_path: Path) -> None:
     archive = tmp_path / "x.tar.zst"
     run("tar -cf - * | zstd -q --ultra --long=31 -1 -o OUT", files, archive)
-    with pytest.raises(HostileError, match="128 MiB.*--long") as refusal:
+    with pytest.raises(HostileError, match=r"128 MiB.*--long") as refusal:
         open_archive(str(archive))
     assert refusal.value.hint
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import archives
 import pytest
+
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, frames, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
