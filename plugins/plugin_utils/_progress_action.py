@@ -15,7 +15,9 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +141,38 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+class _StoppedError(BaseException):
+    """A signal asked this process to end. As Ansible's own timeout: nothing that catches errors shall catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def _cancel_before_the_end() -> Iterator[None]:
+    """Ansible's workers end at once when the play is interrupted; here `finally` runs first, then they do."""
+
+    def stop(number: int, _frame: object) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+        raise _StoppedError(number)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, stop)
+    try:
+        yield
+    except _StoppedError as stopped:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.kill(os.getpid(), stopped.number)
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class ProgressActionModule(ActionBase):
     """Runs the module of the task's name with live progress; check mode and the user's own ``async`` pass through."""
 
@@ -153,12 +187,19 @@ class ProgressActionModule(ActionBase):
             if not self._task.async_val:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
             return result
-        result.update(self._run_with_progress(task_vars or {}))
+        with _cancel_before_the_end():
+            result.update(self._run_with_progress(task_vars or {}))
         return result
 
     def _run_with_progress(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         token = f"kvmops_backup_{secrets.token_hex(8)}"
-        started = self._start(token, task_vars)
+        try:
+            started = self._start(token, task_vars)
+        except Exception:
+            raise
+        except BaseException:  # a timeout or a signal: the module may have come to life all the same
+            self._forestall(token)
+            raise
         if started.get("failed") or not started.get("results_file"):
             return started
         results_file = str(started["results_file"])
@@ -187,7 +228,7 @@ class ProgressActionModule(ActionBase):
         return result
 
     def _start(self, token: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        control = f"{self.get_shell_option('async_dir', default='~/.ansible_async')}/{token}"
+        control = self._control(token)
         environment, limit = self._task.environment, self._task.async_val
         self._task.environment = [*(environment or []), {CONTROL_VARIABLE: control}]
         self._task.async_val = _MODULE_LIMIT_S
@@ -196,6 +237,16 @@ class ProgressActionModule(ActionBase):
         finally:
             self._task.environment, self._task.async_val = environment, limit
         return started
+
+    def _control(self, token: str) -> str:
+        """The directory that is shared with the module, with ``~`` for the home directory on the host."""
+        return f"{self.get_shell_option('async_dir', default='~/.ansible_async')}/{token}"
+
+    def _forestall(self, token: str) -> None:
+        """Leaves the cancel file for a module that is just beginning."""
+        with contextlib.suppress(AnsibleConnectionFailure):
+            control = self._connection._shell.quote(self._remote_expand_user(self._control(token)))
+            self._low_level_execute_command(f"mkdir -p -m 700 {control} && : > {control}/cancel")
 
     def _follow(self, job: Job, host: str) -> dict[str, Any]:
         """The module's result; prints its progress until there is one. Raises when the host stays unreachable."""
