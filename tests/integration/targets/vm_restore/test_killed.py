@@ -204,3 +204,27 @@ def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module:
     said = run_module("vm_restore", source=place.archive, name="copy", path=str(lab.path("x")), check_mode=True)
     assert any("interrupted" in warning for warning in said.warnings)
     assert place.world() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("renameat2", "EIO"), ("fdatasync", "ENOSPC"), ("unlink", "EIO")]
+)
+def test_a_failing_system_call_is_an_error_that_leaves_the_old_vm(lab: Lab, run_module: Run, call: str, error: str) -> None:
+    place = scene(lab, run_module, other_uuid=False)
+    before = place.world()
+    outcomes = []
+    for nth in (1, 2, 3, 5):
+        place.reset()
+        tracer = ["strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:error={error}:when={nth}"]
+        argv = [*tracer, *restore_argv(place)]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        result = module_result("vm_restore", done.stdout, done.stderr)  # never a traceback
+        if not result.failed:
+            assert place.is_new(), (call, nth)  # an error that does not matter, as of a status file
+            continue
+        assert result.message, (call, nth)
+        left = place.world()
+        outcomes.append(settle_and_judge(place, before, f"{call} {nth}"))
+        if outcomes[-1] == "old" and call != "unlink":
+            assert left == before, (call, nth)  # at once, not only after the next run
+    assert "old" in outcomes or call == "unlink"
