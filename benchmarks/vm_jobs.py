@@ -66,12 +66,10 @@ def _restore(lab: Lab, vm: LabVm, work: Path) -> Jobs:
 
     def equal() -> None:
         for directory in (ours, theirs):
-            images = [file for file in files(directory) if file.suffix != ".xml" and file.stat().st_size > 100 << 20]
-            if len(images) != 1:
-                raise BenchmarkError(f"{directory} holds {files(directory)}")
-            compare = ["qemu-img", "compare", "-q", "-U", str(vm.disks()["vdb"]), str(images[0])]
+            image = max(files(directory), key=lambda file: file.stat().st_size)
+            compare = ["qemu-img", "compare", "-q", "-U", str(vm.disks()["vdb"]), str(image)]
             if subprocess.run(compare, check=False).returncode:
-                raise BenchmarkError(f"{images[0]} is not the disk that was backed up")
+                raise BenchmarkError(f"{image} is not the disk that was backed up")
 
     restore = tuple(module_argv("vm_restore", {"source": str(archive), "name": _COPY, "path": str(ours)}))
     peer_restore = ("virtnbdrestore", "-n", "-L", "/dev/null", "-cD", "-N", _COPY, "-i", str(peer), "-o", str(theirs))
