@@ -109,6 +109,8 @@ def decide(
             fates[disk.target] = Restored(_placed(chain, disk))
         else:
             fates[disk.target] = _without_member(disk, facts, others, skipped.get(disk.target, ""))
+            if disk.device == "lun" and isinstance(fates[disk.target], Kept):
+                warnings.append(f"The VM gets a block device of this host: {disk.source} ({disk.target}).")
         if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
             fates[disk.target] = _cd_image(disk, tops[disk.target], facts, warnings)
     return Decision(fates, tuple(warnings), tuple(problems))
@@ -155,7 +157,7 @@ def _without_member(disk: DiskElement, facts: HostFacts, others: Sequence[Existi
         if not disk.source:
             return Kept()
         image = facts.files.get(disk.source) if disk.type == "file" else None
-        if image is not None and (image.public or image.in_pool):
+        if image is not None and (image.public or image.pool_iso):
             return Kept()
         return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")
     if disk.device == "lun":
@@ -181,7 +183,7 @@ def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, warnings: lis
     image = facts.files.get(path)
     if image is None or disk.source != path:
         return Restored((member,))
-    if image.matches is not True and not (image.public or image.in_pool):
+    if image.matches is not True and not (image.public or image.pool_iso):
         warnings.append(f"{path} may be another file than the CD image in the archive and is private: it is not used.")
         return Restored((member,))
     if image.matches is False:

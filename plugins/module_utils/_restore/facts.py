@@ -67,7 +67,7 @@ def gather(conn: Connection, configuration: Configuration, request: RestoreReque
         networks=networks,
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
-        files=_host_files(definition.host_file_names(root) | set(images), images, frozenset(map(os.path.realpath, pools.values()))),
+        files=_host_files(definition.host_file_names(root) | set(images), images, vms, pools),
         block_devices=_block_devices(root),
         hostdevs=_host_devices(),
     )
@@ -273,8 +273,10 @@ def _domain_capabilities(conn: Connection, arch: str, machine: str | None, kind:
 
 
 def _host_files(
-    names: Iterable[str], images: Mapping[str, Member], pool_directories: frozenset[str]
+    names: Iterable[str], images: Mapping[str, Member], vms: Iterable[ExistingVm], pools: Mapping[str, str]
 ) -> dict[str, HostFile]:
+    directories = {os.path.realpath(path) for path in pools.values()}
+    vm_disks = {path for vm in vms for path in vm.disk_files}
     found = {}
     for name in names:
         try:
@@ -286,8 +288,9 @@ def _host_files(
         matches = None
         if name in images:
             matches = _same_bytes(name, status.st_size, images[name])
-        in_pool = os.path.dirname(os.path.realpath(name)) in pool_directories
-        found[name] = HostFile(status.st_size, _is_public(name, status.st_mode), in_pool, matches)
+        real = os.path.realpath(name)
+        pool_iso = os.path.dirname(real) in directories and real.lower().endswith(".iso") and real not in vm_disks
+        found[name] = HostFile(status.st_size, _is_public(name, status.st_mode), pool_iso, matches)
     return found
 
 

@@ -97,12 +97,13 @@ class Capabilities:
 class HostFile:
     """A file of this host that a configuration names.
 
-    `public`: any user may read it. `matches`: same bytes as the archive's member; None where that was not compared.
+    `public`: any user may read it. `pool_iso`: an .iso in a storage pool that is no VM's disk.
+    `matches`: same bytes as the archive's member; None where that was not compared.
     """
 
     size_bytes: int
     public: bool
-    in_pool: bool
+    pool_iso: bool
     matches: bool | None = None
 
 

@@ -311,3 +311,38 @@ def test_a_bare_configuration_gives_a_vm_without_disks(lab: Lab, run_module: Run
     assert root.find("devices/disk") is None and done["disks"] == []
     assert {item["device"] for item in done["skipped"]} == {"vda", "sda"}
     assert not run_module("vm_restore", source=str(file)).changed
+
+
+def test_nvram_and_a_volume_come_back(lab: Lab, run_module: Run) -> None:
+    firmware = lab.directory / "code.fd"
+    firmware.write_bytes(bytes(4096))
+    firmware.chmod(0o644)
+    nvram = Path("/var/lib/libvirt/qemu/nvram/settings of efi_VARS.fd")
+    nvram.write_bytes(b"settings" * 512)
+    pool = lab.create_pool("vm-volumes")
+    vm = lab.create_vm("efi", [Disk()], start=False)
+    path = vm.disks()["vda"]
+    path.rename(pool / "efi.qcow2")
+    lab.connection.storagePoolLookupByName("vm-volumes").refresh()
+    xml = vm.xml(inactive=True).replace("<disk type='file'", "<disk type='volume'")
+    xml = xml.replace(f"<source file='{path}'/>", "<source pool='vm-volumes' volume='efi.qcow2'/>")
+    loader = f"<loader readonly='yes' type='pflash'>{firmware}</loader><nvram>{nvram}</nvram>"
+    lab.connection.defineXML(xml.replace("</type>", f"</type>{loader}"))
+    content = truth.content_sha256(pool / "efi.qcow2", "qcow2")
+    archive = backup(run_module, vm, lab.path("backups"))
+
+    run_module("vm_restore", source=archive, name="copy")
+    copy = lab.adopt("copy")
+    theirs = Path("/var/lib/libvirt/qemu/nvram/copy_VARS.fd")
+    assert theirs.read_bytes() == nvram.read_bytes() and str(theirs) in copy.xml()
+    assert copy.disks() == {"vda": pool / "copy-vda.qcow2"}
+
+    vm.remove()
+    nvram.unlink(missing_ok=True)
+    (pool / "efi.qcow2").unlink()
+    run_module("vm_restore", source=archive)
+    back = lab.adopt("efi")
+    assert nvram.read_bytes() == b"settings" * 512 and str(nvram) in back.xml()
+    assert "<source pool='vm-volumes' volume='efi.qcow2'/>" in back.xml(inactive=True)
+    assert truth.content_sha256(pool / "efi.qcow2", "qcow2") == content
+    assert not run_module("vm_restore", source=archive).changed

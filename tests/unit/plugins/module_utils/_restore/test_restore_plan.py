@@ -350,7 +350,7 @@ def test_everything_that_is_lacking_is_named_at_once() -> None:
         interface="<interface type='network'><source network='dmz'/></interface>"
         "<interface type='bridge'><source bridge='br7'/></interface>",
     ).replace("pc-q35-7.2", "pc-q35-99").replace("/usr/bin/qemu-system-x86_64", "/opt/qemu")
-    text = refusal(facts=host(files={"/boot/private": HostFile(1, public=False, in_pool=False)}), point=configuration(xml))
+    text = refusal(facts=host(files={"/boot/private": HostFile(1, public=False, pool_iso=False)}), point=configuration(xml))
     lacking = ("network dmz", "bridge br7", "type pc-q35-99", "Future-CPU", "firmware /opt/fw.fd", "/opt/qemu", "/boot/private")
     assert [phrase for phrase in lacking if phrase not in text] == []
 
@@ -424,18 +424,19 @@ def test_a_lun_belongs_to_one_vm() -> None:
     replaced = replace(ORIGINAL, files=ORIGINAL.files | {"/dev/sdx"}, disk_files=ORIGINAL.disk_files | {"/dev/sdx"})
     found = planned(replace(facts, vms=(replaced,)), point, force=True)
     assert found.skipped == () and sources(found.domain_xml)["sda"] == "/dev/sdx"
-    assert not any("/dev/sdx" in warning for warning in found.warnings)
+    about = [warning for warning in found.warnings if "/dev/sdx" in warning]
+    assert about == ["The VM gets a block device of this host: /dev/sdx (sda)."]
 
 
 @pytest.mark.parametrize(
     ("here", "path", "warned"),
     [
         (None, "/backup/os.iso", True),
-        (HostFile(4096, public=True, in_pool=False, matches=True), "/iso/os.iso", False),
-        (HostFile(4096, public=False, in_pool=False, matches=True), "/iso/os.iso", False),
-        (HostFile(4096, public=True, in_pool=False, matches=False), "/iso/os.iso", True),
-        (HostFile(4096, public=False, in_pool=True, matches=False), "/iso/os.iso", True),
-        (HostFile(4096, public=False, in_pool=False, matches=False), "/backup/os.iso", True),
+        (HostFile(4096, public=True, pool_iso=False, matches=True), "/iso/os.iso", False),
+        (HostFile(4096, public=False, pool_iso=False, matches=True), "/iso/os.iso", False),
+        (HostFile(4096, public=True, pool_iso=False, matches=False), "/iso/os.iso", True),
+        (HostFile(4096, public=False, pool_iso=True, matches=False), "/iso/os.iso", True),
+        (HostFile(4096, public=False, pool_iso=False, matches=False), "/backup/os.iso", True),
     ],
 )
 def test_a_cd_image_at_its_former_path_is_used_as_it_is(here: HostFile | None, path: str, warned: bool) -> None:
@@ -448,9 +449,9 @@ def test_a_cd_image_at_its_former_path_is_used_as_it_is(here: HostFile | None, p
 
 def test_a_medium_without_member_is_kept_only_where_a_guest_may_see_it() -> None:
     point = configuration(domain_xml(DISKS + CD))
-    kept = planned(host(files={"/iso/os.iso": HostFile(1, public=True, in_pool=False)}), point)
+    kept = planned(host(files={"/iso/os.iso": HostFile(1, public=True, pool_iso=False)}), point)
     assert sources(kept.domain_xml)["sdc"] == "/iso/os.iso"
-    for facts in (host(), host(files={"/iso/os.iso": HostFile(1, public=False, in_pool=False)})):
+    for facts in (host(), host(files={"/iso/os.iso": HostFile(1, public=False, pool_iso=False)})):
         found = planned(facts, point)
         assert sources(found.domain_xml)["sdc"] == "" and found.skipped[0].device == "sdc"
 
@@ -466,7 +467,7 @@ def test_a_medium_without_member_is_kept_only_where_a_guest_may_see_it() -> None
     ],
 )
 def test_no_path_of_the_host_is_opened_because_an_archive_says_so(element: str) -> None:
-    files = {"/etc/shadow": HostFile(1, public=False, in_pool=False)}
+    files = {"/etc/shadow": HostFile(1, public=False, pool_iso=False)}
     found = planned(host(files=files), configuration(domain_xml(DISKS + element)))
     assert sources(found.domain_xml).get("vdz", "") == ""
     assert found.skipped[0].device == "vdz"
@@ -487,7 +488,8 @@ def test_a_skipped_disk_says_why_and_a_former_device_becomes_a_file_of_the_vm() 
 
 def test_a_bare_configuration_is_defined_without_any_disk() -> None:
     scsi = "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/></source></hostdev>"
-    facts = host(block_devices={"/dev/sdx": BlockDevice("/dev/sdx")}, files={"/iso/os.iso": HostFile(1, public=True, in_pool=True)})
+    files = {"/iso/os.iso": HostFile(1, public=True, pool_iso=True)}
+    facts = host(block_devices={"/dev/sdx": BlockDevice("/dev/sdx")}, files=files)
     facts = with_names(facts, vms={"web.qcow2"})
     found = planned(facts, configuration(domain_xml(DISKS + LUN + CD + scsi), (), format_version=0), bare=True)
     root = etree.fromstring(found.domain_xml)

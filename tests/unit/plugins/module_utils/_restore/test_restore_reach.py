@@ -105,9 +105,9 @@ def test_a_memory_device_with_its_content_on_the_host_never_comes_back() -> None
 )
 def test_host_files_are_shown_to_a_guest_only_if_everybody_may_read_them(os_extra: str, top: str, devices: str, path: str) -> None:
     point = configuration(domain_xml(DISKS + devices, os_extra=os_extra, top=top))
-    private = planned(host(files={path: HostFile(1, public=False, in_pool=False)}), point)
+    private = planned(host(files={path: HostFile(1, public=False, pool_iso=False)}), point)
     assert path not in private.domain_xml and private.skipped[0].device == path
-    assert path in planned(host(files={path: HostFile(1, public=True, in_pool=False)}), point).domain_xml
+    assert path in planned(host(files={path: HostFile(1, public=True, pool_iso=False)}), point).domain_xml
 
 
 PCI = (
