@@ -208,7 +208,7 @@ def slow_backup(lab: Lab, tmp_path: Path) -> SlowBackup:
 
 def test_a_task_that_runs_out_of_time_leaves_nothing(slow_backup: SlowBackup) -> None:
     play = slow_backup.start("1M", timeout=30)
-    output, _ = play.communicate(timeout=180)
+    output, _stderr = play.communicate(timeout=180)
     assert play.returncode == 2, output
     assert re.search(r"^\[localhost\] vm_backup web01: copy vda \d+ %, ", output, re.M), output
     slow_backup.check_that_nothing_is_left()
@@ -240,14 +240,14 @@ def test_a_backup_whose_controller_was_killed_stops(slow_backup: SlowBackup, res
 def test_lost_polls_are_tolerated(archive: Path, tmp_path: Path) -> None:
     plugins = str(Path(__file__).with_name("connection"))
     play = start(task(archive, SLOW), tmp_path, connection="flaky", ANSIBLE_CONNECTION_PLUGINS=plugins)
-    output, _ = play.communicate(timeout=300)
+    output, _stderr = play.communicate(timeout=300)
     assert play.returncode == 0, output
     check_lines(output)
 
 
 def test_the_users_own_async_passes_through(archive: Path, tmp_path: Path, results: Path) -> None:
     play = start(task(archive, SLOW, **{"async": 300, "poll": 0}), tmp_path)
-    output, _ = play.communicate(timeout=60)
+    output, _stderr = play.communicate(timeout=60)
     assert play.returncode == 0, output
     assert not LINE.search(output)
     found = wait_for("progress", status)
@@ -270,7 +270,7 @@ def test_check_mode_passes_through(archive: Path, ansible: modules.Ansible) -> N
 
 def test_short_operations_stay_short(archive: Path, tmp_path: Path, ansible: modules.Ansible) -> None:
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(3):
+    for _round in range(3):
         for check_mode in (True, False):  # check mode runs the bare module
             begin = time.monotonic()
             ansible.module("backup_archive", check_mode=check_mode, archive=str(archive), protected=False)

@@ -56,11 +56,11 @@ def test_status_has_all_fields_from_the_first_phase_on(status: Path, clock: Cloc
 def test_rate_and_eta_follow_the_last_seconds(status: Path, clock: Clock) -> None:
     progress = Progress(str(status), clock=clock)
     progress.phase("copy", "vda", 10_000)
-    for _ in range(40):  # 100 bytes a second, then 10
+    for _second in range(40):  # 100 bytes a second, then 10
         clock.now += 1
         progress.advance(100)
     assert (read(status)["rate_bps"], read(status)["eta_s"], read(status)["percent"]) == (100, 60, 40.0)
-    for _ in range(20):
+    for _second in range(20):
         clock.now += 1
         progress.advance(10)
     assert (read(status)["rate_bps"], read(status)["eta_s"]) == (10, 580)
@@ -91,7 +91,7 @@ def test_at_most_one_write_in_half_a_second_except_for_phases(
     monkeypatch.setattr(os, "replace", lambda old, new: (writes.append(clock.now), replace(old, new)))
     progress = Progress(str(status), clock=clock)
     progress.phase("copy", "vda", 10**6)
-    for _ in range(1000):  # ten seconds
+    for _step in range(1000):  # ten seconds
         clock.now += 0.01
         progress.advance(1)
     assert 19 <= len(writes) - 1 <= 20
@@ -103,7 +103,7 @@ def test_at_most_one_write_in_half_a_second_except_for_phases(
 def test_many_threads_lose_no_byte(status: Path, clock: Clock) -> None:
     progress = Progress(str(status), clock=clock)
     progress.phase("copy", "vda", 8001)
-    threads = [threading.Thread(target=lambda: [progress.advance(1) for _ in range(1000)]) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: [progress.advance(1) for _step in range(1000)]) for _thread in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

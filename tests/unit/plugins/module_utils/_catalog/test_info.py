@@ -91,14 +91,14 @@ class Host:
     """A libvirt that knows one VM."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.error: KvmopsError | None = None
+        self.errors: list[KvmopsError] = []
         self.vms = {"web01": UUID}
         monkeypatch.setattr(connection, "connect", self.connect)
         monkeypatch.setattr(connection, "find_domain", self.find_domain)
 
     def connect(self, uri: str) -> Host:
-        if self.error:
-            raise self.error
+        for error in self.errors:
+            raise error
         return self
 
     def find_domain(self, conn: Host, name: str) -> Any:
@@ -117,7 +117,7 @@ def test_whose_uuid_decides(host: Host, told: Told) -> None:
     assert select.vm_on_host(Selection(vm="gone"), told) == ""
     assert select.vm_on_host(Selection(vm=OTHER_UUID.upper()), told) == OTHER_UUID
     assert told.warnings == []
-    host.error = KvmopsError("The connection", "no answer")
+    host.errors.append(KvmopsError("The connection", "no answer"))
     assert select.vm_on_host(Selection(vm="web01"), told) == ""
     assert len(told.warnings) == 1 and "no answer" in told.warnings[0]
 
