@@ -36,6 +36,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         running = bool(domain.isActive())
         live = domain.XMLDesc(flags) if running else ""
         persistent = domain.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
+        paused = domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
         managed_save = bool(domain.hasManagedSaveImage(0))
         jobs = _jobs(domain) if running else ()
     except libvirt.libvirtError as error:
@@ -49,6 +50,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         name=view.name,
         uuid=view.uuid,
         running=running,
+        paused=paused,
         persistent_xml=persistent,
         live_xml=live,
         view=view,

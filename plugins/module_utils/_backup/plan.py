@@ -50,6 +50,7 @@ class VmFacts:
     live_xml: str
     view: DomainView
     images: Mapping[str, Image]
+    paused: bool = False
     saved_states: tuple[SavedStateInfo, ...] = ()
     saved_state_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=dict)
     agent: AgentState = AgentState.OFF
@@ -225,6 +226,12 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
     passed_through = [device for device in facts.view.hostdevs if device.kind in ("pci", "usb")]
     if wish is ConsistencyWish.CRASH:
         return Consistency.CRASH, []
+    if facts.paused and wish is not ConsistencyWish.AGENT:
+        # After its memory was saved, a VM that is not resumed keeps its disks inactive, and nothing can be merged.
+        why = "it is paused: neither its agent answers nor can its memory be saved"
+        if wish is ConsistencyWish.MEMORY:
+            raise RefusedError(f"{what} with consistency memory", why, f"Resume it (virsh resume {facts.name}) or use crash.")
+        return Consistency.CRASH, [f"{why}; its disks are as after a power failure"]
     if wish is ConsistencyWish.AGENT and facts.agent is not AgentState.OK:
         raise RefusedError(
             f"{what} with consistency agent", facts.agent.value, "Use auto, memory or crash, or mend the agent."

@@ -28,7 +28,7 @@ FREEZE_TIMEOUT_S = 30
 class AgentState(str, Enum):
     """What can be expected of a VM's guest agent."""
 
-    OFF = "the VM is not running"
+    OFF = "the guest is not running"
     NO_CHANNEL = "the VM has no guest agent channel"
     DISCONNECTED = "no guest agent is connected"
     HANGING = "the guest agent does not answer"
@@ -114,8 +114,9 @@ def _judge(error: Any) -> AgentState:
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
         return AgentState.DISCONNECTED if "not connected" in str(error) else AgentState.HANGING
-    if code in (libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT, libvirt.VIR_ERR_OPERATION_TIMEOUT):
-        return AgentState.HANGING
     if code == libvirt.VIR_ERR_OPERATION_INVALID:
-        return AgentState.OFF
+        return AgentState.OFF  # or paused
+    # the code of its own came with libvirt 9.1
+    if code in (libvirt.VIR_ERR_OPERATION_TIMEOUT, getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", None)):
+        return AgentState.HANGING
     return AgentState.CANNOT_FREEZE

@@ -106,6 +106,16 @@ def test_off(wish):
     assert made.saved_state is None
 
 
+def test_paused_vm_has_no_memory_image():
+    vm = replace(facts(agent=AgentState.OFF), paused=True)
+    made = make(vm)
+    assert made.consistency is Consistency.CRASH
+    assert any("paused" in text for text in made.warnings)
+    for wish in (ConsistencyWish.MEMORY, ConsistencyWish.AGENT):
+        with pytest.raises(RefusedError):
+            make(vm, consistency=wish)
+
+
 HOSTDEV = "<hostdev mode='subsystem' type='{kind}'><source>{source}</source></hostdev>"
 PCI = HOSTDEV.format(kind="pci", source="<address domain='0' bus='1' slot='0' function='0'/>")
 MDEV = HOSTDEV.format(kind="mdev", source="<address uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/>")
