@@ -49,7 +49,7 @@ def make_raw(path: Path, allocated_bytes: int) -> None:
 
 def _text(rng: random.Random, size_bytes: int) -> bytes:
     """Lines of a log: words with the frequencies of a language, and numbers."""
-    words = ["".join(rng.choices("etaoinshrdlucmfwypvbgkqjxz", k=rng.randint(2, 10))) for _ in range(8000)]
+    words = ["".join(rng.choices("etaoinshrdlucmfwypvbgkqjxz", k=rng.randint(2, 10))) for _dummy in range(8000)]
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     lines, size = [], 0
     while size < size_bytes:

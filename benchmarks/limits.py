@@ -34,7 +34,7 @@ def limits(directory: Path) -> Iterator[str]:
 def _fastest(work: Callable[[], object]) -> float:
     """GB per second of processor time of `work` on _BYTES bytes."""
     times = []
-    for _ in range(_TIMES):
+    for _dummy in range(_TIMES):
         begin = time.process_time()
         work()
         times.append(time.process_time() - begin)
@@ -45,7 +45,7 @@ def _written(path: Path, data: memoryview) -> float:
     os.sync()
     begin = time.perf_counter()
     with open(path, "wb", buffering=0) as file:
-        for _ in range(_FILE_BYTES // len(data)):
+        for _dummy in range(_FILE_BYTES // len(data)):
             file.write(data)
         os.fsync(file.fileno())
     taken = time.perf_counter() - begin

@@ -127,7 +127,7 @@ class Result:
 
 def measure(job: Job, rounds: int, cold: bool) -> Result:
     """Runs the contenders by turns, `rounds` times each, up to twice as often while a spread is wide."""
-    runs: list[list[Sample]] = [[] for _ in job.contenders]
+    runs: list[list[Sample]] = [[] for _dummy in job.contenders]
 
     def results() -> tuple[Samples, ...]:
         return tuple(Samples(c.name, c.durable, tuple(r)) for c, r in zip(job.contenders, runs))
@@ -174,7 +174,7 @@ def _pipe(commands: Sequence[Sequence[str]]) -> tuple[float, int]:
     """Processor seconds (with children) and the sum of the peak memories of the commands of a pipe."""
     # Linux counts the memory of the process that forked into a peak, so a small one has to: GNU time.
     with ExitStack() as stack:
-        reports = [stack.enter_context(tempfile.NamedTemporaryFile("r")) for _ in commands]
+        reports = [stack.enter_context(tempfile.NamedTemporaryFile("r")) for _dummy in commands]
         errors = stack.enter_context(tempfile.TemporaryFile("w+"))
         children: list[subprocess.Popen[bytes]] = []
         for command, report in zip(commands, reports):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from ansible_collections.kvmops.backup.benchmarks.measure import Result
 
 def machine() -> Iterator[str]:
     """What the numbers depend on, one fact a line."""
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    cpu = re.search(r"^model name.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0]
+    memory = re.search(r"^MemTotal.*$", Path("/proc/meminfo").read_text(), re.MULTILINE)[0]
     system = platform.freedesktop_os_release()["PRETTY_NAME"]
     yield f"{len(os.sched_getaffinity(0))} cores of {cpu.partition(':')[2].strip()}, {int(memory.split()[1]) >> 20} GiB memory"
     yield f"{system}, Linux {platform.release()}, file system {_file_system(Path('/var/lib/libvirt/images'))}"

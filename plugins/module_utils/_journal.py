@@ -115,7 +115,7 @@ class Journal:
             facts, length = _load(fd)
             journals.append((os.fstat(fd).st_mtime_ns, path, fd, facts, length))
         return [
-            cls(path, fd, facts, length) for _, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])
+            cls(path, fd, facts, length) for _dummy, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])
         ]
 
 

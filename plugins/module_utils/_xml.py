@@ -41,6 +41,14 @@ def parse(data: bytes | str, what: str = "XML", limit_bytes: int = MAX_XML_BYTES
         raise HostileError(what, f"not well-formed XML ({error})") from error
 
 
+def parent_of(element: etree._Element) -> etree._Element:
+    """The element's parent. Raises ValueError for a root."""
+    parent = element.getparent()
+    if parent is None:
+        raise ValueError(f"<{element.tag}> is a root element")
+    return parent
+
+
 def text(root: etree._Element) -> str:
     """The element as a string without an XML declaration, as libvirt prints it."""
     return etree.tostring(root, encoding="unicode")

@@ -38,7 +38,7 @@ class PlainBytes:
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd, self._path = fd, path
-        self.size: Optional[int] = os.fstat(fd).st_size
+        self.size: int = os.fstat(fd).st_size
         self._scratch = threading.local()
         self._data = (
             0,
@@ -61,7 +61,6 @@ class PlainBytes:
         return max(offset, data)
 
     def _look(self, offset: int) -> tuple[int, int, int]:
-        assert self.size is not None
         try:
             data = os.lseek(self.fd, offset, os.SEEK_DATA)
             return offset, data, os.lseek(self.fd, data, os.SEEK_HOLE)
@@ -108,7 +107,7 @@ class FramedBytes:
 
     def __init__(self, fd: int, path: str, index: frames.FrameIndex) -> None:
         self.fd, self._path, self.index = fd, path, index
-        self.size: Optional[int] = index.stream_size
+        self.size: int = index.stream_size
         self.parallel = index.largest <= CHUNK_BYTES
         self._local = threading.local()
         self._zero_frame = b""  # the compressed form of ZEROS, as this archive has it

@@ -244,8 +244,7 @@ def decode(data: bytes, member_name: str, mtime: int = 0) -> Optional[Configurat
         raise HostileError(what, "its name and its content do not fit each other")
     configuration = _decode_own(own, what)
     for element in found:
-        parent = element.getparent()
-        assert parent is not None
+        parent = _xml.parent_of(element)
         parent.remove(element)
         if not len(parent):
             root.remove(parent)

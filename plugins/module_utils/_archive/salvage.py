@@ -46,7 +46,6 @@ def _fetch(source: Union[PlainBytes, FramedBytes], offset: int, length: int) -> 
 
 def _candidates(source: Union[PlainBytes, FramedBytes]) -> Iterator[int]:
     """Offsets of the stream at which a configuration may begin, the last first."""
-    assert source.size is not None
     last = source.size // tar.ALIGN * tar.ALIGN
     for offset in range(last, max(-1, last - _SEARCH_BYTES), -tar.ALIGN):
         if _fetch(source, offset, 8).startswith(b"<domain"):

@@ -154,7 +154,7 @@ def _pax_records(data: bytes, at: int) -> dict[str, str]:
             record = data[position : position + length]
             if length <= space - position or len(record) != length or not record.endswith(b"\n"):
                 raise ValueError
-            key, _, value = record[space - position + 1 : -1].partition(b"=")
+            key, _dummy, value = record[space - position + 1 : -1].partition(b"=")
             name = key.decode()
             if name in records:
                 raise HostileError("archive", f"the pax header at offset {at} names {name!r} twice")

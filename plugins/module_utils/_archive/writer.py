@@ -225,11 +225,10 @@ class ArchiveWriter:
         self._write_header(tar.header(name, source.size_bytes, self._timestamp, self._position))
         self._position = tar.round_up(data_at + source.size_bytes, tar.BLOCK)
         if self._plain:
-            chunks = self._write_plain(self._plain, source, data_at)
-        else:
-            assert self._packed is not None
-            chunks = self._write_packed(self._packed, source)
-        return chunks
+            return self._write_plain(self._plain, source, data_at)
+        if self._packed:
+            return self._write_packed(self._packed, source)
+        raise AssertionError("an archive is plain or compressed")
 
     def _write_header(self, header: bytes) -> None:
         if self._plain:

@@ -78,7 +78,5 @@ def _without_runtime(live_xml: str) -> str:
     if "id" in root.attrib:
         del root.attrib["id"]
     for disk in root.findall("devices/disk"):
-        parent = disk.getparent()
-        assert parent is not None
-        parent.replace(disk, _clean(disk))
+        _xml.parent_of(disk).replace(disk, _clean(disk))
     return _xml.text(root)

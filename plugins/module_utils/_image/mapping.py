@@ -72,7 +72,7 @@ def can_stream_as_raw(info: ImageInfo, read_at: ReadAt) -> bool:
         return False
     try:
         runs = 0
-        for _, guest, _ in _runs(read_at, _streamable_header(read_at, sys.maxsize), sys.maxsize):
+        for _dummy, guest, _dummy in _runs(read_at, _streamable_header(read_at, sys.maxsize), sys.maxsize):
             if guest >= 0:
                 _check_count(runs)
                 runs += 1

@@ -148,7 +148,7 @@ def read_header(read_at: ReadAt, size_bytes: int) -> Qcow2Header:
     head = read_at(0, 512)
     if len(head) < _V2_BYTES or head[:4] != QCOW2_MAGIC:
         raise _bad("no complete header")
-    (_, version, backing_offset, backing_bytes, cluster_bits, virtual_size, crypt_method, l1_entries, l1_offset,
+    (_dummy, version, backing_offset, backing_bytes, cluster_bits, virtual_size, crypt_method, l1_entries, l1_offset,
      table_offset, table_clusters, snapshots, snapshots_offset) = _V2_HEADER.unpack_from(head)  # fmt: skip
     if version not in (2, 3):
         raise _bad(f"version {version} is unknown")
@@ -196,7 +196,7 @@ def _bad(why: str) -> ImageError:
 def _version3_fields(head: bytes, cluster_bits: int) -> tuple[int, int, int]:
     if len(head) <= _V3_BYTES:
         raise _bad("no complete header")
-    incompatible, _, autoclear, refcount_order, header_bytes = _V3_FIELDS.unpack_from(head, _V2_BYTES)
+    incompatible, _dummy, autoclear, refcount_order, header_bytes = _V3_FIELDS.unpack_from(head, _V2_BYTES)
     if incompatible & ~KNOWN_INCOMPATIBLE:
         raise _bad(f"incompatible features {incompatible & ~KNOWN_INCOMPATIBLE:#x} are unknown")
     if refcount_order > 6:
@@ -290,7 +290,7 @@ def _check_extensions(header: Qcow2Header, size_bytes: int) -> None:
         bitmaps = extensions[EXT_BITMAPS]
         if len(bitmaps) != 24:
             raise _bad("the bitmaps extension has the wrong size")
-        count, _, directory_bytes, directory_offset = struct.unpack(">IIQQ", bitmaps)
+        count, _dummy, directory_bytes, directory_offset = struct.unpack(">IIQQ", bitmaps)
         if not 0 < count <= 65535 or not 0 < directory_bytes <= count * (24 + MAX_SNAPSHOT_EXTRA_BYTES + 1024):
             raise _bad(f"a bitmap directory of {directory_bytes} bytes for {count} bitmaps is impossible")
         _check_place("bitmap directory", directory_offset, directory_bytes, cluster, size_bytes)
@@ -307,7 +307,7 @@ def _check_snapshot_table(read_at: ReadAt, size_bytes: int, header: Qcow2Header)
             window_at, window = offset, read_at(offset, _WINDOW_BYTES)
         if offset + _SNAPSHOT_ENTRY.size > window_at + len(window) or offset > limit:
             raise _bad(f"the table of internal snapshots ends before snapshot {index + 1} of {header.snapshots}")
-        l1_offset, l1_entries, id_bytes, name_bytes, _, _, _, _, extra_bytes = _SNAPSHOT_ENTRY.unpack_from(
+        l1_offset, l1_entries, id_bytes, name_bytes, *_dummy, extra_bytes = _SNAPSHOT_ENTRY.unpack_from(
             window, offset - window_at
         )
         if extra_bytes > MAX_SNAPSHOT_EXTRA_BYTES or l1_entries * 8 > MAX_L1_BYTES:

@@ -83,7 +83,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """All mounts in kernel order; later ones cover earlier ones. See proc(5)."""
     mounts = []
     for line in text.splitlines():
-        left, _, right = line.partition(" - ")
+        left, _dummy, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if len(fields) < 6 or len(tail) < 2:
             continue

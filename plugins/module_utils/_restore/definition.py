@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
@@ -66,7 +67,7 @@ def host_file_names(root: etree._Element) -> set[str]:
     nvram = root.find("os/nvram")
     if nvram is not None:
         names.add(nvram.get("template") or "")
-    for path, attribute, _ in _GUEST_READABLE:
+    for path, attribute, _dummy in _GUEST_READABLE:
         names |= {(element.get(attribute) if attribute else element.text) or "" for element in root.iterfind(path)}
     return {name for name in names if name.startswith("/")}
 
@@ -113,8 +114,7 @@ def _disk(element: etree._Element, changes: Changes, outcome: Outcome) -> None:
     target_element = element.find("target")
     target = (target_element.get("dev") or "") if target_element is not None else ""
     fate = changes.fates[target]
-    parent = element.getparent()
-    assert parent is not None
+    parent = _xml.parent_of(element)
     for tag in ("backingStore", "mirror"):
         for child in element.findall(tag):
             element.remove(child)

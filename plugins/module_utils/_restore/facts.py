@@ -125,7 +125,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     roots = [_xml.parse(text, f"the definition of {name}") for text in texts]
     snapshots = [(each.getName(), each.getXMLDesc(0)) for each in domain.listAllSnapshots(0)]
     states = [(state, _xml.parse(text, f"the saved state {state} of {name}")) for state, text in snapshots]
-    named = _files_of([*roots, *(root for _, root in states)], pools) | _memory_files(states)
+    named = _files_of([*roots, *(root for _dummy, root in states)], pools) | _memory_files(states)
     disk_files = frozenset(path for path in named if os.path.lexists(path))
     found = mark.read(roots[0])
     locked: frozenset[str] = frozenset()
@@ -145,7 +145,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         locked_files=locked,
         mark=found,
         touched_files=frozenset() if found is None else _touched(found),
-        snapshots=tuple(name for name, _ in states),
+        snapshots=tuple(name for name, _dummy in states),
     )
 
 
@@ -178,7 +178,7 @@ def _other_files(roots: Iterable[etree._Element]) -> frozenset[str]:
 
 
 def _memory_files(states: Iterable[tuple[str, etree._Element]]) -> frozenset[str]:
-    memories = (memory.get("file") or "" for _, root in states for memory in root.iterfind("memory"))
+    memories = (memory.get("file") or "" for _dummy, root in states for memory in root.iterfind("memory"))
     return frozenset(filter(None, memories))
 
 

@@ -102,7 +102,8 @@ def _restored_before(configuration: Configuration, host: HostFacts, request: Res
 
 
 def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> RestorePlan:
-    assert vm.mark is not None
+    if vm.mark is None:
+        raise AssertionError("only a VM with our mark counts as restored before")
     return replace(
         draft,
         name=vm.name,
@@ -261,10 +262,9 @@ def _derived_name(layer: _Layer, vm_name: str) -> str:
 
 def _nvram_path(root: etree._Element, who: identity.Identity, host: HostFacts) -> str:
     """Always in libvirt's own directory: the definition must not name another file of the host."""
-    if root.find("os/nvram") is None:
-        return ""
     nvram = root.find("os/nvram")
-    assert nvram is not None
+    if nvram is None:
+        return ""
     source = nvram.find("source")
     former = (nvram.text or "").strip() or (source.get("file") or "" if source is not None else "")
     name = os.path.basename(former)

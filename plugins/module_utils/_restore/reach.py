@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
@@ -200,7 +201,5 @@ def decide_hostdevs(
             warnings.append(f"The VM gets a device of this host: {identity}.")
             continue
         skipped.append(Skipped(identity or f"hostdev {element.get('type') or ''}".strip(), reason))
-        parent = element.getparent()
-        assert parent is not None
-        parent.remove(element)
+        _xml.parent_of(element).remove(element)
     return warnings, skipped

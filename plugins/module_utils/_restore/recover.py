@@ -140,7 +140,10 @@ def settle(conn: Connection, uri: str) -> list[str]:
                 done.append(conclude(conn, operation))
         except KvmopsError as error:
             journal.close()
-            done.append(f"The restore of {operation.name} from {operation.source} could not be taken back: {error}")
+            done.append(
+                f"The restore of {operation.name} from {operation.source} could not be taken back: {error} "
+                f"If what it wrote to is gone for good, remove {journal.path}."
+            )
         else:
             journal.done()
     return done
@@ -206,7 +209,7 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
     _sync_directories(operation)
     old = operation.old
     if old is not None and old.uuid == operation.uuid:
-        for name, _ in old.checkpoints:
+        for name, _dummy in old.checkpoints:
             _forget_checkpoint(domain, name)
         for state in reversed(old.states):  # children first
             snapshots.forget(domain, state.name)
@@ -222,7 +225,7 @@ def _define_again(conn: Connection, old: OldVm) -> None:
         if state.current:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
         domain.snapshotCreateXML(state.xml, flags)
-    for _, xml in old.checkpoints:
+    for _dummy, xml in old.checkpoints:
         domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
     if old.autostart:
         domain.setAutostart(1)

@@ -112,7 +112,7 @@ def test_odd_names(lab, run_module, name):
 def test_two_in_one_second(lab, run_module):
     lab.create_vm("quick", [Disk(size_mib=8)], start=False)
     target = lab.path("backups")
-    made = [run_module("vm_backup", vm="quick", path=str(target)) for _ in range(3)]
+    made = [run_module("vm_backup", vm="quick", path=str(target)) for _dummy in range(3)]
     points = [result["point"] for result in made]
     assert points == sorted(set(points))
     assert len(fingerprint.names(target)) == 3

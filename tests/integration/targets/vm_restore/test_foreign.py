@@ -55,7 +55,7 @@ def test_a_foreign_archive_is_restored(lab: Lab, run_module: Run, packer: str) -
 
 
 def test_a_foreign_overlay_stands_on_its_restored_base(lab: Lab, run_module: Run) -> None:
-    folder, _ = unpacked(lab, "layered")
+    folder, _dummy = unpacked(lab, "layered")
     top = folder / "vda.snapshot"
     run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(folder / "vda.qcow2"), str(top))
     run("qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 64k", str(top))
@@ -70,7 +70,7 @@ def test_a_foreign_overlay_stands_on_its_restored_base(lab: Lab, run_module: Run
 
 @pytest.mark.parametrize("trick", ["backing", "data-file", "not-qcow2", "foreign-base"])
 def test_an_image_that_reaches_for_a_host_file_is_refused(lab: Lab, run_module: Run, trick: str) -> None:
-    folder, _ = unpacked(lab, "hostile")
+    folder, _dummy = unpacked(lab, "hostile")
     secret = lab.directory / "secret"
     secret.write_bytes(b"s" * 65536)
     image = folder / "vda.qcow2"
@@ -91,7 +91,7 @@ def test_an_image_that_reaches_for_a_host_file_is_refused(lab: Lab, run_module: 
 
 
 def test_a_foreign_definition_does_not_reach_the_host(lab: Lab, run_module: Run) -> None:
-    folder, _ = unpacked(lab, "grabby")
+    folder, _dummy = unpacked(lab, "grabby")
     file = folder / "web.xml"
     grab = (
         "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/etc/shadow'/>"

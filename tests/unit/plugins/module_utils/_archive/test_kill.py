@@ -217,7 +217,7 @@ def test_readers_while_it_is_converted(tmp_path: Path) -> None:
                     if "No such file" not in str(error):
                         failures.append(str(error))
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read) for _dummy in range(2)]
     for reader in readers:
         reader.start()
     try:

@@ -18,7 +18,7 @@ DOCUMENT = Path(__file__).parents[5] / "docs" / "DISKS.md"
 FILE = Disk(
     target="vda", device="disk", type="file", path="/images/web.qcow2", format="qcow2", bus="virtio", readonly=False,
     shareable=False, transient=False, pool="", volume="", chain=(), chain_complete=True, encrypted=False,
-    has_data_file=False, has_slices=False, network="", mirror="", mirror_ready=False, alias="", serial="",
+    has_data_file=False, has_slices=False, network="", mirror="", mirror_ready=False, alias="", serial="", index="",
 )  # fmt: skip
 QCOW2 = Image("/images/web.qcow2", "qcow2", 100, 100, 1000)
 RAW = replace(QCOW2, format="raw")

@@ -45,7 +45,7 @@ def make_raw(path: Path, size: int, seed: int, pieces: int = 12) -> None:
     rng = random.Random(seed)
     with open(path, "wb") as file:
         file.truncate(size)
-        for _ in range(pieces if size else 0):
+        for _dummy in range(pieces if size else 0):
             start = rng.randrange(size)
             if rng.random() < 0.5:
                 start = start // 65536 * 65536 + rng.choice([0, 0, 512, 65535])

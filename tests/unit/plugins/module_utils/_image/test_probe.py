@@ -221,9 +221,9 @@ def test_every_truncation(image: bytes) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_random_damage(image: bytes, seed: int) -> None:
     rng = random.Random(seed)
-    for _ in range(200):
+    for _dummy in range(200):
         damaged = bytearray(image)
-        for _ in range(rng.randint(1, 12)):
+        for _dummy in range(rng.randint(1, 12)):
             damaged[rng.randrange(8, rng.choice([112, 600, len(image)]))] = rng.choice(
                 [0, 1, 0x7F, 0xFF, rng.randrange(256)]
             )

@@ -76,7 +76,7 @@ def test_images_that_qemu_wrote(tmp_path: Path, seed: int, cluster: int) -> None
     qcow2, size = tmp_path / "q", 24 * MIB + 512 * rng.randrange(200)
     qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", str(qcow2), str(size))
     commands = []
-    for _ in range(60):
+    for _dummy in range(60):
         start, length = rng.randrange(size // 512 - 1) * 512, 512 * rng.choice([1, 7, 64, 200, 900])
         length = min(length, size - start)
         verb = rng.choice([f"write -P {rng.randrange(1, 255)}", "write -z", "write -z -u", "discard", "write -P 5"])
@@ -214,16 +214,16 @@ def test_random_damage_never_maps_outside(tmp_path: Path, seed: int) -> None:
     qemu("qemu-io", "-f", "qcow2", "-c", "write -P 3 0 64k", "-c", "write -P 4 100k 8k", str(qcow2))
     image = qcow2.read_bytes()
     read_mapping(bytes_reader(image), len(image))
-    for _ in range(300):
+    for _dummy in range(300):
         damaged = bytearray(image)
-        for _ in range(rng.randint(1, 4)):
+        for _dummy in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(image))] ^= 1 << rng.randrange(8)
         try:
             found = read_mapping(bytes_reader(bytes(damaged)), len(damaged))
         except ImageError:
             continue
         last = 0
-        for member, _, length in found.pieces(0, 1 << 62):
+        for member, _dummy, length in found.pieces(0, 1 << 62):
             assert member >= last >= 0 and length > 0
             last = member + length
         assert last <= len(damaged)
@@ -293,7 +293,7 @@ def test_file_sink_is_byte_exact(tmp_path: Path, pieces: list[tuple[bool, int]],
 
 
 def test_errors_name_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
+    def full(*_dummy: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     sink = FileSink(new_file(tmp_path / "disk"), 100)

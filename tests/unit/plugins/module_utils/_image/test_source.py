@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -112,8 +113,7 @@ def test_zero_clusters_are_dropped(tmp_path: Path) -> None:
 
 def test_fragmented_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules[RawAsQcow2Source.__module__]
-    limited = lambda size, extents: plan_layout(size, extents, max_runs=10)  # noqa: E731
-    monkeypatch.setattr(module, "plan_layout", limited)
+    monkeypatch.setattr(module, "plan_layout", functools.partial(plan_layout, max_runs=10))
     make_raw(tmp_path / "raw", 60 * MIB, seed=5, pieces=120)
     source = RawAsQcow2Source(str(tmp_path / "raw"))
     assert len(source._layout.run_guest) <= 10
@@ -134,12 +134,12 @@ def test_layout_places_nothing_twice(pieces: list[tuple[int, int]], max_runs: in
     layout = plan_layout(at, extents, max_runs=max_runs)
     runs = list(zip(layout.run_guest, layout.run_count, layout.run_member))
     assert len(runs) <= max_runs
-    assert 1 + sum(count for _, count, _ in runs) == layout.l2_at <= layout.l1_at < layout.table_at < layout.blocks_at
-    for (guest, count, member), (next_guest, _, next_member) in zip(runs, runs[1:]):
+    assert 1 + sum(count for _dummy, count, _dummy in runs) == layout.l2_at <= layout.l1_at < layout.table_at < layout.blocks_at
+    for (guest, count, member), (next_guest, _dummy, next_member) in zip(runs, runs[1:]):
         assert guest + count <= next_guest and member + count == next_member
     for start, end in extents:
-        assert any(g <= start // CLUSTER_BYTES and -(-end // CLUSTER_BYTES) <= g + c for g, c, _ in runs)
-    tables = {cluster // 8192 for guest, count, _ in runs for cluster in (guest, guest + count - 1)}
+        assert any(g <= start // CLUSTER_BYTES and -(-end // CLUSTER_BYTES) <= g + c for g, c, _dummy in runs)
+    tables = {cluster // 8192 for guest, count, _dummy in runs for cluster in (guest, guest + count - 1)}
     assert tables <= set(layout.l2_indexes) and list(layout.l2_indexes) == sorted(set(layout.l2_indexes))
     assert (layout.clusters - layout.blocks_at) * 32768 >= layout.clusters
     assert (layout.blocks_at - layout.table_at) * 8192 >= layout.clusters - layout.blocks_at

@@ -34,7 +34,7 @@ def test_runs_against_a_plain_search(seed: int) -> None:
     rng = random.Random(seed)
     offset = rng.choice([0, 4096, 512, 1, 4095])
     data = bytearray(rng.choice([0, 1, 4096, 70_000, 700_001]))
-    for _ in range(rng.randrange(12) if data else 0):
+    for _dummy in range(rng.randrange(12) if data else 0):
         start = rng.randrange(len(data))
         piece = rng.choice([1, 8, 4096, 30_000])
         length = len(data[start : start + piece])

@@ -91,7 +91,8 @@ def test_disk_format_qcow2_changes_the_raw_disk_only() -> None:
 
 def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_others() -> None:
     second = disk("vdc_0.qcow2", "vdc", "/vms/web-2.qcow2", pool="vms")
-    xml = domain_xml(DISKS + DISKS.split("</disk>")[0].replace("vda", "vdc").replace("web.qcow2", "web-2.qcow2") + "</disk>")
+    first = DISKS.split("</disk>", maxsplit=1)[0] + "</disk>"
+    xml = domain_xml(DISKS + first.replace("vda", "vdc").replace("web.qcow2", "web-2.qcow2"))
     facts = host(former={**host().former, "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=20 * MIB - 1)})
     found = planned(facts, configuration(xml, (VDA, VDB, second)))
     assert sources(found.domain_xml) == {"vda": "/backup/web.qcow2", "vdb": "/data/web.raw", "vdc": "/backup/web-2.qcow2"}
@@ -148,7 +149,7 @@ def test_a_chain_is_restored_layer_by_layer_and_other_branches_stay_in_the_archi
     top = disk("vda_1.snapshot", "vda", "/vms/web.snap", pool="vms", role=Role.LAYER, parent=base.name)
     branch = disk("vda_2.snapshot", "vda", "/vms/web.old", role=Role.LAYER, parent=base.name, active=False)
     point = configuration(
-        domain_xml(DISKS.split("</disk>")[0].replace("web.qcow2", "web.snap") + "</disk>"),
+        domain_xml(DISKS.split("</disk>", maxsplit=1)[0].replace("web.qcow2", "web.snap") + "</disk>"),
         (base, top, branch),
         saved_states=(SavedState("before", "<domainsnapshot/>"), SavedState("now", "<domainsnapshot/>")),
     )
