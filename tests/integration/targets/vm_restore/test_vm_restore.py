@@ -233,7 +233,7 @@ def test_damage_never_becomes_a_vm(lab: Lab, run_module: Run, compress: bool) ->
     at_point = contents(vm)
     place = lab.path("restored")
     refused = 0
-    for offset in range(0, len(good), max(1, len(good) // 25)):
+    for offset in range(0, len(good), max(1, len(good) // 12)):
         archive.write_bytes(good[:offset] + bytes([good[offset] ^ 0x40]) + good[offset + 1 :])
         done = _try(run_module, archive, place)
         if done.failed:
@@ -244,7 +244,7 @@ def test_damage_never_becomes_a_vm(lab: Lab, run_module: Run, compress: bool) ->
             copy = lab.adopt("copy")
             assert contents(copy) == at_point, f"flipped byte {offset}"
             lose(copy)
-    assert refused > 5
+    assert refused > 3
     archive.write_bytes(good[: len(good) // 2])
     assert _try(run_module, archive, place).failed and list(place.iterdir()) == []
 
