@@ -60,6 +60,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 
 # what a living libvirtd passes through in moments, and a dead one leaves for good
 CATCH_UP_S = 2.0
+# libvirt goes on with the saved state that a killed worker has asked for, the guest's freeze in it
+JOB_PATIENCE_S = 60.0
 UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDEFINE})
 
 
@@ -103,6 +105,7 @@ def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts
         thaw=bool(asleep),
         disks=tuple(disks),
         domain_job=blockjobs.domain_job(domain) if domain is not None and seen.running else "",
+        taking=taking,
         stale_jobs=taking and any(blockjobs.is_stale_creation(job) for job in all_jobs),
     )
 
@@ -204,12 +207,13 @@ def bring_back(
     work = _Work(conn, domain, plan, formers, journal, progress)
     done: list[str] = []
     # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the saved state, its memory image, the thaw
-    for _ in range(5 * len(plan.overlays) + 5):
+    for _dummy in range(5 * len(plan.overlays) + 5):
         try:
             actions = _decide_lasting(work)
         except Blocked as blocked:
             raise _blocked(blocked, conn, domain, plan) from blocked
         if not actions:
+            _restore_definition(work)
             _restore_owners(work)
             return done
         action = actions[0]
@@ -239,8 +243,12 @@ def _decide_lasting(work: _Work) -> list[Action]:
         if found != before:
             before, since = found, time.monotonic()
         now = time.monotonic()
-        if now - since > CATCH_UP_S or now - begin > 5 * CATCH_UP_S or (blocked and blocked.kind is BusyError):
-            if blocked:
+        if blocked is not None and blocked.kind is BusyError:
+            patience_s = JOB_PATIENCE_S if found.domain_job else 0.0
+        else:
+            patience_s = CATCH_UP_S
+        if now - since > patience_s or now - begin > JOB_PATIENCE_S + CATCH_UP_S:
+            if blocked is not None:
                 raise blocked
             return actions
         time.sleep(0.1)
@@ -395,13 +403,34 @@ def _merge_off(work: _Work, target: str) -> None:
 
 
 def _redefine(work: _Work, target: str) -> None:
+    _define_formers(work, [work.overlay(target)])
+
+
+def _restore_definition(work: _Work) -> None:
+    """libvirt may leave an empty <backingStore/> where there was none."""
+    if work.domain is not None and work.domain.isPersistent():
+        kept = views.gather(work.conn, work.domain)
+        on_base = [each for each in work.plan.overlays if _seen(kept.disk(each.target).persistent, each) is Seen.BASE]
+        _define_formers(work, on_base)
+
+
+def _define_formers(work: _Work, overlay_list: list[Overlay]) -> None:
+    """The persistent definition with these disks' images as they were; defined only if that is a change."""
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    former = work.formers[target].disk_xml
     try:
-        xml = with_former_source(work.domain.XMLDesc(flags), work.overlay(target), former)
-        work.conn.defineXML(xml)
+        now = work.domain.XMLDesc(flags)
+        xml = now
+        for overlay in overlay_list:
+            xml = with_former_source(xml, overlay, work.formers[overlay.target].disk_xml)
+        if _image_lines(xml) != _image_lines(now):
+            work.conn.defineXML(xml)
     except libvirt.libvirtError as error:
         raise translate(error, f"The definition of {work.plan.vm_name}") from error
+
+
+def _image_lines(xml: str) -> list[str]:
+    """The document without white space, for comparison."""
+    return [line.strip() for line in _xml.text(_xml.parse(xml, "The domain XML")).split(">")]
 
 
 def with_former_source(xml: str, overlay: Overlay, former: str) -> str:
@@ -499,7 +528,7 @@ def _restore_owners(work: _Work) -> None:
 
 def _ids(remembered: str, otherwise: tuple[int, int]) -> tuple[int, int]:
     """Owner in libvirt's label: +0:+0."""
-    uid, _, gid = remembered.partition(":")
+    uid, _dummy, gid = remembered.partition(":")
     try:
         return int(uid), int(gid)
     except ValueError:

@@ -75,8 +75,9 @@ class DiskSituation:
 class Situation:
     """The VM as it is found.
 
-    ``listed``: our saved state is in libvirt's list. ``thaw``: it is frozen, and by us. ``stale_jobs``: QEMU has ended jobs
-    of a saved state that libvirtd did not live to see.
+    ``listed``: our saved state is in libvirt's list. ``thaw``: it is frozen, and by us. ``taking``: the dead run had asked for
+    the saved state, so that libvirt may still be at it. ``stale_jobs``: QEMU has ended jobs of a saved state that libvirtd
+    did not live to see.
     """
 
     power: Power
@@ -85,6 +86,7 @@ class Situation:
     thaw: bool
     disks: tuple[DiskSituation, ...]
     domain_job: str = ""
+    taking: bool = False
     stale_jobs: bool = False
 
 
@@ -150,7 +152,7 @@ def decide(situation: Situation) -> list[Action]:
         act = _attached(disk) if attached else _detached(disk, situation.power)
         if act is not None:
             merges.append(Action(act, disk.target))
-    if situation.domain_job and (merges or situation.stale_jobs):
+    if situation.domain_job and (merges or situation.taking):
         raise Blocked(BusyError, f"{situation.domain_job} is at work on it")
     if situation.stale_jobs:
         actions.append(Action(Act.DISMISS))

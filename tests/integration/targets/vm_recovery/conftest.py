@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for cycle.py
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kill-points", type=int, default=20, help="moments at which libvirtd is killed inside one saved state")
+    parser.addoption(
+        "--kill-points", type=int, default=20, help="moments at which libvirtd is killed inside one saved state"
+    )
     parser.addoption("--seed", type=int, default=2, help="seed of these moments")
 
 
@@ -25,7 +27,9 @@ def moments(request):
     """moments(limit_s): that many different delays from 0 to a limit, one in each of as many equal slices."""
     count, seed = request.config.getoption("--kill-points"), request.config.getoption("--seed")
     print(f"seed {seed}, {count} points")
-    return lambda limit_s: [(number + random.Random(seed + number).random()) * limit_s / count for number in range(count)]
+    return lambda limit_s: [
+        (number + random.Random(seed + number).random()) * limit_s / count for number in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def duration_s(vm, mode, function):
 
     setattr(module, name, timed)
     try:
-        for _ in range(2):
+        for _dummy in range(2):
             Cycle(vm, mode).whole()
     finally:
         setattr(module, name, original)

@@ -27,7 +27,10 @@ def worker(vm, mode, kill_at):
     """cycle.py as a process of its own."""
     program = str(Path(cycle.__file__))
     return subprocess.Popen(
-        [sys.executable, program, vm.name, mode, str(kill_at)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, program, vm.name, mode, str(kill_at)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -61,7 +64,7 @@ def test_inside_the_steps(two, request):
     seed = request.config.getoption("--seed")
     print(f"seed {seed}")
     chance = random.Random(seed)
-    for _ in range(8):
+    for _dummy in range(8):
         victim = worker(two, "agent", 0)
         time.sleep(chance.uniform(0.3, 2.5))
         victim.kill()
@@ -94,7 +97,9 @@ def end(pid):
 
 
 def watchdogs(vm):
-    done = subprocess.run(["pgrep", "-f", f"_backup.watchdog.*{vm.domain.UUIDString()}"], capture_output=True, check=False)
+    done = subprocess.run(
+        ["pgrep", "-f", f"_backup.watchdog.*{vm.domain.UUIDString()}"], capture_output=True, check=False
+    )
     return done.stdout.split()
 
 

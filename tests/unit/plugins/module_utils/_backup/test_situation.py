@@ -25,7 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.situation im
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, RefusedError, SplitViewError
 
-B, O, X, N = Seen.BASE, Seen.OVERLAY, Seen.OTHER, Seen.NONE
+B, O, X, N = Seen.BASE, Seen.OVERLAY, Seen.OTHER, Seen.NONE  # noqa: E741
 RUNNING, OFF = Power.RUNNING, Power.OFF
 
 
@@ -164,9 +164,11 @@ def test_other_work_on_the_whole_vm_is_waited_for() -> None:
         decide(situation(RUNNING, disk(O, O, O, Content.DATA), domain_job="a backup job"))
     assert caught.value.kind is BusyError and "a backup job" in caught.value.why
     assert acts(situation(RUNNING, disk(B, B, B, Content.MISSING), domain_job="a backup job")) == []
+    with pytest.raises(Blocked):  # nothing to be seen yet, but libvirt may be about to make it
+        decide(situation(RUNNING, disk(B, B, B, Content.MISSING), domain_job="a saved state being taken", taking=True))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def every_disk() -> list[DiskSituation]:
     """All that observe() can report."""
     flags = [
@@ -275,7 +277,7 @@ def test_every_way_comes_to_its_end() -> None:
             continue
         if found.ghost:
             continue  # ends in a refusal after the definition is right
-        for _ in range(6):
+        for _dummy in range(6):
             if not actions:
                 break
             now = apply(now, actions[0].act)
