@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Callable
 
 _READ_BYTES = 4 << 20
-#: A job is measured again when one of its commands varied more than this (slowest to fastest, of the median).
+#: A job is measured again when one of its commands varied more than this (slowest to fastest, of the median),
 _WIDE_SPREAD = 0.3
+#: or when others took more than this part of the processor time in one of the runs that count.
+_MUCH_DISTURBED = 0.1
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -83,7 +85,10 @@ Jobs = Generator[Job, None, None]
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: after `exit_s` the command ended, after `wall_s` its output was durable too; `load`: the load average before it."""
+    """One run: after `exit_s` the command ended, after `wall_s` its output was durable too; `load`: the load average before it.
+
+    `disturbed`: the part of the machine's processor time meanwhile that others took, the hypervisor included.
+    """
 
     exit_s: float
     wall_s: float
@@ -91,11 +96,12 @@ class Sample:
     rss_bytes: int
     size_bytes: int
     load: float
+    disturbed: float
 
 
 @dataclass(frozen=True)
 class Samples:
-    """All runs of one contender."""
+    """The runs of one contender that count."""
 
     name: str
     durable: bool
@@ -110,6 +116,11 @@ class Samples:
         """Slowest minus fastest, as a part of the median."""
         walls = [run.wall_s for run in self.runs]
         return (max(walls) - min(walls)) / statistics.median(walls)
+
+    @property
+    def disturbed(self) -> float:
+        """Of the run that was disturbed most."""
+        return max(run.disturbed for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -126,18 +137,25 @@ class Result:
 
 
 def measure(job: Job, rounds: int, cold: bool) -> Result:
-    """Runs the contenders by turns, `rounds` times each, up to twice as often while a spread is wide."""
+    """Runs the contenders by turns, `rounds` times each; up to twice as often while others disturb or the times vary.
+
+    The `rounds` runs of each that were disturbed least count.
+    """
     runs: list[list[Sample]] = [[] for _dummy in job.contenders]
 
     def results() -> tuple[Samples, ...]:
-        return tuple(Samples(c.name, c.durable, tuple(r)) for c, r in zip(job.contenders, runs))
+        calm = [tuple(sorted(own, key=lambda run: run.disturbed)[:rounds]) for own in runs]
+        return tuple(Samples(c.name, c.durable, own) for c, own in zip(job.contenders, calm))
 
     for number in range(2 * rounds):
-        if number >= rounds and max(samples.spread for samples in results()) <= _WIDE_SPREAD:
+        if number >= rounds and all(
+            each.spread <= _WIDE_SPREAD and each.disturbed <= _MUCH_DISTURBED for each in results()
+        ):
             break
         for contender, own in zip(job.contenders, runs):
             own.append(_run(contender, job.sources, cold))
-            print(f"  {job.title}, {contender.name}: {own[-1].wall_s:.3f} s", file=sys.stderr, flush=True)
+            told = f"  {job.title}, {contender.name}: {own[-1].wall_s:.3f} s, {own[-1].disturbed:.0%} disturbed"
+            print(told, file=sys.stderr, flush=True)
     job.check()
     for contender in job.contenders:
         if contender.output:
@@ -158,6 +176,7 @@ def _run(contender: Contender, sources: Sequence[Path], cold: bool) -> Sample:
     load = os.getloadavg()[0]
     helpers = contender.helpers()
     helped = sum(map(_cpu_of, helpers))
+    busy = _busy_s()
     begin = time.perf_counter()
     cpu_s, rss_bytes = _pipe(contender.commands)
     exit_s = time.perf_counter() - begin
@@ -165,9 +184,10 @@ def _run(contender: Contender, sources: Sequence[Path], cold: bool) -> Sample:
         cpu_s += _pipe([("sync", *map(str, [*files(contender.output), contender.output.parent]))])[0]
     wall_s = time.perf_counter() - begin
     cpu_s += sum(map(_cpu_of, helpers)) - helped
+    others_s = max(0.0, _busy_s() - busy - cpu_s)
     size = sum(file.stat().st_size for file in files(contender.output)) if contender.output else 0
     contender.after()
-    return Sample(exit_s, wall_s, cpu_s, rss_bytes, size, load)
+    return Sample(exit_s, wall_s, cpu_s, rss_bytes, size, load, others_s / wall_s / (os.cpu_count() or 1))
 
 
 def _pipe(commands: Sequence[Sequence[str]]) -> tuple[float, int]:
@@ -197,6 +217,13 @@ def _pipe(commands: Sequence[Sequence[str]]) -> tuple[float, int]:
                 errors.seek(0)
                 raise BenchmarkError(f"{' '.join(command)}: exit code {child.returncode}\n{errors.read()}")
         return cpu_s, sum(int(report.read()) for report in reports) << 10
+
+
+def _busy_s() -> float:
+    """Processor seconds that this machine has spent, and the hypervisor has kept from it, since it was started."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
 
 
 def _cpu_of(pid: int) -> float:

@@ -19,10 +19,9 @@ from ansible_collections.kvmops.backup.benchmarks.measure import Result
 
 def machine() -> Iterator[str]:
     """What the numbers depend on, one fact a line."""
-    cpu = re.search(r"^model name.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0]
-    memory = re.search(r"^MemTotal.*$", Path("/proc/meminfo").read_text(), re.MULTILINE)[0]
+    cpu, memory = _field("/proc/cpuinfo", "model name"), _field("/proc/meminfo", "MemTotal")
     system = platform.freedesktop_os_release()["PRETTY_NAME"]
-    yield f"{len(os.sched_getaffinity(0))} cores of {cpu.partition(':')[2].strip()}, {int(memory.split()[1]) >> 20} GiB memory"
+    yield f"{len(os.sched_getaffinity(0))} cores of {cpu}, {int(memory.split()[0]) >> 20} GiB memory"
     yield f"{system}, Linux {platform.release()}, file system {_file_system(Path('/var/lib/libvirt/images'))}"
     number = libvirt.getVersion()
     versions = [
@@ -35,6 +34,11 @@ def machine() -> Iterator[str]:
     ]
     yield ", ".join(versions)
     yield f"kvmops.backup at {os.environ.get('KVMOPS_BENCHMARK_COMMIT', 'unknown')}"
+
+
+def _field(path: str, name: str) -> str:
+    found = re.search(rf"^{name}\s*:(.*)$", Path(path).read_text(), re.MULTILINE)
+    return found.group(1).strip() if found else "unknown"
 
 
 def _first_line(*argv: str) -> str:
@@ -73,9 +77,9 @@ def details(results: Iterable[Result]) -> Iterator[str]:
     """One line per contender."""
     yield (
         "| job | command | runs | durable after, s | fastest - slowest | ended after, s | ratio "
-        "| CPU, s | peak memory, MiB | output, MiB | load |"
+        "| CPU, s | peak memory, MiB | output, MiB | load | disturbed |"
     )
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for result in results:
         for number, samples in enumerate(result.samples):
             walls = [run.wall_s for run in samples.runs]
@@ -92,6 +96,7 @@ def details(results: Iterable[Result]) -> Iterator[str]:
                 f"{samples.median('rss_bytes') / 2**20:.0f}",
                 f"{size / 2**20:.1f}" if size else "",
                 f"{min(run.load for run in samples.runs):.1f} - {max(run.load for run in samples.runs):.1f}",
+                f"{samples.median('disturbed'):.0%}",
             )
 
 
