@@ -115,7 +115,8 @@ class Journal:
             facts, length = _load(fd)
             journals.append((os.fstat(fd).st_mtime_ns, path, fd, facts, length))
         return [
-            cls(path, fd, facts, length) for _dummy, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])
+            cls(path, fd, facts, length)
+            for _dummy, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])
         ]
 
 
@@ -140,11 +141,11 @@ def _load(fd: int) -> tuple[Facts, int]:
     facts: Facts = {}
     length = 0
     for line in data.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
         try:
             facts.update(json.loads(line))
         except ValueError:
-            break
-        if not line.endswith(b"\n"):
             break
         length += len(line)
     return facts, length

@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pure parts of recovery: definitions, journals' facts, files that may be removed."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+
+OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
+AFTER = (
+    "<domain><devices><disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='/p/a.ov'/>"
+    "<backingStore type='file'><format type='raw'/><source file='/p/a.raw'/></backingStore><target dev='vda' bus='virtio'/></disk>"
+    "<disk type='file' device='disk'><source file='/p/b.ov'/><target dev='vdb'/></disk></devices></domain>"
+)
+
+
+def plan(**changes):
+    values = {
+        "vm_uuid": "u", "vm_name": "web", "name": "s", "description": "d", "overlays": (OVERLAY,),
+        "excluded_targets": ("sda",), "memory_path": "", "quiesce": True, **changes,
+    }  # fmt: skip
+    return overlays.SavedStatePlan(**values)
+
+
+@pytest.mark.parametrize(
+    ("former", "expected"),
+    [
+        (
+            "<disk type='volume' device='disk'><source pool='p' volume='a.raw'/><target dev='vda'/></disk>",
+            "<disk type='volume' device='disk'><driver name='qemu' type='raw' cache='none'/><source pool='p' volume='a.raw'/>",
+        ),
+        (
+            "<disk type='file'><source file='/p/a.raw'/><backingStore/><target dev='vda'/></disk>",
+            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/><source file='/p/a.raw'/><backingStore/>",
+        ),
+        (
+            "",
+            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/><source file='/p/a.raw'/>",
+        ),
+    ],
+)
+def test_former_source(former, expected):
+    rest = "<target dev='vda' bus='virtio'/></disk><disk type='file' device='disk'><source file='/p/b.ov'/>"
+    rest += "<target dev='vdb'/></disk></devices></domain>"
+    found = recover.with_former_source(AFTER, OVERLAY, former)
+    assert found.replace('"', "'") == f"<domain><devices>{expected}{rest}"
+
+
+def test_former_source_twice_is_the_same():
+    former = "<disk type='file'><source file='/p/a.raw'/><target dev='vda'/></disk>"
+    once = recover.with_former_source(AFTER, OVERLAY, former)
+    assert recover.with_former_source(once, OVERLAY, former) == once
+
+
+def test_facts_survive_the_journal():
+    owner = overlays.Owner(64055, 64055, 0o600, (("trusted.libvirt.security.dac", "+0:+0"),))
+    formers = {"vda": overlays.Former("<disk/>", owner)}
+    facts = json.loads(json.dumps(overlays.to_facts(plan(), formers)))
+    assert overlays.plan_of(facts) == plan()
+    assert overlays.formers_of(facts) == formers
+
+
+def test_only_unfinished_archives_are_removed(tmp_path):
+    good = tmp_path / ".web_1.tar.partial-0123456789ab"
+    kept = [tmp_path / name for name in ("web.tar", ".web.tar", "web.tar.partial-1")]
+    for path in [good, *kept]:
+        path.write_text("x")
+    link = tmp_path / ".link.partial-1"
+    link.symlink_to(kept[0])
+    directory = tmp_path / ".directory.partial-1"
+    directory.mkdir()
+    for path in [*kept, link, directory, tmp_path / ".missing.partial-1"]:
+        assert recover.remove_partial(str(path)) is False
+    assert recover.remove_partial(str(good)) is True
+    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in [*kept, link, directory])
+
+
+def test_pending_names_the_dead_run_and_changes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
+    journal = Journal.open(overlays.journal_key("u"), "backup", {})
+    journal.record(saved_state=overlays.to_facts(plan(), {}))
+    assert recover.pending("u") == []  # it is alive
+    journal.close()
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "journal").iterdir())
+    (text,) = recover.pending("u")
+    assert f"process {os.getpid()}" in text and "saved state s of web" in text
+    assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "journal").iterdir()) == before
+    assert recover.pending("other") == []

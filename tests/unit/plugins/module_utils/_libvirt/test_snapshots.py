@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Saved states: the document for a new one, the tree of the old ones."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._xml import parse
+
+
+def node(name, parent="", created=0):
+    return snapshots.SavedStateInfo(name, "", parent, False, True, "no", "", "running", created)
+
+
+def test_every_disk_is_in_the_document():
+    root = parse(snapshots.document("a & b", "said <so>", [("vda", "/p/a b.ov")], ["sda", "sdb"]))
+    assert (root.findtext("name"), root.findtext("description")) == ("a & b", "said <so>")
+    assert root.find("memory").get("snapshot") == "no"
+    disks = {disk.get("name"): disk for disk in root.iterfind("disks/disk")}
+    assert {name: disk.get("snapshot") for name, disk in disks.items()} == {"vda": "external", "sda": "no", "sdb": "no"}
+    assert (disks["vda"].find("driver").get("type"), disks["vda"].find("source").get("file")) == ("qcow2", "/p/a b.ov")
+
+
+def test_memory_image():
+    memory = parse(snapshots.document("a", "", [], [], "/p/m")).find("memory")
+    assert (memory.get("snapshot"), memory.get("file")) == ("external", "/p/m")
+
+
+def test_describe():
+    found = snapshots.describe(
+        "<domainsnapshot><name>s2</name><state>running</state><parent><name>s1</name></parent><creationTime>17</creationTime>"
+        "<memory snapshot='external' file='/m'/><disks><disk name='vda' snapshot='external'/></disks></domainsnapshot>",
+        current=True,
+    )
+    assert (found.name, found.parent, found.created, found.current, found.external) == ("s2", "s1", 17, True, True)
+    assert (found.memory, found.memory_path, found.state) == ("external", "/m", "running")
+
+
+def test_parents_first_in_any_order():
+    nodes = [
+        node("root", created=1),
+        node("b", "root", 3),
+        node("a", "root", 2),
+        node("a1", "a", 9),
+        node("b1", "b", 4),
+    ]
+    for shuffled in itertools.permutations(nodes):
+        assert [each.name for each in snapshots.order(shuffled)] == ["root", "a", "a1", "b", "b1"]
+
+
+def test_deep_trees_and_lost_parents():
+    nodes = [node("s0")] + [node(f"s{number}", f"s{number - 1}", number) for number in range(1, 5000)]
+    random.Random(1).shuffle(nodes)
+    assert [each.name for each in snapshots.order(nodes)] == [f"s{number}" for number in range(5000)]
+    assert [each.name for each in snapshots.order([node("x", "gone")])] == ["x"]

@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Places: what is mounted where, and what is a fit target. Real directories; pools as libvirt describes them."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+
+MOUNTS = r"""21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
+30 21 0:25 / /mnt/with\040space rw,relatime - nfs4 server:/export rw,vers=4.2
+31 21 7:0 / /mnt/ro ro,relatime - xfs /dev/loop0 rw
+32 31 7:1 / /mnt/ro/inner rw - zfs tank/data rw,xattr
+33 21 7:2 / /mnt/ro rw,relatime - btrfs /dev/loop2 rw
+"""
+
+
+def test_mounts():
+    mounts = storage.parse_mountinfo(MOUNTS)
+    assert mounts[1] == storage.Mount("/mnt/with space", "nfs4", "server:/export", False, "0:25")
+    assert mounts[2].read_only and not mounts[3].read_only
+    assert storage.mount_of("/mnt/with space/a", mounts).fs_type == "nfs4"
+    assert storage.mount_of("/mnt/with spaces", mounts).fs_type == "ext4"
+    assert storage.mount_of("/mnt/ro/a", mounts).fs_type == "btrfs"  # the later mount covers the earlier one
+    assert storage.mount_of("/mnt/ro/inner", mounts).fs_type == "zfs"
+
+
+@pytest.fixture
+def known(monkeypatch):
+    found = []
+    monkeypatch.setattr(storage, "pools", lambda _conn: tuple(found))
+    return found
+
+
+def test_describe_agrees_with_the_kernel(tmp_path, known):
+    place = storage.describe(None, str(tmp_path / "not" / "there" / "yet"))
+    facts = os.statvfs(tmp_path)
+    assert place.directory == str(tmp_path) and place.kind is storage.PlaceKind.DIR
+    assert place.total_bytes == facts.f_blocks * facts.f_frsize
+    assert abs(place.free_bytes - facts.f_bavail * facts.f_frsize) < 2**30
+    assert os.path.ismount(place.mount_point)
+
+
+def test_the_nearest_pool_owns_a_path(tmp_path, known):
+    (tmp_path / "inner").mkdir()
+    known.append(storage.Pool("outer", "dir", True, str(tmp_path), ""))
+    known.append(storage.Pool("inner", "dir", True, str(tmp_path / "inner"), ""))
+    assert storage.describe(object(), str(tmp_path / "inner" / "a")).pool == "inner"
+    assert storage.describe(object(), str(tmp_path / "innermost")).pool == "outer"
+
+
+def test_good_targets(tmp_path, known):
+    known.append(storage.Pool("backups", "dir", True, str(tmp_path), ""))
+    assert storage.resolve_target(object(), pool="backups").directory == str(tmp_path)
+    assert storage.resolve_target(object(), path=str(tmp_path)).pool == "backups"
+
+
+BAD_POOLS = {
+    "unknown": (None, "no storage pool of that name"),
+    "inactive": (("dir", False), "pool-start"),
+    "lvm": (("logical", True), "of type logical"),
+    "zfs": (("zfs", True), "of type zfs"),
+    "unmounted": (("netfs", True), "nothing is mounted"),
+    "unmounted fs": (("fs", True), "nothing is mounted"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POOLS)
+def test_bad_pools(tmp_path, known, name):
+    pool, text = BAD_POOLS[name]
+    if pool:
+        known.append(storage.Pool(name, pool[0], pool[1], str(tmp_path), "server:/export"))
+    with pytest.raises(TargetError) as caught:
+        storage.resolve_target(object(), pool=name)
+    assert text in str(caught.value)
+
+
+def test_the_directory_of_an_unmounted_pool_given_as_a_path(tmp_path, known):
+    known.append(storage.Pool("nfs", "netfs", False, str(tmp_path), "server:/export"))
+    (tmp_path / "deep").mkdir()
+    for path in (tmp_path, tmp_path / "deep"):
+        with pytest.raises(TargetError) as caught:
+            storage.resolve_target(object(), path=str(path))
+        assert "nothing is mounted" in str(caught.value)
+
+
+def test_bad_paths(tmp_path, known):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for path in (file, tmp_path / "missing"):
+        with pytest.raises(TargetError):
+            storage.resolve_target(None, path=str(path))
+    with pytest.raises(TargetError):
+        storage.resolve_target(None)
+    with pytest.raises(TargetError):
+        storage.resolve_target(None, pool="a", path="/b")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_not_writable(tmp_path, known):
+    tmp_path.chmod(0o500)
+    with pytest.raises(TargetError) as caught:
+        storage.resolve_target(None, path=str(tmp_path))
+    assert "not writable" in str(caught.value)
+
+
+def test_a_hanging_file_system_is_not_waited_for(monkeypatch, known):
+    never = threading.Event()
+    monkeypatch.setattr(storage, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(os.path, "realpath", lambda _path: never.wait())
+    with pytest.raises(TargetError) as caught:
+        storage.describe(None, "/mnt/nfs")
+    never.set()
+    assert "did not answer" in str(caught.value)
+
+
+def test_pool_documents():
+    netfs = "<pool type='netfs'><name>n</name><source><dir path='/e'/></source><target><path>/t</path></target></pool>"
+    assert storage.parse_pool(netfs, active=False) == storage.Pool("n", "netfs", False, "/t", "/e")
+    logical = "<pool type='logical'><name>l</name><source><name>vg</name></source><target><path>/dev/vg</path></target></pool>"
+    assert storage.parse_pool(logical, active=True).source == "vg"
