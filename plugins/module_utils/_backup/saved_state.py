@@ -124,6 +124,8 @@ def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> No
     for path in [each.overlay_path for each in plan.overlays] + [plan.memory_path]:
         if path and os.path.lexists(path):
             raise RefusedError(what, f"{path} already exists", "Move it away: nothing is ever written over.")
+    if seen.running:
+        _require_idle(domain, what)
     _require_all_disks(domain, plan)
     for overlay in plan.overlays:
         disk = seen.disk(overlay.target)
@@ -134,8 +136,6 @@ def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> No
                 f"{_name(disk.persistent)}; expected {overlay.base_path}",
                 "Nothing was touched. A configuration change that waits for the next start is applied by a restart.",
             )
-    if seen.running:
-        _require_idle(domain, what)
     if plan.quiesce:
         state = agent.available(domain)
         if state is agent.AgentState.FROZEN:

@@ -20,10 +20,12 @@ _AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 @dataclass(frozen=True)
 class ChainLink:
-    """One image of a disk's chain."""
+    """One image of a disk's chain; ``path`` is "" for a network source and for a volume of a pool."""
 
     path: str
     format: str
+    pool: str = ""
+    volume: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ def _chain(disk: etree._Element) -> tuple[tuple[ChainLink, ...], bool]:
         source = backing.find("source")
         if source is None:
             return tuple(links), True
-        links.append(ChainLink(_source_path(source), _attribute(backing, "format", "type")))
+        image_format = _attribute(backing, "format", "type")
+        links.append(ChainLink(_source_path(source), image_format, source.get("pool", ""), source.get("volume", "")))
         backing = backing.find("backingStore")
     return tuple(links), False
 

@@ -68,12 +68,13 @@ def gather(conn: Connection, domain: Domain) -> VmView:
     """Ask libvirt and QEMU about all disks with a local path (empty drives and network disks are left out)."""
     try:
         running, persistent = bool(domain.isActive()), bool(domain.isPersistent())
+        # QEMU first: libvirt answers this when a saved state that is being taken is done
+        devices = monitor.execute(domain, "query-block") if running else []
         live = domain_xml.parse(domain.XMLDesc(0)).disks if running else ()
         kept = domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disks if persistent else ()
         managed_save = bool(domain.hasManagedSaveImage(0))
     except libvirt.libvirtError as error:
         raise translate(error, f"The VM {domain.name()}") from error
-    devices = monitor.execute(domain, "query-block") if running else []
     live_of = {disk.target: disk for disk in live}
     kept_of = {disk.target: disk for disk in kept}
     disks = []
@@ -115,8 +116,12 @@ def real(path: str) -> str:
 
 
 def _chain(conn: Connection, disk: domain_xml.Disk) -> tuple[str, ...]:
-    path = storage.volume_path(conn, disk.pool, disk.volume) if disk.type == "volume" else disk.path
-    return tuple(real(each) for each in (path, *(link.path for link in disk.chain))) if path else ()
+    if not disk.path and not disk.volume:
+        return ()
+    links: list[domain_xml.Disk | domain_xml.ChainLink] = [disk, *disk.chain]
+    return tuple(
+        real(storage.volume_path(conn, each.pool, each.volume) if each.volume else each.path) for each in links
+    )
 
 
 def _qemu_chain(devices: Iterable[dict[str, Any]], alias: str) -> tuple[tuple[str, ...], str]:
@@ -125,8 +130,10 @@ def _qemu_chain(devices: Iterable[dict[str, Any]], alias: str) -> tuple[tuple[st
         # /machine/peripheral/virtio-disk0/virtio-backend, or the bare alias
         if alias and alias in device.get("qdev", "").split("/") and "inserted" in device:
             inserted = device["inserted"]
-            files = tuple(real(monitor.file_of(name)) for name in _files(inserted["image"]))
-            return files, inserted.get("node-name", "")
+            files = [real(monitor.file_of(name)) for name in _files(inserted["image"])]
+            # a filter on top of an image (a backup's, a throttle's) goes by the name of what it filters
+            chain = tuple(path for path, above in zip(files, ["", *files]) if path != above)
+            return chain, inserted.get("node-name", "")
     return (), ""
 
 

@@ -120,6 +120,15 @@ def test_memory_units(unit, number, expected):
     assert domain.parse(f"<domain><memory {unit}>{number}</memory></domain>").memory_bytes == expected
 
 
+def test_a_volume_below_an_overlay():
+    disk = (
+        "<disk><source file='/o'/><backingStore type='volume'><format type='raw'/><source pool='p' volume='v'/></backingStore>"
+        "<target dev='vda'/></disk>"
+    )
+    view = domain.parse(f"<domain><devices>{disk}</devices></domain>")
+    assert view.disks[0].chain == (domain.ChainLink("", "raw", "p", "v"),)
+
+
 def test_almost_nothing_is_fine_and_other_documents_are_not():
     assert domain.parse("<domain/>").disks == ()
     with pytest.raises(HostileError):

@@ -55,6 +55,8 @@ def test_chain_of_a_device():
         {"qdev": "sata0-0-0"},
     ]
     assert views._qemu_chain(devices, "virtio-disk1") == (("/p/o", "/p/b"), "n")
+    filtered = [{"qdev": "a", "inserted": {"image": {"filename": "/p/o", "backing-image": image}}}]
+    assert views._qemu_chain(filtered, "a")[0] == ("/p/o", "/p/b")
     assert views._qemu_chain(devices, "sata0-0-0") == ((), "")
     assert views._qemu_chain(devices, "") == ((), "")
 

@@ -1,0 +1,212 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""VMs that are off, go off or come on while a saved state exists; splits that no merge can heal."""
+
+from __future__ import annotations
+
+import os
+
+import cycle
+import libvirt
+import pytest
+from cycle import Before, Cycle
+
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import recover
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, domain, monitor, views
+from ansible_collections.kvmops.backup.tests.lab import daemons, truth
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+
+
+@pytest.fixture
+def vm(lab):
+    """A VM of its own, running, its writer at work."""
+    machine = lab.create_vm("power", [Disk(), Disk("raw")])
+    machine.wait_for_marker(1)
+    return machine
+
+
+def overlaid_behind_libvirt(vm):
+    """What a libvirtd that dies in QEMU's transaction leaves: QEMU on the overlays, no definition knows them."""
+    run = Cycle(vm, "crash")
+    plan = run.plan
+    formers = cycle.saved_state._formers(run.domain, plan)
+    run.journal.record(saved_state=cycle.overlays.to_facts(plan, formers), phase="taking")
+    indexes = [int(disk.index) for disk in domain.parse(vm.xml()).disks]
+    actions = []
+    for number, overlay in enumerate(plan.overlays, start=max(indexes) + 1):
+        cycle.qemu_img.create_overlay(overlay.overlay_path, overlay.base_path, overlay.base_format)
+        owner = os.stat(overlay.base_path)
+        os.chown(overlay.overlay_path, owner.st_uid, owner.st_gid)
+        storage, image = f"libvirt-{number}-storage", f"libvirt-{number}-format"
+        monitor.execute(run.domain, "blockdev-add", driver="file", filename=overlay.overlay_path, node_name=storage)
+        monitor.execute(run.domain, "blockdev-add", driver="qcow2", file=storage, backing=None, node_name=image)
+        node = views.gather(run.conn, run.domain).disk(overlay.target).node
+        actions.append({"type": "blockdev-snapshot", "data": {"node": node, "overlay": image}})
+    monitor.execute(run.domain, "transaction", actions=actions)
+    run.die()
+    return plan
+
+
+def visible(plan, of):
+    """Digests of what a guest would see on the VM's disks: through the overlays ("overlay"), or on the bases alone ("base")."""
+    if of == "overlay":
+        return [truth.content_sha256(each.overlay_path, "qcow2") for each in plan.overlays]
+    return [truth.content_sha256(each.base_path, each.base_format) for each in plan.overlays]
+
+
+def assert_settles_to(vm, before, plan, content):
+    """The next run brings the VM, which is off, back to its own disks with that content."""
+    print(cycle.settle(vm))
+    assert vm.xml(inactive=True) == before.definition
+    assert sorted(os.listdir(before.directory)) == before.files
+    assert visible(plan, "base") == content
+    assert recover.pending(plan.vm_uuid) == []
+
+
+def test_saved_state_of_an_off_vm(vm):
+    vm.shutdown()
+    before = Before(vm)
+    digests = {path: truth.content_sha256(path, path.suffix[1:]) for path in vm.disks().values()}
+    run = Cycle(vm, "crash")
+    taken = run.take()
+    assert taken.frozen_ms == 0 and "<domainsnapshot>" in taken.snapshot_xml
+    run.remove()
+    before.same()
+    assert {path: truth.content_sha256(path, path.suffix[1:]) for path in vm.disks().values()} == digests
+
+
+def test_started_while_the_saved_state_exists(vm):
+    vm.shutdown()
+    before = Before(vm)
+    run = Cycle(vm, "crash")
+    run.take()
+    frozen = {each.base_path: truth.file_sha256(each.base_path) for each in run.plan.overlays}
+    vm.start().wait_for_marker(5)
+    assert {path: truth.file_sha256(path) for path in frozen} == frozen
+    run.remove()
+    assert vm.xml(inactive=True) == before.definition
+    cycle.assert_writing(vm, ["vda"])
+    vm.shutdown()
+    before.same()
+
+
+@pytest.mark.parametrize("how", ["shutdown", "destroy"])
+def test_powered_off_while_the_saved_state_exists(vm, how):
+    before = Before(vm)
+    run = Cycle(vm, "agent")
+    run.take()
+    run.die()
+    vm.wait_for_marker(vm.last_marker().number + 3)
+    getattr(vm, how)()
+    content = visible(run.plan, "overlay")
+    assert content != visible(run.plan, "base")
+    assert_settles_to(vm, before, run.plan, content)
+
+
+@pytest.mark.parametrize("bandwidth_mib", [0, 1])
+def test_powered_off_in_the_merge(vm, bandwidth_mib):
+    before = Before(vm)
+    run = Cycle(vm, "crash")
+    run.take()
+    vm.wait_for_marker(vm.last_marker().number + 3)
+    vda = run.plan.overlays[0]
+    run.journal.record(**{cycle.overlays.step_fact("vda"): "committing"})
+    flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+    run.domain.blockCommit("vda", vda.base_path, vda.overlay_path, bandwidth_mib, flags)
+    run.die()
+    vm.destroy()
+    assert_settles_to(vm, before, run.plan, visible(run.plan, "overlay"))
+
+
+def test_libvirtd_died_in_the_transaction(vm):
+    before = Before(vm)
+    overlaid_behind_libvirt(vm)
+    cycle.assert_writing(vm)
+    print(cycle.settle(vm))
+    before.same()
+    cycle.assert_writing(vm)
+    Cycle(vm, "agent").whole()  # fails if QEMU still had the old nodes
+    before.same()
+
+
+def test_libvirtd_died_in_the_transaction_then_power_off(vm):
+    before = Before(vm)
+    plan = overlaid_behind_libvirt(vm)
+    vm.wait_for_marker(vm.last_marker().number + 3)
+    vm.shutdown()
+    assert_settles_to(vm, before, plan, visible(plan, "overlay"))
+
+
+def test_base_written_without_the_overlay(vm):
+    """The one split nobody can heal: said, with both names, and nothing touched."""
+    plan = overlaid_behind_libvirt(vm)
+    vm.wait_for_marker(vm.last_marker().number + 3)
+    vm.shutdown()
+    vm.start().wait_for_marker(3)
+    vm.shutdown()
+    files = [path for each in plan.overlays for path in (each.base_path, each.overlay_path)]
+    before = {path: truth.file_sha256(path) for path in files}
+    with pytest.raises(SplitViewError) as caught:
+        cycle.settle(vm)
+    assert plan.overlays[0].base_path in str(caught.value) and plan.overlays[0].overlay_path in str(caught.value)
+    assert {path: truth.file_sha256(path) for path in files} == before
+    assert recover.pending(plan.vm_uuid)
+
+
+def test_undefined_while_the_saved_state_exists(vm, lab):
+    run = Cycle(vm, "crash")
+    run.take()
+    run.die()
+    vm.wait_for_marker(vm.last_marker().number + 2)
+    uuid = run.plan.vm_uuid
+    vm.destroy()
+    vm.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+    with pytest.raises(SplitViewError):
+        recover.settle(connection.connect(daemons.URI), uuid)
+    assert all(os.path.exists(each.overlay_path) for each in run.plan.overlays)
+
+
+def test_renamed_while_the_saved_state_exists(vm, lab):
+    run = Cycle(vm, "crash")
+    run.take()
+    vm.destroy()
+    run.remove()
+    Cycle(vm, "crash").die()  # a run that did nothing yet
+    vm.domain.rename("other name")
+    renamed = lab.adopt("other name")
+    assert cycle.settle(renamed) == []
+    assert recover.pending(run.plan.vm_uuid) == []
+
+
+def test_managed_save_in_between(vm):
+    before = Before(vm)
+    run = Cycle(vm, "crash")
+    run.take()
+    run.die()
+    vm.domain.managedSave()
+    with pytest.raises(RefusedError) as caught:
+        cycle.settle(vm)
+    assert "virsh start" in str(caught.value)
+    vm.start()
+    print(cycle.settle(vm))
+    assert vm.xml(inactive=True) == before.definition
+    cycle.assert_writing(vm, ["vda"])
+
+
+def test_overlay_of_a_disk_that_was_detached(vm):
+    before = Before(vm)
+    run = Cycle(vm, "crash")
+    run.take()
+    run.die()
+    vm.wait_for_marker(vm.last_marker().number + 2)
+    vm.destroy()
+    content = visible(run.plan, "overlay")
+    xml = vm.xml(inactive=True)
+    start = xml.index("<disk", xml.index("vdb.overlay") - 200)
+    connection.connect(daemons.URI).defineXML(xml[:start] + xml[xml.index("</disk>", start) + len("</disk>") :])
+    with pytest.raises(SplitViewError):
+        cycle.settle(vm)
+    assert visible(run.plan, "overlay") == content
+    connection.connect(daemons.URI).defineXML(xml)
+    assert_settles_to(vm, before, run.plan, content)
