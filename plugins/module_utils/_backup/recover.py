@@ -17,11 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
     Former,
     Overlay,
-    Owner,
     Phase,
     SavedStatePlan,
     Step,
@@ -47,7 +46,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -163,17 +161,6 @@ def _is_listed(domain: Domain, plan: SavedStatePlan) -> bool:
     return False
 
 
-def owner_of(path: str) -> Owner:
-    """Owner, mode and libvirt's labels of a file."""
-    found = os.stat(path)
-    try:
-        names = [name for name in os.listxattr(path) if name.startswith("trusted.libvirt.security.")]
-        labels = tuple((name, os.getxattr(path, name).decode("ascii", "replace")) for name in sorted(names))
-    except OSError:  # a file system without extended attributes
-        labels = ()
-    return Owner(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), labels)
-
-
 # --- acting --------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +201,9 @@ def bring_back(
             raise _blocked(blocked, conn, domain, plan) from blocked
         if not actions:
             _restore_definition(work)
-            _restore_owners(work)
+            running = domain is not None and bool(domain.isActive())
+            for overlay in plan.overlays:
+                former.restore_owner(overlay.base_path, formers[overlay.target].owner, running=running)
             return done
         action = actions[0]
         _ACTS[action.act](work, action.target)
@@ -386,7 +375,7 @@ def _renew_overlay(overlay: Overlay) -> None:
     fresh = f"{overlay.overlay_path}.new"
     with suppress(FileNotFoundError):
         os.unlink(fresh)
-    owner = owner_of(overlay.base_path)
+    owner = former.owner_of(overlay.base_path)
     qemu_img.create_overlay(fresh, overlay.base_path, overlay.base_format)
     os.chown(fresh, owner.uid, owner.gid)
     for name in os.listxattr(overlay.base_path):
@@ -421,49 +410,11 @@ def _define_formers(work: _Work, overlay_list: list[Overlay]) -> None:
         now = work.domain.XMLDesc(flags)
         xml = now
         for overlay in overlay_list:
-            xml = with_former_source(xml, overlay, work.formers[overlay.target].disk_xml)
-        if _image_lines(xml) != _image_lines(now):
+            xml = former.with_former_source(xml, overlay, work.formers[overlay.target].disk_xml)
+        if former.words(xml) != former.words(now):
             work.conn.defineXML(xml)
     except libvirt.libvirtError as error:
         raise translate(error, f"The definition of {work.plan.vm_name}") from error
-
-
-def _image_lines(xml: str) -> list[str]:
-    """The document without white space, for comparison."""
-    return [line.strip() for line in _xml.text(_xml.parse(xml, "The domain XML")).split(">")]
-
-
-def with_former_source(xml: str, overlay: Overlay, former: str) -> str:
-    """The domain XML with the disk's image (type, format, source, chain) as in ``former`` and all else as it is. Pure."""
-    root = _xml.parse(xml, "The domain XML")
-    for disk in root.iterfind("devices/disk"):
-        target = disk.find("target")
-        if target is not None and target.get("dev") == overlay.target:
-            _replace_image(disk, former, overlay)
-    return _xml.text(root)
-
-
-def _replace_image(disk: etree._Element, former: str, overlay: Overlay) -> None:
-    driver, source = disk.find("driver"), disk.find("source")
-    for backing in disk.findall("backingStore"):
-        disk.remove(backing)
-    if former:
-        old = _xml.parse(former, "A disk")
-    else:
-        old = etree.Element("disk", type="file")
-        etree.SubElement(old, "source", file=overlay.base_path)
-    disk.set("type", old.get("type", "file"))
-    if driver is not None:
-        driver.set("type", overlay.base_format)
-    for name in ("source", "backingStore"):
-        element = old.find(name)
-        if element is None:
-            continue
-        if name == "source" and source is not None:
-            disk.replace(source, element)
-        else:
-            position = disk.find("source")
-            disk.insert(0 if position is None else disk.index(position) + 1, element)
 
 
 def _forget(work: _Work, _target: str) -> None:
@@ -507,32 +458,6 @@ def _reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
         reported = max(reported, done_bytes)
 
     return report
-
-
-def _restore_owners(work: _Work) -> None:
-    """The bases' owner, mode and labels as before; of a VM that has been powered off since, as libvirt would have left them."""
-    for overlay in work.plan.overlays:
-        former, now = work.formers[overlay.target].owner, owner_of(overlay.base_path)
-        if now == former:
-            continue
-        uid, gid, labels = former.uid, former.gid, former.labels
-        if labels and not (work.domain is not None and work.domain.isActive()):
-            remembered = dict(labels).get("trusted.libvirt.security.dac", "")
-            uid, gid = _ids(remembered, (uid, gid))
-            labels = ()
-        os.chown(overlay.base_path, uid, gid)
-        os.chmod(overlay.base_path, former.mode)
-        for name, value in labels:
-            os.setxattr(overlay.base_path, name, value.encode())
-
-
-def _ids(remembered: str, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Owner in libvirt's label: +0:+0."""
-    uid, _dummy, gid = remembered.partition(":")
-    try:
-        return int(uid), int(gid)
-    except ValueError:
-        return otherwise
 
 
 def _remove_file(path: str) -> None:

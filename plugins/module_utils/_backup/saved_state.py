@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays, recover
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
     Former,
     Overlay,
@@ -201,4 +201,4 @@ def _formers(domain: Domain, plan: SavedStatePlan) -> dict[str, Former]:
             target = disk.find("target")
             if target is not None:
                 disks[target.get("dev", "")] = etree.tostring(disk, encoding="unicode", with_tail=False)
-    return {each.target: Former(disks.get(each.target, ""), recover.owner_of(each.base_path)) for each in plan.overlays}
+    return {each.target: Former(disks.get(each.target, ""), former.owner_of(each.base_path)) for each in plan.overlays}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import libvirt
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays, recover, saved_state
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays, recover, saved_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -110,14 +110,14 @@ class Before:
         self.chains = {disk.target: (disk.path, disk.chain) for disk in domain.parse(vm.xml()).disks}
         self.directory = Path(plan_for(vm).overlays[0].base_path).parent
         self.files = sorted(os.listdir(self.directory))
-        self.owners = {name: recover.owner_of(self.directory / name) for name in self.files}
+        self.owners = {name: former.owner_of(self.directory / name) for name in self.files}
 
     def same(self):
         vm = self.vm
         assert vm.xml(inactive=True) == self.definition
         assert {disk.target: (disk.path, disk.chain) for disk in domain.parse(vm.xml()).disks} == self.chains
         assert sorted(os.listdir(self.directory)) == self.files
-        assert {name: recover.owner_of(self.directory / name) for name in self.files} == self.owners
+        assert {name: former.owner_of(self.directory / name) for name in self.files} == self.owners
         assert vm.domain.snapshotListNames() == []
         assert recover.pending(vm.domain.UUIDString()) == []
         seen = views.gather(connection.connect(daemons.URI), vm.domain)

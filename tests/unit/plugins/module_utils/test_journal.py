@@ -117,12 +117,14 @@ def test_a_journal_without_a_fact_goes(state):
 
 def test_a_failed_write_leaves_the_facts_as_they_were(monkeypatch):
     journal = Journal.open("vm-1", "backup", {"step": 0})
+    size = os.path.getsize(journal.path)
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:10], offset))
     with pytest.raises(KvmopsError):
         journal.record(step=1)
     monkeypatch.undo()
     assert journal.facts["step"] == 0
+    assert os.path.getsize(journal.path) == size
     journal.close()
 
 

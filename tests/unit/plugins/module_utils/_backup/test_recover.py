@@ -10,7 +10,7 @@ import os
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays, recover
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
@@ -30,7 +30,7 @@ def plan(**changes):
 
 
 @pytest.mark.parametrize(
-    ("former", "expected"),
+    ("disk", "expected"),
     [
         (
             "<disk type='volume' device='disk'><source pool='p' volume='a.raw'/><target dev='vda'/></disk>",
@@ -46,17 +46,17 @@ def plan(**changes):
         ),
     ],
 )
-def test_former_source(former, expected):
+def test_former_source(disk, expected):
     rest = "<target dev='vda' bus='virtio'/></disk><disk type='file' device='disk'><source file='/p/b.ov'/>"
     rest += "<target dev='vdb'/></disk></devices></domain>"
-    found = recover.with_former_source(AFTER, OVERLAY, former)
+    found = former.with_former_source(AFTER, OVERLAY, disk)
     assert found.replace('"', "'") == f"<domain><devices>{expected}{rest}"
 
 
 def test_former_source_twice_is_the_same():
-    former = "<disk type='file'><source file='/p/a.raw'/><target dev='vda'/></disk>"
-    once = recover.with_former_source(AFTER, OVERLAY, former)
-    assert recover.with_former_source(once, OVERLAY, former) == once
+    disk = "<disk type='file'><source file='/p/a.raw'/><target dev='vda'/></disk>"
+    once = former.with_former_source(AFTER, OVERLAY, disk)
+    assert former.with_former_source(once, OVERLAY, disk) == once
 
 
 def test_facts_survive_the_journal():
