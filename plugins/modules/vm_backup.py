@@ -12,12 +12,12 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Writes disks, saved states, memory image, NVRAM, TPM state, CD images and configuration of a libvirt/QEMU virtual
+  - Writes disks, saved states, memory image, NVRAM, CD images and configuration of a libvirt/QEMU virtual
     machine into one C(.tar) or C(.tar.zst) file.
   - A running VM keeps running; its file systems are frozen for a moment where it has a guest agent. A saved state is
     made, the files frozen by it are copied, and it is merged again, so that the VM ends on the disks it started on.
   - The archive appears under its name only when it is complete and durable. A run that was killed is put right by the
-    next run of any changing module of this collection.
+    next backup of that VM.
   - Everything that would make the backup fail or useless is refused before the VM is touched. That includes disks on
     LVM, disks on ZFS together with saved states, a managed-save image, and a target that is read-only, not mounted or
     too small.
