@@ -79,17 +79,19 @@ def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts
         step = Step(facts.get(overlays.step_fact(overlay.target), Step.NONE))
         attached = bool(disk.qemu or disk.live)
         in_use = not attached and _in_use(overlay)
+        detached = not attached and not in_use
         on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
+        kept = _seen(disk.persistent, overlay)
         disks.append(
             DiskSituation(
                 target=overlay.target,
                 qemu=_seen(disk.qemu, overlay),
                 live=_seen(disk.live, overlay),
-                persistent=_seen(disk.persistent, overlay),
+                persistent=kept,
                 job=_job_seen(jobs.get(overlay.target), step),
                 step=step,
                 # on the overlay in QEMU: all that matters is that it is not a leftover
-                content=Content.DATA if on_overlay else _content(overlay, compare=not attached and not in_use),
+                content=Content.DATA if on_overlay else _content(overlay, compare=detached and _is_open(kept, step)),
                 in_use=in_use,
                 ghost=disk.mirror and overlay.target not in jobs,
                 stray=seen.running and not on_overlay and blockjobs.has_nodes(domain, overlay.overlay_path),
@@ -128,6 +130,15 @@ def _job_seen(job: blockjobs.Job | None, step: Step) -> JobSeen:
 def _in_use(overlay: Overlay) -> bool:
     images = ((overlay.overlay_path, "qcow2"), (overlay.base_path, overlay.base_format))
     return any(os.path.exists(path) and qemu_img.is_in_use(path, image_format) for path, image_format in images)
+
+
+def _is_open(persistent: Seen, step: Step) -> bool:
+    """Whether only the files themselves can tell what to do: comparing them reads both whole."""
+    if persistent is Seen.OVERLAY:
+        return step not in (Step.NONE, Step.COMMITTING)
+    if persistent is Seen.BASE:
+        return step not in (Step.PIVOTING, Step.PIVOTED)
+    return True
 
 
 def _content(overlay: Overlay, *, compare: bool) -> Content:
@@ -227,7 +238,8 @@ def _decide_lasting(work: _Work) -> list[Action]:
             actions = decide(found)
         except Blocked as error:
             blocked = error
-        if blocked is None and (not actions or actions[0].act not in UNUSUAL):
+        usual = found.power is not Power.RUNNING or not actions or actions[0].act not in UNUSUAL
+        if blocked is None and usual:
             return actions
         if found != before:
             before, since = found, time.monotonic()
@@ -388,6 +400,11 @@ def _merge_off(work: _Work, target: str) -> None:
     overlay = work.overlay(target)
     work.step(target, Step.COMMITTING)
     qemu_img.commit(overlay.overlay_path, overlay.base_path)
+    if (
+        work.domain is not None
+        and _seen(views.gather(work.conn, work.domain).disk(target).persistent, overlay) is Seen.OVERLAY
+    ):
+        _redefine(work, target)
     work.step(target, Step.PIVOTED)
 
 

@@ -32,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import doma
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    again,
     is_connection_lost,
     libvirt,
     translate,
@@ -84,9 +85,11 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
 def remove(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journal, progress: Progress) -> None:
     """Merge the overlays back into their bases, one disk at a time, and forget the saved state; resumes what was begun.
 
-    The memory image is removed too. Raises BusyError when somebody else's job is at work on a disk, SplitViewError when
-    QEMU, the live and the persistent definition disagree, else KvmopsError; the next recover.settle() goes on from there.
+    The memory image is removed too. libvirtd may have been restarted since take(). Raises BusyError when somebody else's
+    job is at work on a disk, SplitViewError when QEMU, the live and the persistent definition disagree, else KvmopsError;
+    the next recover.settle() goes on from there.
     """
+    conn, domain = again(conn, domain)
     journal.record(**{overlays.PHASE: Phase.REMOVING})
     recover.bring_back(conn, domain, plan, journal, progress)
 

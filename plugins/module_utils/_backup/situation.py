@@ -52,7 +52,7 @@ class Content(str, Enum):
     MERGED = "merged"  # all it holds is in the base too
     NEWER = "newer"
     OLDER = "older"
-    DATA = "data"  # something, and its base is in use: cannot be compared
+    DATA = "data"  # something; not compared, because it cannot be or need not be
 
 
 @dataclass(frozen=True)

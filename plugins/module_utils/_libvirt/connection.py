@@ -51,6 +51,18 @@ def find_domain(conn: Connection, name_or_uuid: str) -> Domain:
     )
 
 
+def again(conn: Connection, domain: Domain) -> tuple[Connection, Domain]:
+    """The same two, opened anew if libvirtd has been restarted since. Raises KvmopsError when it does not answer."""
+    try:
+        conn.getLibVersion()
+    except libvirt.libvirtError as error:
+        if not is_connection_lost(error):
+            raise translate(error, f"The connection to {conn.getURI()}") from error
+        fresh = connect(conn.getURI())
+        return fresh, find_domain(fresh, domain.UUIDString())
+    return conn, domain
+
+
 def translate(error: Exception, what: str) -> KvmopsError:
     """Our error for one of libvirt's: ``what`` names the object and stays the first part of the text."""
     code = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None

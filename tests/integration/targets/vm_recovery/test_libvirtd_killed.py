@@ -60,6 +60,19 @@ def test_inside_the_saved_state(two, moments, mode):
     print(f"{mode}: saved state takes {limit_s / 1.2:.2f} s; thawed at most {slowest_s:.2f} s after libvirtd answered")
 
 
+def test_restarted_while_the_saved_state_exists(two):
+    """The same worker goes on with the new libvirtd."""
+    before = Before(two)
+    run = Cycle(two, "agent")
+    run.take()
+    daemons.kill()
+    daemons.start()
+    run.remove()
+    wait_for("the agent to be connected again", two.agent.answers, 20)
+    before.same()
+    cycle.assert_writing(two)
+
+
 def test_inside_the_merge(two, moments):
     function = (blockjobs, "pivot")
     before = Before(two)

@@ -84,8 +84,8 @@ TABLE = {
         disk(B, O, O, Content.DATA, step=Step.PIVOTING, ghost=True, stray=True),
         ["redefine vda"],
     ),
-    "off, definition on the overlay": (OFF, disk(N, N, O, Content.NEWER), ["merge_off vda", "unlink vda"]),
-    "off in mid-merge": (OFF, disk(N, N, O, Content.OLDER, step=Step.COMMITTING), ["merge_off vda", "unlink vda"]),
+    "off, definition on the overlay": (OFF, disk(N, N, O, Content.DATA), ["merge_off vda", "unlink vda"]),
+    "off in mid-merge": (OFF, disk(N, N, O, Content.DATA, step=Step.COMMITTING), ["merge_off vda", "unlink vda"]),
     "off, merged, definition not written": (
         OFF,
         disk(N, N, O, Content.MERGED, step=Step.PIVOTED),
@@ -98,7 +98,7 @@ TABLE = {
     ),
     "off, libvirt never knew the overlay": (OFF, disk(N, N, B, Content.NEWER), ["merge_off vda", "unlink vda"]),
     "off, nothing in the overlay": (OFF, disk(N, N, B, Content.EMPTY), ["unlink vda"]),
-    "off after the pivot": (OFF, disk(N, N, B, Content.OLDER, step=Step.PIVOTING), ["unlink vda"]),
+    "off after the pivot": (OFF, disk(N, N, B, Content.DATA, step=Step.PIVOTING), ["unlink vda"]),
     "unplugged while on the overlay": (RUNNING, disk(N, N, O, Content.NEWER), ["merge_off vda", "unlink vda"]),
     "VM gone, nothing lost": (Power.GONE, disk(N, N, N, Content.EMPTY), ["unlink vda"]),
     "managed save, but not on the overlay": (Power.SAVED, disk(N, N, B, Content.MISSING), []),
@@ -186,7 +186,7 @@ def every_disk() -> list[DiskSituation]:
 def _observable(found: DiskSituation) -> bool:
     attached = found.qemu is not N or found.live is not N
     if not attached:
-        known = found.content is not Content.DATA if not found.in_use else found.content not in COMPARED
+        known = not found.in_use or found.content not in COMPARED
         return found.job is JobSeen.NONE and not found.stray and not found.ghost and known
     if found.qemu is O and (found.stray or found.content is not Content.DATA):
         return False
@@ -257,7 +257,7 @@ def apply(found: DiskSituation, act: Act) -> DiskSituation:
         Act.FINISH_QEMU: {"qemu": B, "job": JobSeen.NONE, "stray": True, "step": Step.PIVOTED},
         Act.DROP: {"stray": False},
         Act.REJOIN: {"qemu": O, "content": Content.DATA, "stray": False, "step": Step.NONE},
-        Act.MERGE_OFF: {"content": Content.MERGED, "step": Step.PIVOTED},
+        Act.MERGE_OFF: {"persistent": B if found.persistent is O else found.persistent, "step": Step.PIVOTED},
         Act.REDEFINE: {"persistent": B},
         Act.UNLINK: {"content": Content.MISSING},
     }
