@@ -136,6 +136,7 @@ def test_agent_that_cannot_freeze_falls_back_to_memory(lab, run_module):
 
 def test_paused_vm(lab, run_module):
     vm = lab.create_vm("asleep", [Disk()])
+    vm.wait_for_marker(1)
     vm.domain.suspend()
     before = fingerprint.definition(vm)
     refused = run_module("vm_backup", vm="asleep", path=str(lab.path("refused")), consistency="memory", fails=True)
