@@ -133,9 +133,22 @@ def assert_writing(vm, targets=("vda", "vdb"), at_least=2):
 
     After a power cycle look at vda only: the guest takes its next number from there, whether vdb had the last one or not.
     """
-    vm.wait_for_marker(vm.last_marker().number + 2)
+    number = patiently(vm, vm.last_marker).number
+    wait_for(f"more markers than {number}", lambda: patiently(vm, vm.last_marker).number >= number + 2, 60)
     for target in targets:
-        assert len(markers.parse_log(vm.log(target))) > at_least
+        log = patiently(vm, lambda target=target: vm.log(target))
+        assert len(markers.parse_log(log)) > at_least
+
+
+def patiently(vm, question):
+    """The answer of the guest, asked again while its agent is busy or being connected anew."""
+
+    def ask():
+        with suppress(libvirt.libvirtError):
+            return question()
+        return None
+
+    return wait_for(f"the agent of {vm.name} to answer", ask, 60, every_s=0.5)
 
 
 def assert_clean_after_shutdown(vm, scratch):
