@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab._run import LabError, run
 from ansible_collections.kvmops.backup.tests.lab.loopfs import LoopFileSystem
-from ansible_collections.kvmops.backup.tests.lab.markers import parse_log
+from ansible_collections.kvmops.backup.tests.lab.markers import parse_crashed_log, parse_log
 from ansible_collections.kvmops.backup.tests.lab.modules import Ansible
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, make_image
 
@@ -86,6 +86,13 @@ def test_markers_notice_a_gap_and_a_torn_line() -> None:
     for bad in ("1 5 0.1\n3 6 0.2\n", "1 5 0.1\n2 6", "2 5 0.1\n"):
         with pytest.raises(LabError):
             parse_log(bad)
+
+
+def test_markers_of_a_crash_forgive_only_the_last_line() -> None:
+    for unfinished in ("", "2 6", "\0\0\0\0", "2 6 0.\0\0"):
+        assert len(parse_crashed_log("1 5 0.1\n" + unfinished)) == 1
+    with pytest.raises(LabError):
+        parse_crashed_log("1 5 0.1\n\0\0\0\n3 6 0.2\n")
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])

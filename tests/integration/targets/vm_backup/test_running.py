@@ -99,7 +99,7 @@ def test_crash_has_no_memory(lab, mute, run_module):
     files = extract(result["archive"]["path"], lab.path("extracted"))
     raw = truth.to_raw(files / "vda_0.qcow2", "qcow2", files / "raw")
     run("e2fsck", "-f", "-y", str(raw), ok=(0, 1))  # 1: the journal was replayed
-    assert markers.parse_log(truth.read_ext4_file(raw, "/log"))
+    assert markers.parse_crashed_log(truth.read_ext4_file(raw, "/log"))
 
 
 def test_agent_wanted_but_not_there(lab, mute, run_module):
