@@ -126,7 +126,9 @@ def describe(status: dict[str, Any]) -> str:
         facts.append(f"{_bytes(rate)}/s")
     if status.get("eta_s") is not None and done:
         minutes, seconds = divmod(int(status["eta_s"]), 60)
-        facts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left" if minutes >= 60 else f"{minutes}:{seconds:02} left")
+        facts.append(
+            f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left" if minutes >= 60 else f"{minutes}:{seconds:02} left"
+        )
     return ", ".join([text, *facts])
 
 

@@ -40,10 +40,14 @@ def count_system_calls(module: str, arguments: dict[str, Any], names: Sequence[s
         tracer = ["strace", "-f", "-o", log.name, "-e", f"trace={','.join(names)}"]
         subprocess.run([*tracer, *module_argv(module, arguments)], check=True, stdout=subprocess.DEVNULL)
         calls = collections.Counter(re.findall(r"^(\d+) +(\w+)\(", log.read(), re.MULTILINE))
-    return {name: max((count for (_thread, called), count in calls.items() if called == name), default=0) for name in names}
+    return {
+        name: max((count for (_thread, called), count in calls.items() if called == name), default=0) for name in names
+    }
 
 
-def kill_at_system_call(module: str, arguments: dict[str, Any], name: str, number: int) -> subprocess.CompletedProcess[str]:
+def kill_at_system_call(
+    module: str, arguments: dict[str, Any], name: str, number: int
+) -> subprocess.CompletedProcess[str]:
     """Runs a module that gets SIGKILL at the first thread's `number`-th system call of that name."""
     inject = ["strace", "-f", "-o", "/dev/null", "-e", f"inject={name}:signal=SIGKILL:when={number}"]
     return _run([*inject, *module_argv(module, arguments)])

@@ -22,11 +22,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.saved_state import Overlay, SavedStatePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo, describe
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.saved_state import Overlay, SavedStatePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _REFLINK_FILE_SYSTEMS = ("xfs", "btrfs", "bcachefs", "ocfs2")
@@ -230,7 +230,9 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
         # After its memory was saved, a VM that is not resumed keeps its disks inactive, and nothing can be merged.
         why = "it is paused: neither its agent answers nor can its memory be saved"
         if wish is ConsistencyWish.MEMORY:
-            raise RefusedError(f"{what} with consistency memory", why, f"Resume it (virsh resume {facts.name}) or use crash.")
+            raise RefusedError(
+                f"{what} with consistency memory", why, f"Resume it (virsh resume {facts.name}) or use crash."
+            )
         return Consistency.CRASH, [f"{why}; its disks are as after a power failure"]
     if wish is ConsistencyWish.AGENT and facts.agent is not AgentState.OK:
         raise RefusedError(

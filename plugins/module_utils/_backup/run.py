@@ -21,7 +21,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
     PublishedArchive,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import recover, saved_state
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     BackupPlan,
     PlannedMember,
@@ -49,6 +48,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     find_domain,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover, saved_state
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
 
 _ATTEMPTS = 2  # a VM may be started or stopped while it is copied; twice in a row is no accident

@@ -176,13 +176,15 @@ def _points(view: View) -> list[dict[str, Any]]:
     for point in view.points:
         new = [member for member in point.members if member.name not in known]
         known.update(member.name for member in new)
-        rows.append({
-            "point": point.timestamp,
-            "time": iso_time(point.timestamp),
-            "mode": point.mode,
-            "consistency": point.consistency.value if point.format_version else None,
-            "size": sum(member.size_bytes for member in new),
-        })
+        rows.append(
+            {
+                "point": point.timestamp,
+                "time": iso_time(point.timestamp),
+                "mode": point.mode,
+                "consistency": point.consistency.value if point.format_version else None,
+                "size": sum(member.size_bytes for member in new),
+            }
+        )
     return rows
 
 
@@ -241,7 +243,10 @@ def _isos(point: Configuration, target: str) -> list[str]:
 def _warnings(point: Configuration) -> list[str]:
     """What the point lacks, what was noted when it was made, and what only a host can tell."""
     view = domain.parse(point.domain_xml)
-    told = [*point.warnings, *(f"{skipped.device} is not in the archive: {skipped.reason}" for skipped in point.skipped)]
+    told = [
+        *point.warnings,
+        *(f"{skipped.device} is not in the archive: {skipped.reason}" for skipped in point.skipped),
+    ]
     skipped_devices = {skipped.device for skipped in point.skipped}
     # A foreign archive's reader has told what it could not match; a bare XML has no members by nature.
     for disk in view.disks if point.format_version else ():

@@ -68,7 +68,9 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     path = _existing(archive, request.compressed)
     if path is None:
         if request.present:
-            raise ArchiveError(f"Archive {archive}", "there is no such file", "backup_info lists the archives of a place.")
+            raise ArchiveError(
+                f"Archive {archive}", "there is no such file", "backup_info lists the archives of a place."
+            )
         return {"changed": False}
     before = _state(path)
     if not request.present:
@@ -197,7 +199,9 @@ def _convert(path: str, request: ChangeRequest, context: Context) -> None:
 def _finish_conversion(old: str, new: str, request: ChangeRequest, context: Context) -> None:
     report = verify.verify_file(new, progress=context.progress, threads=request.threads)
     if not report.ok:
-        raise DamagedError(f"Archive {new}", f"it is damaged, so {old} was not removed", "Delete it and run the task again.")
+        raise DamagedError(
+            f"Archive {new}", f"it is damaged, so {old} was not removed", "Delete it and run the task again."
+        )
     edit.move_sidecars(old, new)
     edit.delete(old)
 

@@ -34,7 +34,9 @@ def pool_directories(pools: Iterable[storage.Pool], name: str) -> list[str]:
         return sorted({os.path.realpath(pool.target_path) for pool in known})
     pool = next((pool for pool in pools if pool.name == name), None)
     if pool is None:
-        raise ArchiveError(f"Pool {name}", "there is no such pool on this host", "virsh pool-list --all shows what there is.")
+        raise ArchiveError(
+            f"Pool {name}", "there is no such pool on this host", "virsh pool-list --all shows what there is."
+        )
     if pool.type not in _DIRECTORY_POOLS:
         raise ArchiveError(f"Pool {name}", f"it is of type {pool.type} and holds no files", "Name a directory pool.")
     if not pool.active:

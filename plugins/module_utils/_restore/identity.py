@@ -58,9 +58,7 @@ def is_name(name: str) -> bool:
     return bool(name.strip()) and not forbidden
 
 
-def decide(
-    name: str, uuid: str, macs: Sequence[str], wish: Wish, vms: Sequence[ExistingVm], fresh: Fresh
-) -> Identity:
+def decide(name: str, uuid: str, macs: Sequence[str], wish: Wish, vms: Sequence[ExistingVm], fresh: Fresh) -> Identity:
     """Identity of a restored VM ``name``, ``uuid`` with the addresses ``macs`` ("" for an interface without one)."""
     problems: list[str] = []
     chosen = wish.name or name
@@ -79,9 +77,7 @@ def decide(
     )
 
 
-def _replaced(
-    name: str, uuid: str, force: bool, vms: Sequence[ExistingVm], problems: list[str]
-) -> ExistingVm | None:
+def _replaced(name: str, uuid: str, force: bool, vms: Sequence[ExistingVm], problems: list[str]) -> ExistingVm | None:
     """The VM that makes way: the one of that name, or with ``force`` the one whose uuid was asked for."""
     vm = next((vm for vm in vms if vm.name == name), None)
     if vm is None and force:

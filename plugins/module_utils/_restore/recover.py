@@ -152,7 +152,10 @@ def settle(conn: Connection, uri: str) -> list[str]:
 def pending(uri: str) -> list[str]:
     """What `settle` would find; changes nothing."""
     left = Journal.peek(lambda facts: facts.get("operation") == OPERATION and facts.get("uri") == uri)
-    return [f"A restore of {facts['name']} from {facts['source']} was interrupted; the next restore clears up." for facts in left]
+    return [
+        f"A restore of {facts['name']} from {facts['source']} was interrupted; the next restore clears up."
+        for facts in left
+    ]
 
 
 def conclude(conn: Connection, operation: Operation) -> str:
@@ -173,7 +176,9 @@ def conclude(conn: Connection, operation: Operation) -> str:
     except libvirt.libvirtError as error:
         raise translate(error, f"The interrupted restore of {operation.name}") from error
     except OSError as error:
-        raise KvmopsError(f"The interrupted restore of {operation.name}", f"{error.filename}: {error.strerror}") from error
+        raise KvmopsError(
+            f"The interrupted restore of {operation.name}", f"{error.filename}: {error.strerror}"
+        ) from error
     return f"An interrupted restore of {operation.name} from {operation.source} was taken back."
 
 

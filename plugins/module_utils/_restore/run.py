@@ -18,7 +18,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import recover as backup_recover
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -55,6 +54,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover as vm_recover
 
 
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
@@ -73,11 +73,13 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
             with recover.locks(draft.name, draft.uuid, replaced):
                 if replaced:
-                    for text in backup_recover.settle(conn, replaced):
+                    for text in vm_recover.settle(conn, replaced):
                         context.warn(f"left by an earlier run and put right: {text}")
                 plan = _plan(conn, archive, configuration, request)
                 if plan.replaced is not None and plan.replaced.uuid != replaced:
-                    raise BusyError(f"The VM {plan.name}", "it has just been defined by somebody else", "Run the task again.")
+                    raise BusyError(
+                        f"The VM {plan.name}", "it has just been defined by somebody else", "Run the task again."
+                    )
                 result = run(conn, archive, plan, context.progress, request.uri, source=request.source)
     for text in (*plan.warnings, *(f"{item.device} is left out: {item.reason}" for item in plan.skipped)):
         context.warn(text)
@@ -108,7 +110,9 @@ def _bare(path: str) -> Configuration:
     return replace(configuration, format_version=0, members=(), saved_states=(), warnings=(), digest="")
 
 
-def _plan(conn: Connection, archive: ArchiveReader | None, configuration: Configuration, request: RestoreRequest) -> RestorePlan:
+def _plan(
+    conn: Connection, archive: ArchiveReader | None, configuration: Configuration, request: RestoreRequest
+) -> RestorePlan:
     host = facts.gather(conn, configuration, request, request.source)
     return make_plan(configuration, host, request, bare=archive is None)
 
@@ -205,7 +209,13 @@ class _Transaction:
     """One restore, from the first partial file to the definition that commits it."""
 
     def __init__(
-        self, conn: Connection, archive: ArchiveReader | None, plan: RestorePlan, progress: Progress, uri: str, source: str
+        self,
+        conn: Connection,
+        archive: ArchiveReader | None,
+        plan: RestorePlan,
+        progress: Progress,
+        uri: str,
+        source: str,
     ) -> None:
         self._conn, self._archive, self._plan, self._progress = conn, archive, plan, progress
         token = secrets.token_hex(8)
@@ -218,14 +228,18 @@ class _Transaction:
             files=tuple(_step(file, plan, token) for file in plan.files),
             old=None if plan.replaced is None else self._old(plan.replaced),
             pools=plan.refresh_pools,
-            directories={path: os.stat(path).st_ino for path in sorted({os.path.dirname(file.path) for file in plan.files})},
+            directories={
+                path: os.stat(path).st_ino for path in sorted({os.path.dirname(file.path) for file in plan.files})
+            },
         )
 
     def run(self) -> int:
         """The number of bytes written."""
         for path in self._plan.set_aside:
             if qemu_img.is_in_use(path, "raw"):
-                raise RefusedError(f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}")
+                raise RefusedError(
+                    f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
+                )
         journal = Journal.open(f"restore-{self._plan.uuid}", recover.OPERATION, self._operation.facts())
         try:
             written = self._write()
@@ -243,7 +257,8 @@ class _Transaction:
         except (libvirt.libvirtError, OSError) as error:
             journal.close()
             raise KvmopsError(
-                f"The VM {self._plan.name}", f"it is restored, but the old one's files are still there: {error}",
+                f"The VM {self._plan.name}",
+                f"it is restored, but the old one's files are still there: {error}",
                 "The next restore removes them.",
             ) from error
         journal.done()
@@ -353,7 +368,9 @@ class _Transaction:
             return
         self._withdraw(old)
         raise SplitViewError(
-            f"The definition of the VM {plan.name}", "libvirt made something else of it than it was given", "Please report this."
+            f"The definition of the VM {plan.name}",
+            "libvirt made something else of it than it was given",
+            "Please report this.",
         )
 
     def _withdraw(self, old: recover.OldVm | None) -> None:

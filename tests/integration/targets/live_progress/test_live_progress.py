@@ -30,7 +30,9 @@ from ansible_collections.kvmops.backup.tests.lab import modules
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab
 
 UUID = "6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11"
-LINE = re.compile(r"^\[localhost\] backup_archive web01_\S+: (?P<phase>[a-z ]+?) (?P<percent>\d+) %, (?P<rest>.*)$", re.M)
+LINE = re.compile(
+    r"^\[localhost\] backup_archive web01_\S+: (?P<phase>[a-z ]+?) (?P<percent>\d+) %, (?P<rest>.*)$", re.M
+)
 STATUS = Path("/run/kvmops-backup/status")
 # Level 19 on one thread takes half a second per MiB: a long operation without much data.
 SLOW = {"compressed": True, "compress_level": 19, "threads": 1}
@@ -134,7 +136,9 @@ def check_lines(output: str) -> None:
     compressing = [int(line["percent"]) for line in found if line["phase"] == "compress"]
     assert len(compressing) >= 3, output
     assert compressing == sorted(compressing)
-    assert any(re.search(r"MiB of 2[34]\.\d MiB, [\d.]+ [KM]iB/s, \d+:\d\d left", line["rest"]) for line in found), output
+    assert any(re.search(r"MiB of 2[34]\.\d MiB, [\d.]+ [KM]iB/s, \d+:\d\d left", line["rest"]) for line in found), (
+        output
+    )
     assert "\r" not in output
 
 

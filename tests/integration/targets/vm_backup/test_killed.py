@@ -64,7 +64,10 @@ def assert_nothing_was_lost(victim):
 def test_at_system_calls(lab, victim, run_module):
     target = lab.path("backups")
     arguments = {"vm": "victim", "path": str(target)}
-    before, files = fingerprint.definition(victim), fingerprint.names(*{path.parent for path in victim.disks().values()})
+    before, files = (
+        fingerprint.definition(victim),
+        fingerprint.names(*{path.parent for path in victim.disks().values()}),
+    )
     counted = kills.count_system_calls("vm_backup", arguments, SYSTEM_CALLS)
     for path in fingerprint.names(target):
         os.unlink(path)
@@ -85,7 +88,10 @@ def test_at_system_calls(lab, victim, run_module):
 
 def test_around_libvirt_calls(lab, victim, run_module):
     target = lab.path("backups")
-    before, files = fingerprint.definition(victim), fingerprint.names(*{path.parent for path in victim.disks().values()})
+    before, files = (
+        fingerprint.definition(victim),
+        fingerprint.names(*{path.parent for path in victim.disks().values()}),
+    )
     for method, number in LIBVIRT_CALLS:
         for when in ("before", "after"):
             print("kill", when, method, number)

@@ -57,7 +57,9 @@ def test_every_reader_gets_the_same_bytes(lab, varied, run_module, compress):
     assert run("busybox", "tar", "-tf", plain).split("\n")[:-1] == expected
     with tarfile.open(plain) as stream:
         assert stream.getnames() == expected
-    for number, argv in enumerate((["tar", "-xf", archive], ["bsdtar", "-xf", archive], ["busybox", "tar", "-xf", plain])):
+    for number, argv in enumerate(
+        (["tar", "-xf", archive], ["bsdtar", "-xf", archive], ["busybox", "tar", "-xf", plain])
+    ):
         files = lab.path(f"out{number}")
         subprocess.run(argv, cwd=files, check=True)
         assert truth.file_sha256(files / "vda_0.qcow2") == truth.file_sha256(varied.disks()["vda"])

@@ -67,7 +67,9 @@ def test_guest_is_frozen_for_less_than_a_second(lab, run_module):
     """Or, on a machine that is busy, for no longer than twice the time that libvirt alone needs."""
     vm = lab.create_vm("brief", [Disk(), Disk("raw")])
     frozen_ms = run_module("vm_backup", vm="brief", path=str(lab.path("backups")))["frozen_ms"]
-    overlays = "".join(f"<disk name='{d}' snapshot='external'><source file='{vm.disks()[d]}.peer'/></disk>" for d in vm.disks())
+    overlays = "".join(
+        f"<disk name='{d}' snapshot='external'><source file='{vm.disks()[d]}.peer'/></disk>" for d in vm.disks()
+    )
     begin = time.monotonic()
     vm.domain.snapshotCreateXML(
         f"<domainsnapshot><disks>{overlays}</disks></domainsnapshot>",

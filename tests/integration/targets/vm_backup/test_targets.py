@@ -92,7 +92,7 @@ def test_unknown_vm(lab, run_module):
     assert "nobody" in run_module("vm_backup", vm="nobody", path=str(lab.path("backups")), fails=True).message
 
 
-ODD_NAMES = ["two words", "it's \"quoted\"", "..up", "a..b", "Übung-日本", "-dash", "x" * 100, "$(id)`id`;&|"]
+ODD_NAMES = ["two words", 'it\'s "quoted"', "..up", "a..b", "Übung-日本", "-dash", "x" * 100, "$(id)`id`;&|"]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -167,7 +167,9 @@ def test_stop_by_signal_is_clean(lab, running, run_module):
     target = lab.path("backups")
     before = fingerprint.definition(running)
     argv = modules.module_argv("vm_backup", {"vm": "source", "path": str(target), "bandwidth": "1M"})
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as process:
         wait_for("the run to write", lambda: fingerprint.names(target), 60)
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import libvirt
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays, recover, saved_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -31,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover, saved_state
 from ansible_collections.kvmops.backup.tests.lab import daemons, markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 

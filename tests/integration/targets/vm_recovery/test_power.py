@@ -11,9 +11,9 @@ import libvirt
 import pytest
 from cycle import Before, Cycle
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import recover
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, domain, monitor, views
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 

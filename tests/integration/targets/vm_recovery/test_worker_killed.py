@@ -16,7 +16,7 @@ import cycle
 import pytest
 from cycle import Before, Cycle
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.watchdog import Watchdog
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 
@@ -98,7 +98,7 @@ def end(pid):
 
 def watchdogs(vm):
     done = subprocess.run(
-        ["pgrep", "-f", f"_backup.watchdog.*{vm.domain.UUIDString()}"], capture_output=True, check=False
+        ["pgrep", "-f", f"_saved_states.watchdog.*{vm.domain.UUIDString()}"], capture_output=True, check=False
     )
     return done.stdout.split()
 

@@ -46,10 +46,14 @@ def test_a_foreign_archive_is_restored(lab: Lab, run_module: Run, packer: str) -
     done = run_module("vm_restore", source=str(archive), name="restored here", path=str(lab.path("restored")))
     vm = lab.adopt("restored here")
     assert done.changed and {t: truth.content_sha256(path, "qcow2") for t, path in vm.disks().items()} == digests
-    assert not run_module("vm_restore", source=str(archive), name="restored here", path=str(lab.directory / "restored")).changed
+    assert not run_module(
+        "vm_restore", source=str(archive), name="restored here", path=str(lab.directory / "restored")
+    ).changed
     # to the former places, which still are there
     back = run_module("vm_restore", source=str(archive))
-    assert {disk["path"] for disk in back["disks"]} == {str(lab.directory / f"vm-0/{target}.qcow2") for target in digests}
+    assert {disk["path"] for disk in back["disks"]} == {
+        str(lab.directory / f"vm-0/{target}.qcow2") for target in digests
+    }
     assert lab.adopt("stranger").domain.name() == "stranger"
     vm.start()
 
@@ -78,9 +82,32 @@ def test_an_image_that_reaches_for_a_host_file_is_refused(lab: Lab, run_module: 
     if trick == "backing":
         run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(secret), str(image))
     elif trick == "foreign-base":
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", "/templates/base.qcow2", str(image), "64M")
+        run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-u",
+            "-F",
+            "qcow2",
+            "-b",
+            "/templates/base.qcow2",
+            str(image),
+            "64M",
+        )
     elif trick == "data-file":
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={lab.directory}/d.raw,data_file_raw=on", str(image), "1M")
+        run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            f"data_file={lab.directory}/d.raw,data_file_raw=on",
+            str(image),
+            "1M",
+        )
     else:
         image.write_bytes(b"KDMV" + bytes(65532))
     run("tar", "-C", str(folder), "-cf", str(lab.directory / "x.tar"), ".")

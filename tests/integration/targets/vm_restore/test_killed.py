@@ -63,7 +63,11 @@ class Scene:
         vms = {}
         for domain in self.lab.connection.listAllDomains():
             vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), sorted(domain.snapshotListNames()))
-        files = {path: path.read_bytes() for path in self.lab.directory.rglob("*") if path.is_file() and path != Path(self.archive)}
+        files = {
+            path: path.read_bytes()
+            for path in self.lab.directory.rglob("*")
+            if path.is_file() and path != Path(self.archive)
+        }
         return {"vms": vms, "files": files, "journal": os.listdir("/var/lib/kvmops-backup/journal")}
 
     def is_new(self) -> bool:
@@ -189,7 +193,9 @@ def test_what_an_interrupted_restore_wrote_to_is_missing(lab: Lab, run_module: R
     disks.rename(lab.directory / "unmounted")
     done = run_module("vm_restore", source=place.archive, name="copy", path=str(lab.path("x")))
     lab.adopt("copy")
-    assert any("could not be taken back" in warning and "Mount what belongs there" in warning for warning in done.warnings)
+    assert any(
+        "could not be taken back" in warning and "Mount what belongs there" in warning for warning in done.warnings
+    )
     (lab.directory / "unmounted").rename(disks)
     assert place.world()["journal"] == before["journal"]
     run_module("vm_restore", source=place.archive, fails=True)
@@ -197,9 +203,12 @@ def test_what_an_interrupted_restore_wrote_to_is_missing(lab: Lab, run_module: R
 
 
 @pytest.mark.parametrize(
-    ("call", "error"), [("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("renameat2", "EIO"), ("fdatasync", "ENOSPC"), ("unlink", "EIO")]
+    ("call", "error"),
+    [("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("renameat2", "EIO"), ("fdatasync", "ENOSPC"), ("unlink", "EIO")],
 )
-def test_a_failing_system_call_is_an_error_that_leaves_the_old_vm(lab: Lab, run_module: Run, call: str, error: str) -> None:
+def test_a_failing_system_call_is_an_error_that_leaves_the_old_vm(
+    lab: Lab, run_module: Run, call: str, error: str
+) -> None:
     place = scene(lab, run_module, other_uuid=False)
     before = place.world()
     outcomes = []

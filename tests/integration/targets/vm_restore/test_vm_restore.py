@@ -79,7 +79,9 @@ def test_a_copy_beside_the_running_original_boots_with_the_data_of_the_freeze(la
     text = run_module("vm_restore", source=archive, force=True, fails=True).message
     assert "is running" in text
     copy.domain.managedSave()
-    text = run_module("vm_restore", source=archive, name="copy", path=str(lab.path("other")), force=True, fails=True).message
+    text = run_module(
+        "vm_restore", source=archive, name="copy", path=str(lab.path("other")), force=True, fails=True
+    ).message
     assert "managed-save image" in text and list((lab.directory / "other").iterdir()) == []
 
 
@@ -257,7 +259,9 @@ def _try(run_module: Run, archive: Path, place: Path) -> ModuleResult:
     return modules.module_result("vm_restore", done.stdout, done.stderr)
 
 
-def test_full_read_only_and_missing_places(lab: Lab, run_module: Run, loop_fs: Callable[[str, int], LoopFileSystem]) -> None:
+def test_full_read_only_and_missing_places(
+    lab: Lab, run_module: Run, loop_fs: Callable[[str, int], LoopFileSystem]
+) -> None:
     vm = lab.create_vm("placed", [Disk("raw", size_mib=64)], start=False)
     run("qemu-io", "-f", "raw", "-c", "write -P 5 8M 40M", str(vm.disks()["vda"]))
     at_point = contents(vm)

@@ -67,9 +67,7 @@ def run(
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_result(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], warned: list[str]
-) -> None:
+def test_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], warned: list[str]) -> None:
     seen = {}
 
     def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -79,7 +77,9 @@ def test_result(
         context.warn("twice")
         return {"archives": [1]}
 
-    code, result = run(monkeypatch, capsys, operation, {"vm": "web01", "_ansible_check_mode": True, "_ansible_diff": True})
+    code, result = run(
+        monkeypatch, capsys, operation, {"vm": "web01", "_ansible_check_mode": True, "_ansible_diff": True}
+    )
     assert (code, result["changed"], result["archives"]) == (0, False, [1])
     assert warned == ["once", "twice"]
     assert seen == {"vm": "web01", "query": None, "check_mode": True, "diff": True}
@@ -175,7 +175,12 @@ def test_every_library_has_its_packages() -> None:
 def params_of(module: str, **given: Any) -> dict[str, Any]:
     """What AnsibleModule would make of the given options."""
     spec = importlib.import_module(f"ansible_collections.kvmops.backup.plugins.modules.{module}").ARGUMENT_SPEC
-    return {**{name: option.get("default") for name, option in spec.items()}, "check_mode": False, "diff": False, **given}
+    return {
+        **{name: option.get("default") for name, option in spec.items()},
+        "check_mode": False,
+        "diff": False,
+        **given,
+    }
 
 
 def test_the_defaults_of_modules_and_requests_are_the_same() -> None:
@@ -191,9 +196,22 @@ def test_the_defaults_of_modules_and_requests_are_the_same() -> None:
 def test_options_reach_their_field() -> None:
     backup = backup_request.from_params(
         params_of(
-            "vm_backup", vm="web01", path="/b", uri="qemu:///session", compress=True, compress_level=9, threads=3,
-            consistency="crash", include_iso=False, include_secrets=True, max_age="20h", wait_timeout="30m",
-            bandwidth="50M", notes="n", check_mode=True, diff=True,
+            "vm_backup",
+            vm="web01",
+            path="/b",
+            uri="qemu:///session",
+            compress=True,
+            compress_level=9,
+            threads=3,
+            consistency="crash",
+            include_iso=False,
+            include_secrets=True,
+            max_age="20h",
+            wait_timeout="30m",
+            bandwidth="50M",
+            notes="n",
+            check_mode=True,
+            diff=True,
         )
     )
     assert backup == backup_request.BackupRequest(
@@ -205,13 +223,27 @@ def test_options_reach_their_field() -> None:
         backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", max_age="soon"))
     restore = restore_request.from_params(
         params_of(
-            "vm_restore", source="/b/x.tar", point=5, path="/i", name="n", uuid="new", mac="keep", networks={"a": "b"},
-            disk_format="qcow2", start=True, force=True, uri="qemu:///session", check_mode=True, diff=True,
+            "vm_restore",
+            source="/b/x.tar",
+            point=5,
+            path="/i",
+            name="n",
+            uuid="new",
+            mac="keep",
+            networks={"a": "b"},
+            disk_format="qcow2",
+            start=True,
+            force=True,
+            uri="qemu:///session",
+            check_mode=True,
+            diff=True,
         )
     )
     assert restore == restore_request.RestoreRequest(
         "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, True, True,
         "qemu:///session", True, True,
     )  # fmt: skip
-    found = ChangeRequest.of(params_of("backup_archive", archive="/b/x.tar", state="absent", compressed=False, notes=""))
+    found = ChangeRequest.of(
+        params_of("backup_archive", archive="/b/x.tar", state="absent", compressed=False, notes="")
+    )
     assert found == replace(ChangeRequest("/b/x.tar"), present=False, compressed=False, notes="")

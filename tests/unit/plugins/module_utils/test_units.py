@@ -20,7 +20,15 @@ def test_duration(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("0", 0), ("4096", 4096), ("1K", 1024), ("50M", 52428800), ("10G", 10737418240), ("10GiB", 10737418240), ("2tb", 2**41)],
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("1K", 1024),
+        ("50M", 52428800),
+        ("10G", 10737418240),
+        ("10GiB", 10737418240),
+        ("2tb", 2**41),
+    ],
 )
 def test_size(text: str, count: int) -> None:
     assert size_bytes(text, "bandwidth") == count

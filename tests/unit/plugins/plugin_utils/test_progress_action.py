@@ -13,7 +13,9 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as action
 
-JOB = action.Job("j1.2", "/home/a b/.ansible_async/j1.2", "/home/a b/.ansible_async/kvmops_backup_x", "--kvmops_backup_x--")
+JOB = action.Job(
+    "j1.2", "/home/a b/.ansible_async/j1.2", "/home/a b/.ansible_async/kvmops_backup_x", "--kvmops_backup_x--"
+)
 
 
 def answer(status: str, result: str) -> str:

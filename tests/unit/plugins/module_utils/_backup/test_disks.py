@@ -59,7 +59,10 @@ CASES = {
     "CD image (`include_iso: true`)": [(CDROM, RAW, False, True)],
     "CD image (`include_iso: false`)": [(CDROM, RAW, False, False)],
     "floppy": [(replace(FILE, device="floppy"), RAW, False, True)],
-    "empty CD or floppy drive": [(replace(CDROM, path=""), None, False, True), (replace(CDROM, path=""), None, False, False)],
+    "empty CD or floppy drive": [
+        (replace(CDROM, path=""), None, False, True),
+        (replace(CDROM, path=""), None, False, False),
+    ],
 }
 
 WORDS = {

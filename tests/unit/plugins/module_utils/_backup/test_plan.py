@@ -69,7 +69,9 @@ def test_running_with_agent():
         ("vda", "/images/web.qcow2", f"/images/web.qcow2.kvmops-{NOW}")
     ]
     assert made.archive_path == f"/backups/web_20261122T010000Z_{UUID[:8]}.tar"
-    assert [(m.member.name, m.path, m.member.active) for m in made.members] == [("vda_0.qcow2", "/images/web.qcow2", True)]
+    assert [(m.member.name, m.path, m.member.active) for m in made.members] == [
+        ("vda_0.qcow2", "/images/web.qcow2", True)
+    ]
     assert made.warnings == ()
 
 
@@ -139,7 +141,11 @@ def test_mediated_device_only_off():
 
 @pytest.mark.parametrize(
     ("state", "word"),
-    [({"managed_save": True}, "managed-save"), ({"locked_images": ("/x",)}, "/x"), ({"foreign_jobs": ("a job",)}, "a job")],
+    [
+        ({"managed_save": True}, "managed-save"),
+        ({"locked_images": ("/x",)}, "/x"),
+        ({"foreign_jobs": ("a job",)}, "a job"),
+    ],
 )
 def test_states_that_are_refused(state, word):
     with pytest.raises(RefusedError, match=word):
@@ -152,7 +158,10 @@ def test_name_is_the_next_free_second():
     assert {name.split(".", 1)[0] for name in taken} == {first.split(".", 1)[0]}
     second = make(facts(running=False), replace(TARGET, file_names=frozenset({first + ".zst"})))
     assert second.timestamp == NOW + 1
-    assert make(facts(running=False), replace(TARGET, file_names=frozenset({first, second.archive_name}))).timestamp == NOW + 2
+    assert (
+        make(facts(running=False), replace(TARGET, file_names=frozenset({first, second.archive_name}))).timestamp
+        == NOW + 2
+    )
 
 
 def test_layers_of_all_branches():
@@ -164,7 +173,9 @@ def test_layers_of_all_branches():
         image(backing_path="/images/a.qcow2"),
     ]
     tree = [
-        describe(f"<domainsnapshot><name>{name}</name><creationTime>{number}</creationTime></domainsnapshot>", current=False)
+        describe(
+            f"<domainsnapshot><name>{name}</name><creationTime>{number}</creationTime></domainsnapshot>", current=False
+        )
         for number, name in enumerate(("one", "two"))
     ]
     disks = {
@@ -238,5 +249,7 @@ def test_transient_vm():
 
 def test_own_saved_state_becomes_current():
     before = make(facts(agent=AgentState.OK)).configuration
-    after = with_saved_state(before, "<domainsnapshot><name>kvmops-1</name><parent><name>p</name></parent></domainsnapshot>")
+    after = with_saved_state(
+        before, "<domainsnapshot><name>kvmops-1</name><parent><name>p</name></parent></domainsnapshot>"
+    )
     assert [(s.name, s.parent, s.current) for s in after.saved_states] == [("kvmops-1", "p", True)]

@@ -183,8 +183,12 @@ def test_a_foreign_compressed_archive_is_read_once(tmp_path: Path, opened: list[
     assert len(opened) == 3
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"version": "0/0"}', "[1]", '{"version": "1/1", "key": 5, "points": []}'])
-def test_a_damaged_cache_is_not_believed(tmp_path: Path, own_directories: Path, opened: list[str], content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"version": "0/0"}', "[1]", '{"version": "1/1", "key": 5, "points": []}']
+)
+def test_a_damaged_cache_is_not_believed(
+    tmp_path: Path, own_directories: Path, opened: list[str], content: str
+) -> None:
     path = write_foreign(tmp_path, compressed=True)
     first = catalog.describe(str(path))
     (kept,) = (own_directories / "cache_dir" / "views").iterdir()

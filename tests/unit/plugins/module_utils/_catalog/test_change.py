@@ -101,10 +101,10 @@ def test_marks_are_idempotent(tmp_path: Path, told: Told) -> None:
     assert names(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("options", [{"compressed": True}, {"protected": True}, {"notes": "x"}, {"present": False, "force": True}])
-def test_check_mode_touches_nothing(
-    tmp_path: Path, own_directories: Path, told: Told, options: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize(
+    "options", [{"compressed": True}, {"protected": True}, {"notes": "x"}, {"present": False, "force": True}]
+)
+def test_check_mode_touches_nothing(tmp_path: Path, own_directories: Path, told: Told, options: dict[str, Any]) -> None:
     path = write(tmp_path)
     before = everything(tmp_path)
     predicted = run(path, told, check_mode=True, diff=True, **options)
@@ -254,9 +254,7 @@ def test_a_damaged_half_of_a_killed_conversion_costs_nothing(tmp_path: Path, tol
     assert path.read_bytes() == plain
 
 
-def test_a_partial_file_of_a_dead_run_goes_with_the_next(
-    tmp_path: Path, own_directories: Path, told: Told
-) -> None:
+def test_a_partial_file_of_a_dead_run_goes_with_the_next(tmp_path: Path, own_directories: Path, told: Told) -> None:
     path = write(tmp_path)
     partial = tmp_path / f".{path.name}.zst.partial-abc"
     partial.write_bytes(b"half")

@@ -50,7 +50,14 @@ def test_good(tmp_path: Path, told: Told, compressed: bool, deep: bool) -> None:
     found = verify(request(path, deep=deep), told)
     assert found == {
         "archives": [
-            {"path": str(path), "ok": True, "coverage": "full", "checked_bytes": total, "unchecked_bytes": 0, "damage": []}
+            {
+                "path": str(path),
+                "ok": True,
+                "coverage": "full",
+                "checked_bytes": total,
+                "unchecked_bytes": 0,
+                "damage": [],
+            }
         ]
     }
 
@@ -93,7 +100,9 @@ def test_foreign_archives_are_not_called_checked(tmp_path: Path, told: Told) -> 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_deep_finds_what_digests_cannot(tmp_path: Path, told: Told, compressed: bool) -> None:
     image = qcow2(tmp_path)
-    with image.open("r+b") as file:  # the archive holds exactly what the disk was: an image with a broken refcount table
+    with image.open(
+        "r+b"
+    ) as file:  # the archive holds exactly what the disk was: an image with a broken refcount table
         file.seek(48)
         file.seek(int.from_bytes(file.read(8), "big"))
         block = int.from_bytes(file.read(8), "big")

@@ -134,7 +134,13 @@ def test_layout_places_nothing_twice(pieces: list[tuple[int, int]], max_runs: in
     layout = plan_layout(at, extents, max_runs=max_runs)
     runs = list(zip(layout.run_guest, layout.run_count, layout.run_member))
     assert len(runs) <= max_runs
-    assert 1 + sum(count for _dummy, count, _dummy in runs) == layout.l2_at <= layout.l1_at < layout.table_at < layout.blocks_at
+    assert (
+        1 + sum(count for _dummy, count, _dummy in runs)
+        == layout.l2_at
+        <= layout.l1_at
+        < layout.table_at
+        < layout.blocks_at
+    )
     for (guest, count, member), (next_guest, _dummy, next_member) in zip(runs, runs[1:]):
         assert guest + count <= next_guest and member + count == next_member
     for start, end in extents:

@@ -31,9 +31,14 @@ DISKS = """
 """
 
 
-def domain_xml(devices: str = DISKS, *, os_extra: str = "", top: str = "", interface: str = "", name: str = "web") -> str:
+def domain_xml(
+    devices: str = DISKS, *, os_extra: str = "", top: str = "", interface: str = "", name: str = "web"
+) -> str:
     """A definition as libvirt prints it, more or less."""
-    interface = interface or f"<interface type='network'><mac address='{MAC}'/><source network='default' portid='x'/></interface>"
+    interface = (
+        interface
+        or f"<interface type='network'><mac address='{MAC}'/><source network='default' portid='x'/></interface>"
+    )
     return f"""<domain type='qemu' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 <name>{name}</name><uuid>{UUID}</uuid><genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid>
 <memory unit='MiB'>192</memory><vcpu>1</vcpu>
@@ -92,7 +97,8 @@ def host(**more: Any) -> HostFacts:
 def with_names(facts: HostFacts, **names: set[str]) -> HostFacts:
     """The host with files in its former places, keyed by the last part of the place's key."""
     former = {
-        key: replace(place, names=frozenset(names.get(key.strip("/"), place.names))) for key, place in facts.former.items()
+        key: replace(place, names=frozenset(names.get(key.strip("/"), place.names)))
+        for key, place in facts.former.items()
     }
     return replace(facts, former=former)
 

@@ -52,7 +52,9 @@ def sources(xml: str) -> dict[str, str]:
     found = {}
     for element in root.findall("devices/disk"):
         source = element.find("source")
-        found[element.find("target").get("dev")] = "" if source is None else source.get("file") or source.get("dev") or "?"
+        found[element.find("target").get("dev")] = (
+            "" if source is None else source.get("file") or source.get("dev") or "?"
+        )
     return found
 
 
@@ -86,7 +88,7 @@ def test_a_lost_vm_comes_back_to_its_former_places_in_its_former_formats() -> No
 def test_disk_format_qcow2_changes_the_raw_disk_only() -> None:
     found = planned(disk_format=DiskFormat.QCOW2)
     assert [(d.path, d.format) for d in found.disks] == [("/vms/web.qcow2", "qcow2"), ("/data/web.qcow2", "qcow2")]
-    assert "type=\"raw\"" not in found.domain_xml
+    assert 'type="raw"' not in found.domain_xml
 
 
 def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_others() -> None:
@@ -95,7 +97,11 @@ def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_oth
     xml = domain_xml(DISKS + first.replace("vda", "vdc").replace("web.qcow2", "web-2.qcow2"))
     facts = host(former={**host().former, "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=20 * MIB - 1)})
     found = planned(facts, configuration(xml, (VDA, VDB, second)))
-    assert sources(found.domain_xml) == {"vda": "/backup/web.qcow2", "vdb": "/data/web.raw", "vdc": "/backup/web-2.qcow2"}
+    assert sources(found.domain_xml) == {
+        "vda": "/backup/web.qcow2",
+        "vdb": "/data/web.raw",
+        "vdc": "/backup/web-2.qcow2",
+    }
     assert len(found.warnings) == 1 and "pool vms has" in found.warnings[0] and "/backup" in found.warnings[0]
 
 
@@ -204,8 +210,11 @@ def test_a_symbolic_link_hides_neither_a_user_nor_a_system_directory() -> None:
 
 
 def test_the_original_is_replaced_with_force_only_and_its_other_files_are_named() -> None:
-    facts = with_names(host(vms=(replace(ORIGINAL, disk_files=ORIGINAL.files | {"/vms/web.overlay"}),)),
-                       vms={"web.qcow2", "web.overlay"}, data={"web.raw"})
+    facts = with_names(
+        host(vms=(replace(ORIGINAL, disk_files=ORIGINAL.files | {"/vms/web.overlay"}),)),
+        vms={"web.qcow2", "web.overlay"},
+        data={"web.raw"},
+    )
     text = refusal(facts=facts)
     assert "a VM named web exists" in text and "/vms/web.qcow2 exists" in text
     found = planned(facts, force=True)
@@ -293,7 +302,9 @@ def test_the_same_restore_again_is_no_change() -> None:
         found = planned(facts, **wishes)
         assert found.unchanged and found.files == () and found.set_aside == () and found.replaced is None
         assert found.uuid == UUID and [d.path for d in found.disks] == ["/vms/web.qcow2", "/data/web.raw"]
-    running = with_names(host(vms=(restored(running=True, touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"})
+    running = with_names(
+        host(vms=(restored(running=True, touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}
+    )
     assert planned(running, force=True, start=True).unchanged and not planned(running, start=True).start
     assert planned(facts, start=True).start
 
@@ -315,7 +326,9 @@ def test_another_restore_is_not_taken_for_the_same(wishes: dict[str, Any]) -> No
 
 
 def test_force_takes_a_vm_back_that_was_written_to_since() -> None:
-    facts = with_names(host(vms=(restored(touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}, data={"web.raw"})
+    facts = with_names(
+        host(vms=(restored(touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}, data={"web.raw"}
+    )
     assert planned(facts).unchanged
     assert not planned(facts, force=True).unchanged and len(planned(facts, force=True).set_aside) == 2
 
@@ -344,21 +357,37 @@ def test_a_mark_survives_its_way_through_the_definition() -> None:
 
 
 def test_everything_that_is_lacking_is_named_at_once() -> None:
-    xml = domain_xml(
-        DISKS,
-        os_extra="<loader type='pflash'>/opt/fw.fd</loader><nvram>/x/web_VARS.fd</nvram><kernel>/boot/private</kernel>",
-        top="<cpu mode='custom'><model>Future-CPU</model></cpu>",
-        interface="<interface type='network'><source network='dmz'/></interface>"
-        "<interface type='bridge'><source bridge='br7'/></interface>",
-    ).replace("pc-q35-7.2", "pc-q35-99").replace("/usr/bin/qemu-system-x86_64", "/opt/qemu")
-    text = refusal(facts=host(files={"/boot/private": HostFile(1, public=False, pool_iso=False)}), point=configuration(xml))
-    lacking = ("network dmz", "bridge br7", "type pc-q35-99", "Future-CPU", "firmware /opt/fw.fd", "/opt/qemu", "/boot/private")
+    xml = (
+        domain_xml(
+            DISKS,
+            os_extra="<loader type='pflash'>/opt/fw.fd</loader><nvram>/x/web_VARS.fd</nvram><kernel>/boot/private</kernel>",
+            top="<cpu mode='custom'><model>Future-CPU</model></cpu>",
+            interface="<interface type='network'><source network='dmz'/></interface>"
+            "<interface type='bridge'><source bridge='br7'/></interface>",
+        )
+        .replace("pc-q35-7.2", "pc-q35-99")
+        .replace("/usr/bin/qemu-system-x86_64", "/opt/qemu")
+    )
+    text = refusal(
+        facts=host(files={"/boot/private": HostFile(1, public=False, pool_iso=False)}), point=configuration(xml)
+    )
+    lacking = (
+        "network dmz",
+        "bridge br7",
+        "type pc-q35-99",
+        "Future-CPU",
+        "firmware /opt/fw.fd",
+        "/opt/qemu",
+        "/boot/private",
+    )
     assert [phrase for phrase in lacking if phrase not in text] == []
 
 
 def test_networks_are_mapped_also_from_a_bridge_to_a_network() -> None:
-    xml = domain_xml(interface="<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br7'/></interface>"
-                     "<interface type='network'><source network='dmz' portid='1' bridge='virbr0'/></interface>")
+    xml = domain_xml(
+        interface="<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br7'/></interface>"
+        "<interface type='network'><source network='dmz' portid='1' bridge='virbr0'/></interface>"
+    )
     found = planned(point=configuration(xml), networks={"br7": "isolated", "dmz": "br0"})
     interfaces = etree.fromstring(found.domain_xml).findall("devices/interface")
     assert [(i.get("type"), dict(i.find("source").attrib)) for i in interfaces] == [
@@ -499,10 +528,16 @@ def test_a_bare_configuration_is_defined_without_any_disk() -> None:
 
 
 def test_a_volume_that_is_one_again_stays_one() -> None:
-    xml = domain_xml(DISKS.replace("<disk type='file'", "<disk type='volume'", 1)
-                     .replace("<source file='/vms/web.qcow2' index='1'/>", "<source pool='vms' volume='web.qcow2'/>"))
+    xml = domain_xml(
+        DISKS.replace("<disk type='file'", "<disk type='volume'", 1).replace(
+            "<source file='/vms/web.qcow2' index='1'/>", "<source pool='vms' volume='web.qcow2'/>"
+        )
+    )
     element = etree.fromstring(planned(point=configuration(xml)).domain_xml).find("devices/disk")
-    assert element.get("type") == "volume" and dict(element.find("source").attrib) == {"pool": "vms", "volume": "web.qcow2"}
+    assert element.get("type") == "volume" and dict(element.find("source").attrib) == {
+        "pool": "vms",
+        "volume": "web.qcow2",
+    }
     copy = etree.fromstring(planned(point=configuration(xml), name="copy").domain_xml).find("devices/disk")
     assert copy.get("type") == "file" and copy.find("source").get("file") == "/vms/copy-vda.qcow2"
 

@@ -27,10 +27,25 @@ ITEMS = [
     ("<filesystem type='mount'><source dir='/srv/share'/><target dir='s'/></filesystem>", "", "/srv/share", False),
     ("<serial type='file'><source path='/root/.bashrc'/><target port='0'/></serial>", "", "/root/.bashrc", True),
     ("<serial type='pty'><log file='/var/log/x.log'/><target port='0'/></serial>", "", "/var/log/x.log", True),
-    ("<channel type='unix'><source mode='bind' path='/run/x.sock'/><target type='virtio'/></channel>", "", "/run/x.sock", True),
-    ("<channel type='tcp'><source mode='connect' host='10.0.0.1'/><target type='virtio'/></channel>", "", "10.0.0.1", True),
+    (
+        "<channel type='unix'><source mode='bind' path='/run/x.sock'/><target type='virtio'/></channel>",
+        "",
+        "/run/x.sock",
+        True,
+    ),
+    (
+        "<channel type='tcp'><source mode='connect' host='10.0.0.1'/><target type='virtio'/></channel>",
+        "",
+        "10.0.0.1",
+        True,
+    ),
     ("<rng model='virtio'><backend model='random'>/dev/sda</backend></rng>", "", "/dev/sda", False),
-    ("<tpm model='tpm-crb'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "", "/dev/tpm0", True),
+    (
+        "<tpm model='tpm-crb'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>",
+        "",
+        "/dev/tpm0",
+        True,
+    ),
     ("<shmem name='shared'/>", "", "shared", False),
     ("<input type='evdev'><source dev='/dev/input/event1'/></input>", "", "/dev/input/event1", True),
     ("<audio id='1' type='file' path='/root/a.wav'/>", "", "/root/a.wav", True),
@@ -40,7 +55,12 @@ ITEMS = [
     ("", "<seclabel type='static' model='dac'><label>+0:+0</label></seclabel>", "+0:+0", False),
     ("", "<seclabel type='none'/>", "seclabel", False),
     ("<interface type='ethernet'><script path='/tmp/evil'/></interface>", "", "/tmp/evil", True),
-    ("<interface type='vhostuser'><source type='unix' path='/run/v.sock' mode='client'/></interface>", "", "/run/v.sock", True),
+    (
+        "<interface type='vhostuser'><source type='unix' path='/run/v.sock' mode='client'/></interface>",
+        "",
+        "/run/v.sock",
+        True,
+    ),
 ]
 
 
@@ -103,7 +123,9 @@ def test_a_memory_device_with_its_content_on_the_host_never_comes_back() -> None
         ("", "", "<interface type='user'><rom file='/etc/shadow'/></interface>", "/etc/shadow"),
     ],
 )
-def test_host_files_are_shown_to_a_guest_only_if_everybody_may_read_them(os_extra: str, top: str, devices: str, path: str) -> None:
+def test_host_files_are_shown_to_a_guest_only_if_everybody_may_read_them(
+    os_extra: str, top: str, devices: str, path: str
+) -> None:
     point = configuration(domain_xml(DISKS + devices, os_extra=os_extra, top=top))
     private = planned(host(files={path: HostFile(1, public=False, pool_iso=False)}), point)
     assert path not in private.domain_xml and private.skipped[0].device == path
@@ -133,7 +155,9 @@ def test_host_devices_stay_where_present_and_free(element: str, identity: str) -
 
 
 def test_a_copy_takes_a_free_port() -> None:
-    graphics = "<graphics type='vnc' port='5901' autoport='no'/><vsock model='virtio'><cid auto='no' address='3'/></vsock>"
+    graphics = (
+        "<graphics type='vnc' port='5901' autoport='no'/><vsock model='virtio'><cid auto='no' address='3'/></vsock>"
+    )
     point = configuration(domain_xml(DISKS + graphics))
     assert "5901" in planned(point=point).domain_xml
     copy = etree.fromstring(planned(point=point, name="copy").domain_xml)

@@ -22,9 +22,13 @@ def operation(directory: Path) -> Operation:
         name="web",
         token="t",
         source="/backup/web.tar",
-        files=(FileStep(f"{directory}/.a.partial", f"{directory}/a", f"{directory}/.a.old", f"{directory}/.a.scratch"),),
+        files=(
+            FileStep(f"{directory}/.a.partial", f"{directory}/a", f"{directory}/.a.old", f"{directory}/.a.scratch"),
+        ),
         directories={str(directory): directory.stat().st_ino},
-        old=OldVm("v", "web", "<domain/>", True, (OldState("s", "<domainsnapshot/>", True),), (("c", "<domaincheckpoint/>"),)),
+        old=OldVm(
+            "v", "web", "<domain/>", True, (OldState("s", "<domainsnapshot/>", True),), (("c", "<domaincheckpoint/>"),)
+        ),
         pools=("vms",),
         inodes={f"{directory}/a": 5},
     )

@@ -10,14 +10,6 @@ import time
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays, recover
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
-    Former,
-    Overlay,
-    Phase,
-    SavedStatePlan,
-)
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.watchdog import Watchdog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     KvmopsError,
@@ -38,6 +30,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+    Former,
+    Overlay,
+    Phase,
+    SavedStatePlan,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
 
 __all__ = ("Overlay", "SavedStatePlan", "Taken", "remove", "take")
 

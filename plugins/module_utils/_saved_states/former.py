@@ -9,8 +9,8 @@ import os
 import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import Overlay, Owner
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Overlay, Owner
 
 
 def owner_of(path: str) -> Owner:

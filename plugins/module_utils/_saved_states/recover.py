@@ -17,27 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import (
-    Former,
-    Overlay,
-    Phase,
-    SavedStatePlan,
-    Step,
-)
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.situation import (
-    Act,
-    Action,
-    Blocked,
-    Content,
-    DiskSituation,
-    JobSeen,
-    Power,
-    Seen,
-    Situation,
-    WayOut,
-    decide,
-)
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     CancelledError,
@@ -55,6 +34,27 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+    Former,
+    Overlay,
+    Phase,
+    SavedStatePlan,
+    Step,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import (
+    Act,
+    Action,
+    Blocked,
+    Content,
+    DiskSituation,
+    JobSeen,
+    Power,
+    Seen,
+    Situation,
+    WayOut,
+    decide,
+)
 
 # what a living libvirtd passes through in moments, and a dead one leaves for good
 CATCH_UP_S = 2.0

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import Step
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.situation import (
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, RefusedError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Step
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import (
     Act,
     Action,
     Blocked,
@@ -23,7 +24,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.situation im
     Situation,
     decide,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, RefusedError, SplitViewError
 
 B, O, X, N = Seen.BASE, Seen.OVERLAY, Seen.OTHER, Seen.NONE  # noqa: E741
 RUNNING, OFF = Power.RUNNING, Power.OFF

@@ -10,8 +10,8 @@ import os
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import former, overlays, recover
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
 AFTER = (

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.overlays import Step
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     KvmopsError,
     RefusedError,
     SplitViewError,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Step
 
 
 class Power(str, Enum):
