@@ -103,7 +103,7 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
             "consistency": configuration.consistency.value,
             "incrementable": _yes(configuration.incrementable),
             "template": _yes(configuration.template),
-            "digest-algorithm": digests.ALGORITHM,
+            "digest-algorithm": configuration.digest_algorithm,
             "digest": placeholder,
         },
         nsmap={"kvmops": NAMESPACE},
@@ -240,7 +240,13 @@ def decode(data: bytes, member_name: str, mtime: int = 0) -> Optional[Configurat
         or hashlib.sha256(data.replace(digest.encode(), _NO_DIGEST)).hexdigest() != digest
     ):
         raise DamagedError(what, "its bytes do not fit its own digest", member=member_name, length=len(data))
-    if own.get("digest-algorithm") != digests.ALGORITHM or timestamp != _number(own, "point", what):
+    if own.get("digest-algorithm") not in digests.ALGORITHMS:
+        raise ArchiveError(
+            what,
+            f"this release does not know its digest algorithm {own.get('digest-algorithm')}",
+            "Use a newer release.",
+        )
+    if timestamp != _number(own, "point", what):
         raise HostileError(what, "its name and its content do not fit each other")
     configuration = _decode_own(own, what)
     for element in found:
@@ -284,6 +290,7 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         warnings=tuple(e.text or "" for e in own.findall(_PREFIX + "warning")),
         created=own.get("created") or "",
         tool_version=own.get("tool") or "",
+        digest_algorithm=own.get("digest-algorithm") or "",
         digests_member=members.get("digests") or "",
         digests_digest=members.get("digests-digest") or "",
         parent_point=_number(parent, "point", what) if parent is not None else 0,

@@ -120,7 +120,7 @@ def _segments(reader: ArchiveReader) -> Iterator[_Segment]:
 def _copy(
     reader: ArchiveReader, fd: int, partial: str, compression: Optional[Compression], threads: int, progress: Progress
 ) -> list[bytes]:
-    """Writes the stream of `reader` into `fd`; the SHA-256 of each segment."""
+    """Writes the stream of `reader` into `fd`; the digest of each segment."""
     progress.phase("compress" if compression else "uncompress", bytes_total=reader.end)
     packed = PackedFile(fd, partial, compression.level) if compression else None
     plain = PlainFile(fd, partial)
@@ -131,7 +131,7 @@ def _copy(
         found = source.fetch_chunk(offset, length) if data is None else data
         if packed is None and found is not digests.ZEROS:
             plain.put(offset, found)
-        return digests.of_chunk(found), packed.compress(found) if packed else b"", length
+        return digests.fastest().of_chunk(found), packed.compress(found) if packed else b"", length
 
     sums = []
     with Workers(compressor_threads(compression.level, threads) if compression else threads) as workers:
@@ -156,7 +156,7 @@ def _read_back(partial: str, reader: ArchiveReader, sums: list[bytes], threads: 
         source, _compressed = open_bytes(file, partial)
 
         def work(segment: _Segment) -> tuple[bytes, int]:
-            return digests.of_chunk(source.fetch_chunk(*segment)), segment[1]
+            return digests.fastest().of_chunk(source.fetch_chunk(*segment)), segment[1]
 
         for expected, (found, length) in zip(sums, workers.ordered(work, _segments(reader))):
             progress.advance(length)

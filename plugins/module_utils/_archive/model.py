@@ -37,7 +37,7 @@ class Member:
     """One row of a point's member table.
 
     `size_bytes` is the size of the bytes in the archive, `virtual_size_bytes` what a guest sees (0 where there is no such thing).
-    `digest` is the hex SHA-256 over the binary SHA-256 digests of its 4 MiB chunks; "" in a foreign archive.
+    `digest` is the hex digest over the binary digests of its 4 MiB chunks; "" in a foreign archive.
     `image_format` is that of the bytes in the archive, `original_format` that of the file on its host.
     """
 
@@ -80,7 +80,8 @@ class Configuration:
     `domain_xml`: the definition a restore starts from (persistent; live for transient domains), without our metadata element.
     `live_xml`: the running definition where there was one. `timestamp`: unix seconds, unique and increasing in an archive.
     `format_version` 0: a foreign archive, `members` then come from file names and image headers.
-    `digests_member`/`digests_digest`: the member with the chunk digests of all members new at this point, and its own SHA-256.
+    `digest_algorithm`: of chunks and members, one of digests.ALGORITHMS; the same in all points of an archive.
+    `digests_member`/`digests_digest`: the member with the chunk digests of all members new at this point, and its own digest.
     `member_name`: the XML's own name in the archive; `digest`: SHA-256 of that member with the digest's own digits read as zeros.
     """
 
@@ -100,6 +101,7 @@ class Configuration:
     created: str = ""
     tool_version: str = ""
     format_version: int = FORMAT_VERSION
+    digest_algorithm: str = "sha256"
     digests_member: str = ""
     digests_digest: str = ""
     parent_point: int = 0

@@ -221,6 +221,16 @@ class ArchiveReader:
                         DamagedError(what, f"it stands on another point {point.parent_point} than the one here"),
                     )
                 )
+            elif good and good[0].digest_algorithm != point.digest_algorithm:
+                broken.append(
+                    BrokenPoint(
+                        point.member_name,
+                        point.timestamp,
+                        HostileError(
+                            what, f"its digests are not of the same algorithm as those of point {good[0].timestamp}"
+                        ),
+                    )
+                )
             elif good and good[-1].timestamp == point.timestamp:
                 broken.append(
                     BrokenPoint(
@@ -304,14 +314,24 @@ class ArchiveReader:
         if sum(len(found) for found in known.values()) + entry.size_bytes > digests.MAX_BYTES:
             raise HostileError(f"archive {self.path}", f"it has more than {digests.MAX_BYTES} bytes of digests")
         data = self.read(point.digests_member, 0, entry.size_bytes)
-        if digests.of_chunk(data).hex() != point.digests_digest:
+        if self.algorithm.of_chunk(data).hex() != point.digests_digest:
             raise DamagedError(
                 f"archive {self.path}",
                 f"member {point.digests_member} is damaged",
                 member=point.digests_member,
                 length=len(data),
             )
-        return digests.unpack(data, new)
+        return digests.unpack(data, new, self.algorithm)
+
+    @property
+    def algorithm(self) -> digests.Algorithm:
+        """That of every digest in a native archive."""
+        return digests.ALGORITHMS[self.points[0].digest_algorithm] if self.points else digests.SHA256
+
+    def is_intact(self, chunk_digests: memoryview, offset: int, data: Union[bytes, memoryview]) -> bool:
+        """Whether the chunk at `offset` of a member is what was written."""
+        begin = offset // CHUNK_BYTES * digests.DIGEST_BYTES
+        return self.algorithm.of_chunk(data) == chunk_digests[begin : begin + digests.DIGEST_BYTES]
 
     def extract(
         self, wanted: Sequence[tuple[Member, ImageSink]], *, threads: int = 0, progress: Optional[Progress] = None
@@ -376,7 +396,7 @@ class ArchiveReader:
         def work(item: tuple[int, Optional[bytes]]) -> int:
             offset, data = item
             found = self.chunk(entry, offset, data)
-            if chunk_digests is not None and not matches(chunk_digests, offset, found):
+            if chunk_digests is not None and not self.is_intact(chunk_digests, offset, found):
                 raise DamagedError(
                     f"archive {self.path}",
                     f"member {entry.name} is damaged between byte {offset} and {offset + len(found)}",
@@ -391,12 +411,6 @@ class ArchiveReader:
             return len(found)
 
         return work
-
-
-def matches(chunk_digests: memoryview, offset: int, data: Union[bytes, memoryview]) -> bool:
-    """Whether a chunk is what was written."""
-    begin = offset // CHUNK_BYTES * digests.DIGEST_BYTES
-    return digests.of_chunk(data) == chunk_digests[begin : begin + digests.DIGEST_BYTES]
 
 
 def open_archive(path: str, *, use_salvage: bool = False) -> ArchiveReader:

@@ -12,7 +12,7 @@ from typing import Optional
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, frames, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes, StreamedBytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Damage
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, matches, open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
@@ -162,6 +162,8 @@ class _Verification:
         `digest` is that of the whole member, where its chunks have none.
         """
 
+        algorithm = self._reader.algorithm
+
         def work(item: tuple[int, Optional[bytes]]) -> tuple[int, str, bytes]:
             offset, data = item
             length = min(CHUNK_BYTES, entry.size_bytes - offset)
@@ -171,9 +173,9 @@ class _Verification:
                 return length, str(error), b""
             finally:
                 self._progress.advance(length)
-            if chunk_digests is not None and not matches(chunk_digests, offset, found):
+            if chunk_digests is not None and not self._reader.is_intact(chunk_digests, offset, found):
                 return length, "its digest does not fit", b""
-            return length, "", digests.of_chunk(found) if digest else b""
+            return length, "", algorithm.of_chunk(found) if digest else b""
 
         offset, parts, whole = 0, [], True
         for length, reason, part in workers.ordered(work, self._reader.chunks(entry)):
@@ -182,7 +184,7 @@ class _Verification:
                 whole = False
             parts.append(part)
             offset += length
-        if digest and whole and digests.of_member(b"".join(parts)) != digest:
+        if digest and whole and algorithm.of_member(b"".join(parts)) != digest:
             yield 0, entry.size_bytes, "its digest does not fit"
 
     def _foreign(self, workers: Workers) -> None:

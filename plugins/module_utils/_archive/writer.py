@@ -146,6 +146,7 @@ class ArchiveWriter:
         self._workers = Workers(compressor_threads(compression.level, threads) if compression else threads)
         self._scratch = threading.local()
         self._position = 0
+        self._algorithm = digests.fastest()
         self._digests: list[bytes] = []
         self._members: list[Member] = []
         self._open = True
@@ -187,7 +188,7 @@ class ArchiveWriter:
         chunks = self._write_member(done.name, source)
         joined = b"".join(chunks)
         self._digests.append(joined)
-        self._members.append(replace(done, digest=digests.of_member(joined)))
+        self._members.append(replace(done, digest=self._algorithm.of_member(joined)))
         return self._members[-1]
 
     def publish(self, configuration: Configuration) -> PublishedArchive:
@@ -204,7 +205,12 @@ class ArchiveWriter:
         digests_name = names.digests_member(configuration.timestamp)
         self._write_member(digests_name, BytesSource(blob))
         member_name = names.configuration_member(configuration.timestamp, configuration.vm_name)
-        configuration = replace(configuration, digests_member=digests_name, digests_digest=digests.of_chunk(blob).hex())
+        configuration = replace(
+            configuration,
+            digest_algorithm=self._algorithm.name,
+            digests_member=digests_name,
+            digests_digest=self._algorithm.of_chunk(blob).hex(),
+        )
         xml, digest = config.encode(configuration)
         read_back = config.decode(xml, member_name)  # raises where readers would refuse it
         if read_back is None or (read_back.digest, read_back.members) != (digest, configuration.members):
@@ -258,10 +264,10 @@ class ArchiveWriter:
             length = min(CHUNK_BYTES, source.size_bytes - offset)
             rest = max(0, cloned - offset)
             if data is None:
-                return digests.of_chunk(_zeros(length)), 0
+                return self._algorithm.of_chunk(_zeros(length)), 0
             if rest < length:
                 plain.put(data_at + offset + rest, data[rest:])
-            return digests.of_chunk(data), max(0, length - rest)
+            return self._algorithm.of_chunk(data), max(0, length - rest)
 
         chunks = []
         for digest, written in self._in_order(source, work):
@@ -275,10 +281,10 @@ class ArchiveWriter:
             length = min(CHUNK_BYTES, source.size_bytes - offset)
             padded = tar.round_up(length, tar.BLOCK)
             if data is None:
-                return digests.of_chunk(_zeros(length)), packed.compress(_zeros(padded)), padded
+                return self._algorithm.of_chunk(_zeros(length)), packed.compress(_zeros(padded)), padded
             buffer: memoryview = self._scratch.view
             buffer[length:padded] = bytes(padded - length)
-            return digests.of_chunk(data), packed.compress(buffer[:padded]), padded
+            return self._algorithm.of_chunk(data), packed.compress(buffer[:padded]), padded
 
         chunks = []
         for digest, frame, content in self._in_order(source, work):

@@ -67,7 +67,13 @@ def gather(conn: Connection, configuration: Configuration, request: RestoreReque
         networks=networks,
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
-        files=_host_files(definition.host_file_names(root) | set(images), images, vms, pools),
+        files=_host_files(
+            definition.host_file_names(root) | set(images),
+            images,
+            vms,
+            pools,
+            digests.ALGORITHMS[configuration.digest_algorithm],
+        ),
         block_devices=_block_devices(root),
         hostdevs=_host_devices(),
     )
@@ -273,7 +279,11 @@ def _domain_capabilities(conn: Connection, arch: str, machine: str | None, kind:
 
 
 def _host_files(
-    names: Iterable[str], images: Mapping[str, Member], vms: Iterable[ExistingVm], pools: Mapping[str, str]
+    names: Iterable[str],
+    images: Mapping[str, Member],
+    vms: Iterable[ExistingVm],
+    pools: Mapping[str, str],
+    algorithm: digests.Algorithm,
 ) -> dict[str, HostFile]:
     directories = {os.path.realpath(path) for path in pools.values()}
     vm_disks = {path for vm in vms for path in vm.disk_files}
@@ -287,7 +297,7 @@ def _host_files(
             continue
         matches = None
         if name in images:
-            matches = _same_bytes(name, status.st_size, images[name])
+            matches = _same_bytes(name, status.st_size, images[name], algorithm)
         real = os.path.realpath(name)
         pool_iso = os.path.dirname(real) in directories and real.lower().endswith(".iso") and real not in vm_disks
         found[name] = HostFile(status.st_size, _is_public(name, status.st_mode), pool_iso, matches)
@@ -306,21 +316,21 @@ def _is_public(path: str, mode: int) -> bool:
     return False
 
 
-def _same_bytes(path: str, size_bytes: int, member: Member) -> bool | None:
+def _same_bytes(path: str, size_bytes: int, member: Member, algorithm: digests.Algorithm) -> bool | None:
     """Whether a file is what the archive holds; None if the archive has no digest to compare with."""
     if size_bytes != member.size_bytes:
         return False
     if not member.digest:
         return None
-    return _digest(path, _files.evidence(path)) == member.digest
+    return _digest(path, _files.evidence(path), algorithm) == member.digest
 
 
 @functools.cache
-def _digest(path: str, evidence: tuple[int, ...]) -> str:
+def _digest(path: str, evidence: tuple[int, ...], algorithm: digests.Algorithm) -> str:
     """As an archive's member would have it; a run that plans twice reads an image of gigabytes once (``evidence``: the key)."""
     with open(path, "rb") as file:
         chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
-        return digests.of_member(b"".join(digests.of_chunk(chunk) for chunk in chunks))
+        return algorithm.of_member(b"".join(algorithm.of_chunk(chunk) for chunk in chunks))
 
 
 def _block_devices(root: etree._Element) -> dict[str, BlockDevice]:

@@ -183,7 +183,7 @@ def native(table: list[tuple[Member, bytes]], *, sizes: dict[str, int] | None = 
         chunk_digests = [hashlib.sha256(data[at : at + 2**22]).digest() for at in range(0, len(data), 2**22)]
         size = (sizes or {}).get(item.name, len(data))
         members.append(
-            Member(**{**item.__dict__, "size_bytes": size, "digest": digests.of_member(b"".join(chunk_digests))})
+            Member(**{**item.__dict__, "size_bytes": size, "digest": digests.SHA256.of_member(b"".join(chunk_digests))})
         )
         chunks += chunk_digests
         parts += tar.header(item.name, len(data), 1, len(parts)) + data.ljust(tar.round_up(len(data), 512), b"\0")

@@ -152,23 +152,24 @@ def test_every_flip_of_the_configuration_is_found(position: int, bit: int) -> No
 def test_digests_round_trip(sizes: list[int]) -> None:
     chunks = [[bytes([number]) * 32 for number in range(digests.chunk_count(size))] for size in sizes]
     members = [
-        Member(f"m{number}", Role.DISK, size, digest=digests.of_member(b"".join(chunks[number])))
+        Member(f"m{number}", Role.DISK, size, digest=digests.SHA256.of_member(b"".join(chunks[number])))
         for number, size in enumerate(sizes)
     ]
     data = digests.pack([b"".join(part) for part in chunks])
     assert len(data) == digests.room(members)
-    assert {name: bytes(found) for name, found in digests.unpack(data, members).items()} == {
+    assert {name: bytes(found) for name, found in digests.unpack(data, members, digests.SHA256).items()} == {
         member.name: b"".join(part) for member, part in zip(members, chunks)
     }
     with pytest.raises(DamagedError):
-        digests.unpack(data + b"x", members)
+        digests.unpack(data + b"x", members, digests.SHA256)
 
 
 def test_zero_chunks_have_the_digest_of_zeros() -> None:
     import hashlib
 
     for data in (digests.ZEROS, bytes(CHUNK_BYTES), bytearray(CHUNK_BYTES), bytes(5), b"x" * CHUNK_BYTES):
-        assert digests.of_chunk(bytes(data)) == hashlib.sha256(data).digest()
+        assert digests.SHA256.of_chunk(bytes(data)) == hashlib.sha256(data).digest()
+        assert digests.BLAKE2B.of_chunk(bytes(data)) == hashlib.blake2b(data, digest_size=32).digest()
 
 
 @settings(max_examples=40, deadline=None)
