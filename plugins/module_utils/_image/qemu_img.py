@@ -133,10 +133,10 @@ def is_in_use(path: str, fmt: str) -> bool:
     raise _failed(command, path, done)
 
 
-def has_data(path: str) -> bool:
-    """Whether anything was ever written to the qcow2 itself, its backing files aside; works on images in use."""
+def has_data(path: str, layers: int = 1) -> bool:
+    """Whether anything was ever written to the topmost ``layers`` images of the qcow2's chain; works on images in use."""
     extents = json.loads(_run(["map", "-U", "-f", "qcow2", "--output=json"], path))
-    return any(each["depth"] == 0 and each["present"] for each in extents)
+    return any(each["depth"] < layers and each["present"] for each in extents)
 
 
 def same_content(first: str, first_fmt: str, second: str, second_fmt: str) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What a temporary saved state consists of, as values and as facts of the journal. Pure."""
+"""What a saved state that we take consists of, as values and as facts of the journal. Pure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Any
 SAVED_STATE = "saved_state"  # names of facts in the journal
 PHASE = "phase"
 PARTIAL = "partial"  # path of the unfinished archive
+PUBLISHED = "published"  # true: the point is in its archive, and its saved state stays
+REMOVAL = "removal"  # the saved states that are being removed
+REVERT = "revert"  # the saved state that is being reverted to
 
 
 class Phase(str, Enum):
@@ -35,12 +38,21 @@ class Step(str, Enum):
 
 @dataclass(frozen=True)
 class Overlay:
-    """One disk of the saved state: ``base_path`` is frozen, the guest goes on writing to ``overlay_path`` (a new qcow2)."""
+    """One disk of the saved state: ``base_path`` is frozen, the guest goes on writing to ``overlay_path`` (a new qcow2).
+
+    ``between`` are the layers of older saved states that go with it, the one under the overlay first.
+    """
 
     target: str
     base_path: str
     base_format: str
     overlay_path: str
+    between: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All that is merged into the base, the active image first."""
+        return (self.overlay_path, *self.between)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class SavedStatePlan:
     excluded_targets: tuple[str, ...]
     memory_path: str  # "" without a memory image
     quiesce: bool  # freeze the guest's file systems through its agent
+    expendable: tuple[str, ...] = ()  # internal saved states that may go with the overlays they lie in
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,11 @@ def to_facts(plan: SavedStatePlan, formers: Mapping[str, Former]) -> dict[str, A
 def plan_of(facts: Mapping[str, Any]) -> SavedStatePlan:
     """The plan in a journal's saved_state fact."""
     values = {name: value for name, value in facts.items() if name != "formers"}
-    values["overlays"] = tuple(Overlay(**each) for each in values["overlays"])
+    values["overlays"] = tuple(
+        Overlay(**{**each, "between": tuple(each.get("between", ()))}) for each in values["overlays"]
+    )
     values["excluded_targets"] = tuple(values["excluded_targets"])
+    values["expendable"] = tuple(values.get("expendable", ()))
     return SavedStatePlan(**values)
 
 

@@ -30,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, way_back
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
     Former,
     Overlay,
@@ -70,7 +70,7 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
             why = f"{error}; whether it was made is not known"
             raise KvmopsError(what, why, "The next run of this task puts the VM back on its disks.") from error
         try:
-            recover.bring_back(conn, domain, plan, journal, Progress())
+            way_back.bring_back(conn, domain, plan, journal, Progress())
         except KvmopsError as left:
             raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
         if isinstance(error, KvmopsError):
@@ -91,7 +91,7 @@ def remove(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Jour
     """
     conn, domain = again(conn, domain)
     journal.record(**{overlays.PHASE: Phase.REMOVING})
-    recover.bring_back(conn, domain, plan, journal, progress)
+    way_back.bring_back(conn, domain, plan, journal, progress)
 
 
 def _create(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Taken:

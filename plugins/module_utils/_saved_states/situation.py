@@ -69,6 +69,7 @@ class DiskSituation:
     in_use: bool = False  # a process has the images open though no view has the disk
     ghost: bool = False  # libvirt believes in a block job that QEMU does not have
     stray: bool = False  # QEMU has block nodes of the overlay, but the disk does not stand on them
+    inside: tuple[str, ...] = ()  # internal saved states in the layers to merge: a merge would lose them
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class WayOut(str, Enum):
     START = "start the VM"
     FIND = "make libvirt find the running VM again"
     GHOST = "make libvirt forget the job"
+    REMOVE = "remove the internal saved states"
 
 
 _MERGES = {JobSeen.NONE: Act.MERGE, JobSeen.OURS: Act.FINISH}
@@ -150,6 +152,9 @@ def decide(situation: Situation) -> list[Action]:
     for disk in situation.disks:
         attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
         act = _attached(disk) if attached else _detached(disk, situation.power)
+        if disk.inside and act in (Act.MERGE, Act.MERGE_QEMU, Act.MERGE_OFF):
+            why = f"the merge would lose internal saved states in its overlay: {', '.join(disk.inside)}"
+            raise Blocked(RefusedError, why, disk.target, WayOut.REMOVE)
         if act is not None:
             merges.append(Action(act, disk.target))
     if situation.domain_job and (merges or situation.taking):

@@ -1,0 +1,525 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The way back to the VM's own disks: after a backup, a killed run, a dead libvirtd, or a power-off in between.
+
+One loop serves all of them: look at QEMU, the live and the persistent definition (observe), let a pure function say what is
+next (decide), do that one thing, look again. Only what the journal of our own run names is ever touched.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    CancelledError,
+    KvmopsError,
+    SplitViewError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+    Former,
+    Overlay,
+    Phase,
+    SavedStatePlan,
+    Step,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import (
+    Act,
+    Action,
+    Blocked,
+    Content,
+    DiskSituation,
+    JobSeen,
+    Power,
+    Seen,
+    Situation,
+    WayOut,
+    decide,
+)
+
+# what a living libvirtd passes through in moments, and a dead one leaves for good
+CATCH_UP_S = 2.0
+# libvirt goes on with the saved state that a killed worker has asked for, the guest's freeze in it
+JOB_PATIENCE_S = 60.0
+_AFTERWARDS = frozenset({Act.FORGET, Act.UNLINK, Act.UNLINK_MEMORY})
+UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDEFINE})
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts: Facts) -> Situation:
+    """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
+    seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
+    all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
+    jobs = {job.target: job for job in all_jobs}
+    taking = facts.get(overlays.PHASE) == Phase.TAKING
+    power = Power.RUNNING if seen.running else Power.SAVED if seen.managed_save else Power.OFF
+    disks = []
+    for overlay in plan.overlays:
+        disk = seen.disk(overlay.target)
+        step = Step(facts.get(overlays.step_fact(overlay.target), Step.NONE))
+        attached = bool(disk.qemu or disk.live)
+        in_use = not attached and _in_use(overlay)
+        detached = not attached and not in_use
+        on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
+        kept = _seen(disk.persistent, overlay)
+        disks.append(
+            DiskSituation(
+                target=overlay.target,
+                qemu=_seen(disk.qemu, overlay),
+                live=_seen(disk.live, overlay),
+                persistent=kept,
+                job=_job_seen(jobs.get(overlay.target), step),
+                step=step,
+                # on the overlay in QEMU: all that matters is that it is not a leftover
+                content=Content.DATA if on_overlay else _content(overlay, compare=detached and _is_open(kept, step)),
+                in_use=in_use,
+                ghost=disk.mirror and overlay.target not in jobs,
+                stray=seen.running
+                and not on_overlay
+                and any(blockjobs.has_nodes(domain, path) for path in overlay.layers),
+                inside=tuple(name for name in _inside(overlay) if name not in plan.expendable),
+            )
+        )
+    asleep = seen.running and plan.quiesce and taking and agent.freeze_status(domain)
+    return Situation(
+        power=Power.GONE if domain is None else power,
+        listed=domain is not None and _is_listed(domain, plan),
+        memory_image=bool(plan.memory_path) and os.path.lexists(plan.memory_path),
+        thaw=bool(asleep),
+        disks=tuple(disks),
+        domain_job=blockjobs.domain_job(domain) if domain is not None and seen.running else "",
+        taking=taking,
+        stale_jobs=taking and any(blockjobs.is_stale_creation(job) for job in all_jobs),
+    )
+
+
+def _seen(chain: tuple[str, ...], overlay: Overlay) -> Seen:
+    if not chain:
+        return Seen.NONE
+    if chain[0] == views.real(overlay.overlay_path):
+        # what the overlay stands on must be ours too, as far as the view says it; after REJOIN that is the base itself
+        below = [views.real(path) for path in (*overlay.between, overlay.base_path)]
+        ours = all(here == there for here, there in zip(chain[1:], below)) or chain[1] == below[-1]
+        return Seen.OVERLAY if ours else Seen.OTHER
+    return Seen.BASE if chain[0] == views.real(overlay.base_path) else Seen.OTHER
+
+
+def _job_seen(job: blockjobs.Job | None, step: Step) -> JobSeen:
+    if job is None:
+        return JobSeen.NONE
+    if job.id.startswith(blockjobs.OWN_PREFIX):
+        return JobSeen.OURS_QEMU
+    return JobSeen.OURS if job.type == "commit" and step is not Step.NONE else JobSeen.FOREIGN
+
+
+def _in_use(overlay: Overlay) -> bool:
+    images = ((overlay.overlay_path, "qcow2"), (overlay.base_path, overlay.base_format))
+    return any(os.path.exists(path) and qemu_img.is_in_use(path, image_format) for path, image_format in images)
+
+
+def _is_open(persistent: Seen, step: Step) -> bool:
+    """Whether only the files themselves can tell what to do: comparing them reads both whole."""
+    if persistent is Seen.OVERLAY:
+        return step not in (Step.NONE, Step.COMMITTING)
+    if persistent is Seen.BASE:
+        return step not in (Step.PIVOTING, Step.PIVOTED)
+    return True
+
+
+def _content(overlay: Overlay, *, compare: bool) -> Content:
+    if not os.path.lexists(overlay.overlay_path):
+        return Content.MISSING
+    empty = os.path.getsize(overlay.overlay_path) == 0
+    if empty or not qemu_img.has_data(overlay.overlay_path, layers=len(overlay.layers)):
+        return Content.EMPTY  # libvirt makes an empty file first
+    if not compare:
+        return Content.DATA
+    if os.stat(overlay.overlay_path).st_mtime_ns > os.stat(overlay.base_path).st_mtime_ns:
+        return Content.NEWER
+    same = qemu_img.same_content(overlay.overlay_path, "qcow2", overlay.base_path, overlay.base_format)
+    return Content.MERGED if same else Content.OLDER
+
+
+def _inside(overlay: Overlay) -> list[str]:
+    names: list[str] = []
+    for path in overlay.layers:
+        if os.path.lexists(path) and os.path.getsize(path):
+            names += qemu_img.info(path, "qcow2").internal_snapshots
+    return names
+
+
+def _is_listed(domain: Domain, plan: SavedStatePlan) -> bool:
+    """Whether libvirt lists our saved state: the name, and our overlays in it."""
+    ours = {overlay.overlay_path for overlay in plan.overlays}
+    for node in snapshots.tree(domain):
+        if node.name == plan.name:
+            files = {
+                source.get("file") for source in _xml.parse(node.xml, "A saved state").iterfind("disks/disk/source")
+            }
+            if not ours <= files:
+                raise SplitViewError(
+                    f"The saved state {plan.name} of {plan.vm_name}",
+                    "it does not consist of the files that our journal names",
+                    "Nothing was touched. Rename or remove it: virsh snapshot-delete --metadata.",
+                )
+            return True
+    return False
+
+
+# --- acting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every act needs."""
+
+    conn: Connection
+    domain: Domain
+    plan: SavedStatePlan
+    formers: dict[str, Former]
+    journal: Journal
+    progress: Progress
+    merge_only: bool = False
+
+    def overlay(self, target: str) -> Overlay:
+        return next(each for each in self.plan.overlays if each.target == target)
+
+    def step(self, target: str, step: Step) -> None:
+        self.journal.record(**{overlays.step_fact(target): step})
+
+
+def bring_back(
+    conn: Connection, domain: Domain | None, plan: SavedStatePlan, journal: Journal, progress: Progress
+) -> list[str]:
+    """Bring the VM back to its own disks and remove everything of ours; returns what was done, one sentence each.
+
+    Goes on where an earlier run stopped. A wish to cancel is not heard: a VM is not left between its disks.
+    Raises BusyError, SplitViewError or RefusedError before the next act on what it cannot judge, else KvmopsError.
+    """
+    formers = overlays.formers_of(journal.facts[overlays.SAVED_STATE])
+    return _act(_Work(conn, domain, plan, formers, journal, progress))
+
+
+def merge_back(
+    conn: Connection,
+    domain: Domain | None,
+    plan: SavedStatePlan,
+    formers: dict[str, Former],
+    journal: Journal,
+    progress: Progress,
+) -> list[str]:
+    """The same without what comes after the merges: saved states stay listed, and all files where they are."""
+    return _act(_Work(conn, domain, plan, formers, journal, progress, merge_only=True))
+
+
+def _act(work: _Work) -> list[str]:
+    """Decide and do, until nothing is left to do."""
+    plan = work.plan
+    done: list[str] = []
+    actions: list[Action] = []
+    # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the saved state, its memory image, the thaw
+    for _dummy in range(5 * len(plan.overlays) + 5):
+        try:
+            actions = _decide_lasting(work)
+        except Blocked as blocked:
+            raise _blocked(blocked, work.conn, work.domain, plan) from blocked
+        if work.merge_only:
+            actions = [action for action in actions if action.act not in _AFTERWARDS]
+        if not actions:
+            _restore_definition(work)
+            running = work.domain is not None and bool(work.domain.isActive())
+            for overlay in plan.overlays:
+                former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
+            return done
+        action = actions[0]
+        _ACTS[action.act](work, action.target)
+        done.append(_sentence(action, plan))
+    raise SplitViewError(
+        f"The VM {plan.vm_name}",
+        f"{actions[0].act.value} {actions[0].target} has no lasting effect",
+        "Look at the VM by hand.",
+    )
+
+
+def _decide_lasting(work: _Work) -> list[Action]:
+    """decide(), of what is unusual only when it lasts: a libvirtd that has just started may still be catching up with QEMU."""
+    before = None
+    since = begin = time.monotonic()
+    while True:
+        found = observe(work.conn, work.domain, work.plan, work.journal.facts)
+        actions: list[Action] = []
+        blocked = None
+        try:
+            actions = decide(found)
+        except Blocked as error:
+            blocked = error
+        usual = found.power is not Power.RUNNING or not actions or actions[0].act not in UNUSUAL
+        if blocked is None and usual:
+            return actions
+        if found != before:
+            before, since = found, time.monotonic()
+        now = time.monotonic()
+        if blocked is not None and blocked.kind is BusyError:
+            patience_s = JOB_PATIENCE_S if found.domain_job else 0.0
+        else:
+            patience_s = CATCH_UP_S
+        if now - since > patience_s or now - begin > JOB_PATIENCE_S + CATCH_UP_S:
+            if blocked is not None:
+                raise blocked
+            return actions
+        time.sleep(0.1)
+
+
+def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: SavedStatePlan) -> KvmopsError:
+    if not blocked.target:
+        return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
+    overlay = next(each for each in plan.overlays if each.target == blocked.target)
+    seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
+    found = seen.disk(blocked.target)
+    where = (
+        f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
+        f"the VM's own file is {overlay.base_path}, the overlay of {plan.name} is {overlay.overlay_path}"
+    )
+    status = os.path.join("/run/libvirt/qemu", f"{plan.vm_name}.xml")
+    mend = f"stop libvirtd, delete the <mirror> element of {blocked.target} in {status}, start libvirtd"
+    hints = {
+        WayOut.WAIT: "Wait until it has finished.",
+        WayOut.START: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
+        WayOut.JUDGE: "Nothing was touched: keep both files, and decide by hand which one the VM shall have.",
+        WayOut.FIND: "Do not start the VM. " + (f"{mend.capitalize()}" if _is_unreadable(status) else FIND) + AGAIN,
+        WayOut.REMOVE: "Remove them first, with vm_snapshot or virsh snapshot-delete, and run the task again.",
+        WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + AGAIN,
+    }
+    hint = hints[blocked.way_out]
+    return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}", hint)
+
+
+FIND = "Shut its guest down from inside (or end its QEMU process)"
+AGAIN = ", and run the task again."
+
+
+def _is_unreadable(status: str) -> bool:
+    """libvirt before 10 leaves a status file that it cannot read itself when it dies at the end of a merge."""
+    with suppress(OSError), open(status, encoding="utf-8") as file:
+        return "job=''" in file.read()
+    return False
+
+
+def _first(chain: tuple[str, ...]) -> str:
+    return chain[0] if chain else "nothing"
+
+
+def _sentence(action: Action, plan: SavedStatePlan) -> str:
+    texts = {
+        Act.THAW: "thawed the guest's file systems",
+        Act.MERGE: "merged the overlay of {} into its base",
+        Act.FINISH: "finished the merge of {}",
+        Act.MERGE_QEMU: "merged the overlay of {}, unknown to libvirt, into its base",
+        Act.FINISH_QEMU: "finished the merge of {}, unknown to libvirt",
+        Act.DISMISS: "dismissed ended jobs of {}",
+        Act.DROP: "removed unused block nodes of {}",
+        Act.REJOIN: "told libvirt and QEMU the same about {}",
+        Act.MERGE_OFF: "merged the overlay of {} into its base while the VM is off",
+        Act.REDEFINE: "pointed the persistent definition of {} back to its base",
+        Act.FORGET: "removed the saved state {}",
+        Act.UNLINK: "removed the overlay file of {}",
+        Act.UNLINK_MEMORY: "removed the memory image",
+    }
+    return f"{plan.vm_name}: " + texts[action.act].format(action.target or plan.name)
+
+
+def _thaw(work: _Work, _target: str) -> None:
+    agent.thaw(work.domain)
+
+
+def _merge(work: _Work, target: str) -> None:
+    overlay = work.overlay(target)
+    work.step(target, Step.COMMITTING)
+    blockjobs.start_commit(work.domain, target, overlay.base_path, overlay.overlay_path)
+    _finish(work, target)
+
+
+def _finish(work: _Work, target: str) -> None:
+    blockjobs.wait_ready(work.domain, target, _reporter(work.progress, target))
+    disk = views.gather(work.conn, work.domain).disk(target)
+    blind = _seen(disk.persistent, work.overlay(target)) is Seen.BASE
+    work.step(target, Step.PIVOTING_BLIND if blind else Step.PIVOTING)
+    blockjobs.pivot(work.domain, target)
+    _require_on_base(work, target)
+
+
+def _merge_qemu(work: _Work, target: str) -> None:
+    overlay = work.overlay(target)
+    work.step(target, Step.COMMITTING)
+    blockjobs.start_commit_qemu(work.domain, target, overlay.overlay_path, overlay.base_path)
+    _finish_qemu(work, target)
+
+
+def _finish_qemu(work: _Work, target: str) -> None:
+    def before_pivot() -> None:
+        work.step(target, Step.PIVOTING_BLIND)
+
+    blockjobs.finish_commit_qemu(work.domain, target, _reporter(work.progress, target), before_pivot)
+    _require_on_base(work, target)
+    blockjobs.dismiss_own(work.domain, target)
+
+
+def _require_on_base(work: _Work, target: str) -> None:
+    disk = views.gather(work.conn, work.domain).disk(target)
+    overlay = work.overlay(target)
+    if _seen(disk.qemu, overlay) is not Seen.BASE or _seen(disk.live, overlay) is not Seen.BASE:
+        raise SplitViewError(
+            f"The disk {target} of {work.plan.vm_name}",
+            f"after the merge QEMU has {_first(disk.qemu)}, the live definition {_first(disk.live)}; expected {overlay.base_path}",
+            "The next run of this task looks again.",
+        )
+    work.step(target, Step.PIVOTED)
+
+
+def _dismiss(work: _Work, _target: str) -> None:
+    blockjobs.dismiss_stale_creations(work.domain)
+
+
+def _drop(work: _Work, target: str) -> None:
+    for path in work.overlay(target).layers:
+        blockjobs.drop_nodes(work.domain, path)
+
+
+def _rejoin(work: _Work, target: str) -> None:
+    """QEMU left the overlay, libvirt did not see it: an empty overlay of the same name makes libvirt right again."""
+    overlay = work.overlay(target)
+    disk = domain_xml.parse(work.domain.XMLDesc(0)).disk(target)
+    if disk is None or not disk.index:
+        raise SplitViewError(
+            f"The disk {target} of {work.plan.vm_name}", "libvirt does not say which nodes it is made of"
+        )
+    _drop(work, target)
+    _renew_overlay(overlay)
+    work.step(target, Step.NONE)
+    blockjobs.insert_overlay(work.domain, overlay.overlay_path, overlay.base_path, disk.index)
+
+
+def _renew_overlay(overlay: Overlay) -> None:
+    """An empty overlay in place of the merged one, for the same user."""
+    fresh = f"{overlay.overlay_path}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh)
+    owner = former.owner_of(overlay.base_path)
+    qemu_img.create_overlay(fresh, overlay.base_path, overlay.base_format)
+    os.chown(fresh, owner.uid, owner.gid)
+    for name in os.listxattr(overlay.base_path):
+        if name == "security.selinux":
+            os.setxattr(fresh, name, os.getxattr(overlay.base_path, name))
+    os.replace(fresh, overlay.overlay_path)
+
+
+def _merge_off(work: _Work, target: str) -> None:
+    overlay = work.overlay(target)
+    work.step(target, Step.COMMITTING)
+    qemu_img.commit(overlay.overlay_path, overlay.base_path)
+    if (
+        work.domain is not None
+        and _seen(views.gather(work.conn, work.domain).disk(target).persistent, overlay) is Seen.OVERLAY
+    ):
+        _redefine(work, target)
+    work.step(target, Step.PIVOTED)
+
+
+def _redefine(work: _Work, target: str) -> None:
+    _define_formers(work, [work.overlay(target)])
+
+
+def _restore_definition(work: _Work) -> None:
+    """libvirt may leave an empty <backingStore/> where there was none."""
+    if work.domain is not None and work.domain.isPersistent():
+        kept = views.gather(work.conn, work.domain)
+        on_base = [each for each in work.plan.overlays if _seen(kept.disk(each.target).persistent, each) is Seen.BASE]
+        _define_formers(work, on_base)
+
+
+def _define_formers(work: _Work, overlay_list: list[Overlay]) -> None:
+    """The persistent definition with these disks' images as they were; defined only if that is a change."""
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    try:
+        now = work.domain.XMLDesc(flags)
+        xml = now
+        for overlay in overlay_list:
+            xml = former.with_former_source(xml, overlay, work.formers[overlay.target].disk_xml)
+        if former.words(xml) != former.words(now):
+            work.conn.defineXML(xml)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The definition of {work.plan.vm_name}") from error
+
+
+def _forget(work: _Work, _target: str) -> None:
+    snapshots.forget(work.domain, work.plan.name)
+
+
+def _unlink(work: _Work, target: str) -> None:
+    remove_file(work.overlay(target).overlay_path)
+
+
+def _unlink_memory(work: _Work, _target: str) -> None:
+    remove_file(work.plan.memory_path)
+
+
+_ACTS: dict[Act, Callable[[_Work, str], None]] = {
+    Act.THAW: _thaw,
+    Act.MERGE: _merge,
+    Act.FINISH: _finish,
+    Act.MERGE_QEMU: _merge_qemu,
+    Act.FINISH_QEMU: _finish_qemu,
+    Act.DISMISS: _dismiss,
+    Act.DROP: _drop,
+    Act.REJOIN: _rejoin,
+    Act.MERGE_OFF: _merge_off,
+    Act.REDEFINE: _redefine,
+    Act.FORGET: _forget,
+    Act.UNLINK: _unlink,
+    Act.UNLINK_MEMORY: _unlink_memory,
+}
+
+
+def _reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
+    reported = 0
+    with suppress(CancelledError):
+        progress.phase("merge", target)
+
+    def report(done_bytes: int, _total_bytes: int) -> None:
+        nonlocal reported
+        with suppress(CancelledError):
+            progress.advance(max(0, done_bytes - reported))
+        reported = max(reported, done_bytes)
+
+    return report
+
+
+def remove_file(path: str) -> None:
+    """Remove a file, durably; none of that name is fine."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
