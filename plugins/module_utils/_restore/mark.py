@@ -3,7 +3,7 @@
 # This file is private to the kvmops.backup collection.
 """The mark in a restored VM's metadata: which point it came from, and how its files were left.
 
-It makes the same restore a second time no change, and tells a killed restore from a finished one (recover.py).
+It makes the same restore a second time no change, and tells a killed restore from a finished one (_saved_states/restores.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.config impo
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import DiskState, Mark
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.restores import MARK
 
 _PREFIX = "{%s}" % NAMESPACE  # noqa: UP031 - braces in an f-string would hide the name
-_RESTORED = f"{_PREFIX}restored"
 
 
 def configuration_digest(configuration: Configuration) -> str:
@@ -51,7 +51,7 @@ def add(domain_xml: str, mark: Mark) -> str:
         root.insert(0, metadata)
     restored = etree.SubElement(
         metadata,
-        _RESTORED,
+        MARK,
         {"point": str(mark.point), "configuration": mark.configuration, "token": mark.token},
         nsmap={"kvmops": NAMESPACE},
     )
@@ -73,7 +73,7 @@ def add(domain_xml: str, mark: Mark) -> str:
 
 def read(root: etree._Element) -> Mark | None:
     """The mark of a definition; None where there is none that makes sense."""
-    restored = root.find(f"metadata/{_RESTORED}")
+    restored = root.find(f"metadata/{MARK}")
     if restored is None:
         return None
     try:

@@ -43,7 +43,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.views import require_really_off
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks, facts, mark, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks, facts, mark
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     DiskState,
     ExistingVm,
@@ -55,6 +55,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover as vm_recover
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
 
 
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
@@ -62,16 +63,16 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     conn = connect(request.uri)
     with _source(request) as (archive, configuration):
         if request.check_mode:
-            for text in recover.pending(request.uri):
+            for text in restores.pending(request.uri):
                 context.warn(text)
             plan = _plan(conn, archive, configuration, request)
             result = _predicted(plan)
         else:
-            for text in recover.settle(conn, request.uri):
+            for text in restores.settle(conn, request.uri):
                 context.warn(text)
             draft = _plan(conn, archive, configuration, request)
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
-            with recover.locks(draft.name, draft.uuid, replaced):
+            with restores.locks(draft.name, draft.uuid, replaced):
                 if replaced:
                     for text in vm_recover.settle(conn, replaced):
                         context.warn(f"left by an earlier run and put right: {text}")
@@ -219,7 +220,7 @@ class _Transaction:
     ) -> None:
         self._conn, self._archive, self._plan, self._progress = conn, archive, plan, progress
         token = secrets.token_hex(8)
-        self._operation = recover.Operation(
+        self._operation = restores.Operation(
             uri=uri,
             uuid=plan.uuid,
             name=plan.name,
@@ -240,7 +241,7 @@ class _Transaction:
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
-        journal = Journal.open(f"restore-{self._plan.uuid}", recover.OPERATION, self._operation.facts())
+        journal = Journal.open(f"restore-{self._plan.uuid}", restores.OPERATION, self._operation.facts())
         try:
             written = self._write()
             states = self._check_files()
@@ -253,7 +254,7 @@ class _Transaction:
             raise
         # the VM stands: what follows is clearing up, and the next run repeats it if it fails
         try:
-            recover.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._operation)
+            restores.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._operation)
         except (libvirt.libvirtError, OSError) as error:
             journal.close()
             raise KvmopsError(
@@ -264,17 +265,17 @@ class _Transaction:
         journal.done()
         return written
 
-    def _old(self, vm: ExistingVm) -> recover.OldVm:
+    def _old(self, vm: ExistingVm) -> restores.OldVm:
         try:
             domain = self._conn.lookupByUUIDString(vm.uuid)
             states = snapshots.tree(domain)
             checkpoints = domain.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
-            return recover.OldVm(
+            return restores.OldVm(
                 uuid=vm.uuid,
                 name=vm.name,
                 xml=vm.xml,
                 autostart=bool(domain.autostart()),
-                states=tuple(recover.OldState(state.name, state.xml, state.current) for state in states),
+                states=tuple(restores.StateRecord(state.name, state.xml, state.current) for state in states),
                 checkpoints=tuple((each.getName(), each.getXMLDesc(0)) for each in checkpoints),
             )
         except libvirt.libvirtError as error:
@@ -359,7 +360,7 @@ class _Transaction:
         found = Mark(plan.point, plan.configuration, self._operation.token, states)
         try:
             if old is not None and (old.uuid != plan.uuid or old.name != plan.name):
-                self._conn.lookupByUUIDString(old.uuid).undefineFlags(_KEEP_FILES)
+                self._conn.lookupByUUIDString(old.uuid).undefineFlags(restores.KEEP_FILES)
             domain = self._conn.defineXML(mark.add(plan.domain_xml, found))
             root = _xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), f"the definition of {plan.name}")
         except libvirt.libvirtError as error:
@@ -373,16 +374,16 @@ class _Transaction:
             "Please report this.",
         )
 
-    def _withdraw(self, old: recover.OldVm | None) -> None:
+    def _withdraw(self, old: restores.OldVm | None) -> None:
         if old is not None and old.uuid == self._plan.uuid and old.name == self._plan.name:
             self._conn.defineXML(old.xml)
         else:
-            self._conn.lookupByUUIDString(self._plan.uuid).undefineFlags(_KEEP_FILES)
+            self._conn.lookupByUUIDString(self._plan.uuid).undefineFlags(restores.KEEP_FILES)
 
     def _undo(self, journal: Journal, error: BaseException) -> None:
         """Back to before; where that fails the journal stays, and the next run goes on from there."""
         try:
-            recover.conclude(self._conn, self._operation)
+            restores.conclude(self._conn, self._operation)
         except KvmopsError as second:
             journal.close()
             error.__cause__ = second
@@ -390,24 +391,13 @@ class _Transaction:
             journal.done()
 
 
-_KEEP_FILES = 0
-if libvirt is not None:
-    _KEEP_FILES = (
-        libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-        | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
-        # since libvirt 8.9; older ones have no way to keep it
-        | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
-    )
-
-
-def _step(file: PlannedFile, plan: RestorePlan, token: str) -> recover.FileStep:
+def _step(file: PlannedFile, plan: RestorePlan, token: str) -> restores.FileStep:
     directory, name = os.path.split(file.path)
     # a file name has at most 255 bytes; the number keeps shortened ones apart
     short = os.fsencode(name)[:180].decode("utf-8", "ignore")
     number = plan.files.index(file)
     partial = os.path.join(directory, f".{short}.kvmops-partial-{token}-{number}")
-    return recover.FileStep(
+    return restores.FileStep(
         partial=partial,
         path=file.path,
         aside=os.path.join(directory, f".{short}.kvmops-old-{token}-{number}") if file.path in plan.set_aside else "",
@@ -420,7 +410,7 @@ def _is_converted(file: PlannedFile) -> bool:
     return file.format == "raw" and file.member.role in (Role.DISK, Role.LAYER) and file.member.image_format != "raw"
 
 
-def _sink(archive: ArchiveReader, file: PlannedFile, step: recover.FileStep) -> ImageSink:
+def _sink(archive: ArchiveReader, file: PlannedFile, step: restores.FileStep) -> ImageSink:
     """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
     member = file.member
     fd = _files.create(step.partial)

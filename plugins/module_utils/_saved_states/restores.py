@@ -3,8 +3,9 @@
 # This file is private to the kvmops.backup collection.
 """Takes back a restore that did not come to its end, or clears up behind one that did.
 
-The one question is whether the VM carries the mark of the restore: the definition is its commit. Before it, the old files
-have kept their content under another name; after it, they are what is left to remove. Every step can be repeated.
+The one question is whether the VM carries the mark of the restore: the definition with it is its commit. Before it, the old
+files have kept their content under another name; after it, they are what is left to remove. Every step can be repeated.
+A VM whose saved states are still being defined carries a mark that is not the final one (`pending_token`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -27,17 +29,28 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark
 
+MARK = f"{{{NAMESPACE}}}restored"  # the element in a definition's metadata; its attribute `token` names the operation
 OPERATION = "restore"
+KEEP_FILES = 0  # flags to undefine a VM and nothing else
 _DEFINITIONS = "/etc/libvirt/qemu"
+
+if libvirt is not None:
+    KEEP_FILES = (
+        libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+        # since libvirt 8.9; older ones have no way to keep it
+        | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
+    )
 
 
 @dataclass(frozen=True)
 class FileStep:
     """A file on its way: written as `partial`, renamed to `path`; what was there before waits as `aside` ("": nothing was).
 
-    `scratch`: a qcow2 that is still to be converted to `partial` ("": none is).
+    `path` "": the file is only needed while the restore runs. `scratch`: a qcow2 that is still to be converted to `partial`
+    ("": none is).
     """
 
     partial: str
@@ -47,8 +60,8 @@ class FileStep:
 
 
 @dataclass(frozen=True)
-class OldState:
-    """A saved state of the replaced VM."""
+class StateRecord:
+    """A saved state as libvirt takes it, of the replaced VM or of the new one."""
 
     name: str
     xml: str
@@ -63,7 +76,7 @@ class OldVm:
     name: str
     xml: str
     autostart: bool
-    states: tuple[OldState, ...] = ()
+    states: tuple[StateRecord, ...] = ()
     checkpoints: tuple[tuple[str, str], ...] = ()
 
 
@@ -72,7 +85,7 @@ class Operation:
     """What the journal of a restore says.
 
     `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files.
-    `inodes`: those of the new files, known once they are complete.
+    `states`: saved states of the new VM, parents first. `inodes`: those of the new files, known once they are complete.
     """
 
     uri: str
@@ -84,7 +97,17 @@ class Operation:
     directories: Mapping[str, int]
     old: OldVm | None = None
     pools: tuple[str, ...] = ()
+    states: tuple[StateRecord, ...] = ()
     inodes: Mapping[str, int] | None = None
+
+    @property
+    def pending_token(self) -> str:
+        """The mark's token while the saved states of the new VM are still being defined."""
+        return f"{self.token}-pending"
+
+    def concerns(self, vm: str) -> bool:
+        """Whether it is about the VM of that name or uuid, as the old one or as the new one."""
+        return vm in {self.name, self.uuid, *((self.old.name, self.old.uuid) if self.old is not None else ())}
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
@@ -109,10 +132,11 @@ class Operation:
                 name=old["name"],
                 xml=old["xml"],
                 autostart=old["autostart"],
-                states=tuple(OldState(**state) for state in old["states"]),
+                states=tuple(StateRecord(**state) for state in old["states"]),
                 checkpoints=tuple((name, xml) for name, xml in old["checkpoints"]),
             ),
             pools=tuple(facts["pools"]),
+            states=tuple(StateRecord(**state) for state in facts.get("states", ())),
             inodes=facts.get("inodes"),
         )
 
@@ -130,32 +154,45 @@ def locks(name: str, *uuids: str) -> contextlib.ExitStack:
     return stack
 
 
-def settle(conn: Connection, uri: str) -> list[str]:
-    """Puts right what dead restores left; says what was done. What cannot be put right now stays journalled and is said too."""
+def settle(conn: Connection, uri: str, vm: str = "") -> list[str]:
+    """Puts right what dead restores left, all of them or those that concern the VM of this name or uuid; says what was done.
+
+    The caller holds no lock of a VM yet: the ones that are needed are taken here. A VM that is about to be changed must not
+    be one that a restore has left half-way, so with ``vm`` what cannot be put right is raised (KvmopsError); without, it stays
+    journalled and is said too.
+    """
     done = []
-    for journal in Journal.left_behind(lambda facts: facts.get("operation") == OPERATION and facts.get("uri") == uri):
+    for journal in Journal.left_behind(lambda facts: _is_meant(facts, uri, vm)):
         operation = Operation.from_facts(journal.facts)
         try:
             with locks(operation.name, operation.uuid, operation.old.uuid if operation.old else ""):
                 done.append(conclude(conn, operation))
         except KvmopsError as error:
             journal.close()
-            done.append(
+            text = (
                 f"The restore of {operation.name} from {operation.source} could not be taken back: {error} "
                 f"If what it wrote to is gone for good, remove {journal.path}."
             )
+            if vm:
+                raise KvmopsError(text) from error
+            done.append(text)
         else:
             journal.done()
     return done
 
 
-def pending(uri: str) -> list[str]:
+def pending(uri: str, vm: str = "") -> list[str]:
     """What `settle` would find; changes nothing."""
-    left = Journal.peek(lambda facts: facts.get("operation") == OPERATION and facts.get("uri") == uri)
     return [
-        f"A restore of {facts['name']} from {facts['source']} was interrupted; the next restore clears up."
-        for facts in left
+        f"A restore of {facts['name']} from {facts['source']} was interrupted; the next run that changes the VM clears up."
+        for facts in Journal.peek(lambda facts: _is_meant(facts, uri, vm))
     ]
+
+
+def _is_meant(facts: Mapping[str, Any], uri: str, vm: str) -> bool:
+    if facts.get("operation") != OPERATION or facts.get("uri") != uri:
+        return False
+    return not vm or Operation.from_facts(facts).concerns(vm)
 
 
 def conclude(conn: Connection, operation: Operation) -> str:
@@ -193,6 +230,8 @@ def roll_back(conn: Connection, operation: Operation) -> None:
                 f"a process uses the new file {step.path}, while the VM is still the old one",
                 "Shut down the VM that uses it and restore again.",
             )
+    old = operation.old
+    _take_back_definition(conn, operation)
     for step in new:
         os.unlink(step.path)
     for step in operation.files:
@@ -200,10 +239,44 @@ def roll_back(conn: Connection, operation: Operation) -> None:
         if step.aside and os.path.lexists(step.aside):
             _files.rename_new(step.aside, step.path)
     _sync_directories(operation)
-    old = operation.old
     if old is not None and _lookup(conn, old.uuid) is None:
         _define_again(conn, old)
     refresh(conn, operation.pools)
+
+
+def _take_back_definition(conn: Connection, operation: Operation) -> None:
+    """A VM that was defined, but does not have all its saved states yet, is not the new one."""
+    domain, old = _lookup(conn, operation.uuid), operation.old
+    if domain is None or _token(domain) != operation.pending_token:
+        return
+    if domain.isActive():
+        raise SplitViewError(
+            f"The interrupted restore of {operation.name}",
+            "the VM was started before its saved states were complete",
+            "Shut it down and restore again.",
+        )
+    forget(domain, operation.states)
+    if old is not None and old.uuid == operation.uuid:
+        forget(domain, old.states)
+        domain = conn.defineXML(old.xml)
+        define_states(domain, old.states)
+    else:
+        domain.undefineFlags(KEEP_FILES)
+
+
+def forget(domain: Domain, states: Sequence[StateRecord]) -> None:
+    """Removes the bookkeeping of saved states, children first; those that are not there are fine."""
+    for state in reversed(states):
+        snapshots.forget(domain, state.name)
+
+
+def define_states(domain: Domain, states: Sequence[StateRecord]) -> None:
+    """Gives a VM its saved states, parents first, without touching any file."""
+    for state in states:
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        if state.current:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+        domain.snapshotCreateXML(state.xml, flags)
 
 
 def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
@@ -216,8 +289,8 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
     if old is not None and old.uuid == operation.uuid:
         for name, _dummy in old.checkpoints:
             _forget_checkpoint(domain, name)
-        for state in reversed(old.states):  # children first
-            snapshots.forget(domain, state.name)
+        if not operation.states:  # otherwise they made way for the new ones, which may have the same names
+            forget(domain, old.states)
     elif old is not None and old.autostart:
         domain.setAutostart(1)
     refresh(conn, operation.pools)
@@ -225,11 +298,7 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
 
 def _define_again(conn: Connection, old: OldVm) -> None:
     domain = conn.defineXML(old.xml)
-    for state in old.states:
-        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
-        if state.current:
-            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
-        domain.snapshotCreateXML(state.xml, flags)
+    define_states(domain, old.states)
     for _dummy, xml in old.checkpoints:
         domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
     if old.autostart:
@@ -255,8 +324,8 @@ def _lookup(conn: Connection, uuid: str) -> Domain | None:
 
 def _token(domain: Domain) -> str:
     root = _xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), f"the definition of {domain.name()}")
-    found = mark.read(root)
-    return "" if found is None else found.token
+    found = root.find(f"metadata/{MARK}")
+    return "" if found is None else found.get("token") or ""
 
 
 def _remove(*paths: str) -> None:

@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import recover
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.recover import FileStep, OldState, OldVm, Operation
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.restores import (
+    FileStep,
+    OldVm,
+    Operation,
+    StateRecord,
+)
 
 
 def operation(directory: Path) -> Operation:
@@ -27,7 +32,12 @@ def operation(directory: Path) -> Operation:
         ),
         directories={str(directory): directory.stat().st_ino},
         old=OldVm(
-            "v", "web", "<domain/>", True, (OldState("s", "<domainsnapshot/>", True),), (("c", "<domaincheckpoint/>"),)
+            "v",
+            "web",
+            "<domain/>",
+            True,
+            (StateRecord("s", "<domainsnapshot/>", True),),
+            (("c", "<domaincheckpoint/>"),),
         ),
         pools=("vms",),
         inodes={f"{directory}/a": 5},
@@ -48,4 +58,4 @@ def test_a_missing_mount_is_not_taken_for_missing_files(tmp_path: Path, gone: bo
     if not gone:
         place.mkdir()
     with pytest.raises(KvmopsError, match="Mount what belongs there"):
-        recover.conclude(None, wanted)
+        restores.conclude(None, wanted)
