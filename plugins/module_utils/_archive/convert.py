@@ -141,11 +141,7 @@ def _copy(
                 packed.put(frame, length)
             sums.append(digest)
             progress.advance(length)
-        if packed:
-            packed.put(packed.compress(tar.END), len(tar.END))
-            packed.finish()
-        else:
-            plain.finish(reader.end + len(tar.END))
+        (packed or plain).finish(reader.end + len(tar.END))
     return sums
 
 

@@ -24,6 +24,8 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_FRAME_BYTES = 64 * 2**20  # larger frames (other tools') are streamed, not sought
 MAX_FRAMES = 2**22  # 16 TiB of ours; bounds the memory of an index
 MAX_HEADERS = 2**20  # frame and block headers that `walk` hops over before it gives up: bounds its time
+COVER = 0x184D2A50  # skippable frames that are no seek table
+HEADER_BYTES = 8  # of a skippable frame
 _FOOTER = struct.Struct("<IBI")
 _ENTRY_BYTES = 8
 _TABLE_PIECE = 2**20
@@ -87,6 +89,11 @@ class FrameIndex:
         first = self.find(min(offset, max(0, self.stream_size - 1)))
         last = self.find(min(offset + max(1, length), max(1, self.stream_size)) - 1)
         return self.file_offsets[first], self.file_offsets[last + 1] - self.file_offsets[first]
+
+
+def skippable(payload_bytes: int) -> bytes:
+    """The header of a skippable frame that hides the next bytes from every reader."""
+    return struct.pack("<II", COVER, payload_bytes)
 
 
 def seek_table(frames: Sequence[tuple[int, int]]) -> bytes:

@@ -100,12 +100,17 @@ class PackedFile:
         _files.write_all(self.fd, frame, self.size, self._path)
         self._frames.append((len(frame), content))
         self.size += len(frame)
+        self.written += len(frame)
 
-    def finish(self) -> None:
+    def finish(self, _size: int) -> None:
+        """The end marker's frame and the seek table. The frame begins so that a commit can overwrite its first bytes at once."""
+        if self.size % tar.BLOCK > tar.BLOCK - frames.HEADER_BYTES:
+            self.put(frames.skippable(0), 0)
+        self.put(self.compress(tar.END), len(tar.END))
         table = frames.seek_table(self._frames)
         _files.write_all(self.fd, table, self.size, self._path)
         self.size += len(table)
-        self.written = self.size
+        self.written += len(table)
 
 
 def compressor_threads(level: int, threads: int) -> int:
@@ -115,139 +120,69 @@ def compressor_threads(level: int, threads: int) -> int:
     return max(1, min(thread_count(threads), room))
 
 
-class ArchiveWriter:
-    """`add` members, then `publish`; leaving the context without that removes the partial file.
-
-    `on_partial` is told the partial file's path before the file exists; `bandwidth` limits bytes written per second (0: no limit).
-    Raises TargetError where the place cannot take the bytes (full, read-only, gone), SourceError where a source cannot be read.
-    """
+class MemberWriter:
+    """Writes members into a tar stream, from the offset `position` on; what a new archive and an append have in common."""
 
     def __init__(
         self,
-        directory: str,
-        name: str,
+        path: str,
+        target: Union[PlainFile, PackedFile],
         *,
-        compression: Optional[Compression],
         timestamp: int,
-        threads: int = 0,
-        progress: Optional[Progress] = None,
-        on_partial: Callable[[str], None] = lambda _path: None,
-        bandwidth: int = 0,
+        threads: int,
+        progress: Progress,
+        bandwidth: int,
+        algorithm: digests.Algorithm,
+        position: int = 0,
     ) -> None:
-        self.path = os.path.join(directory, name)
-        self._directory, self._timestamp = directory, timestamp
-        self._progress = progress or Progress()
+        self.path = path
+        self._target, self._timestamp, self._algorithm = target, timestamp, algorithm
+        self._progress = progress
         self._limit = _files.RateLimit(bandwidth)
-        self.partial = os.path.join(directory, names.partial_name(name, secrets.token_hex(6)))
-        on_partial(self.partial)
-        self._fd = _files.create(self.partial)
-        self._plain = PlainFile(self._fd, self.partial) if compression is None else None
-        self._packed = PackedFile(self._fd, self.partial, compression.level) if compression else None
-        self._workers = Workers(compressor_threads(compression.level, threads) if compression else threads)
+        self._workers = Workers(threads)
         self._scratch = threading.local()
-        self._position = 0
-        self._algorithm = digests.fastest()
+        self._position = position
         self._digests: list[bytes] = []
         self._members: list[Member] = []
-        self._open = True
 
-    def __enter__(self) -> ArchiveWriter:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.abort()
-
-    def abort(self) -> None:
-        """Removes the partial file; nothing after `publish`."""
-        if not self._open:
-            return
-        self._close()
-        with contextlib.suppress(OSError):  # its name is in the journal
-            os.unlink(self.partial)
-
-    def _close(self) -> None:
-        self._open = False
-        self._workers.close()
-        os.close(self._fd)
-
-    def add(self, member: Member, source: ImageSource) -> Member:
-        """Writes one member, hashing its chunks on the way; the member with its size and digest.
-
-        The caller closes the source and knows whether somebody wrote to it meanwhile.
-        """
-        done = replace(member, size_bytes=source.size_bytes)
-        if any(done.name == other.name for other in self._members):
-            raise ValueError(f"member {done.name} is in the archive already")
-        if digests.room([*self._members, done]) > digests.MAX_BYTES:
+    def _add(self, member: Member, source: ImageSource, digests_bytes: int) -> Member:
+        """One member; `digests_bytes` are those of all members of the archive, this one included."""
+        if digests_bytes > digests.MAX_BYTES:
             raise RefusedError(
                 f"The archive {self.path}",
-                f"with {done.former_path or done.name} it would be larger than readers take (16 TiB)",
+                f"with {member.former_path or member.name} it would be larger than readers take (16 TiB)",
                 "Back up the VM with fewer disks attached.",
             )
         self._progress.phase("copy", member.target or member.name, source.size_bytes)
-        chunks = self._write_member(done.name, source)
-        joined = b"".join(chunks)
+        joined = b"".join(self._write_member(member.name, source))
         self._digests.append(joined)
-        self._members.append(replace(done, digest=self._algorithm.of_member(joined)))
+        self._members.append(replace(member, size_bytes=source.size_bytes, digest=self._algorithm.of_member(joined)))
         return self._members[-1]
 
-    def publish(self, configuration: Configuration) -> PublishedArchive:
-        """Writes digests, configuration and end, and makes the archive visible and durable.
-
-        `configuration.members` must be the members that were added, in that order.
-        """
-        self._progress.phase("publish")
-        if [(m.name, m.size_bytes, m.digest) for m in configuration.members] != [
-            (m.name, m.size_bytes, m.digest) for m in self._members
-        ]:
-            raise ValueError("the configuration does not list the members that were added")
-        blob = digests.pack(self._digests)
-        digests_name = names.digests_member(configuration.timestamp)
-        self._write_member(digests_name, BytesSource(blob))
-        member_name = names.configuration_member(configuration.timestamp, configuration.vm_name)
+    def _encode(self, configuration: Configuration, blob: bytes) -> tuple[Configuration, bytes]:
+        """The configuration as it will be in the archive, and its member's bytes; `blob` is the digests member."""
         configuration = replace(
             configuration,
             digest_algorithm=self._algorithm.name,
-            digests_member=digests_name,
+            digests_member=names.digests_member(configuration.timestamp),
             digests_digest=self._algorithm.of_chunk(blob).hex(),
+            member_name=names.configuration_member(configuration.timestamp, configuration.vm_name),
         )
         xml, digest = config.encode(configuration)
-        read_back = config.decode(xml, member_name)  # raises where readers would refuse it
+        read_back = config.decode(xml, configuration.member_name)  # raises where readers would refuse it
         if read_back is None or (read_back.digest, read_back.members) != (digest, configuration.members):
             raise ValueError("the configuration does not read back")
-        self._write_member(member_name, BytesSource(xml))
-        self._write_end()
-        _files.sync(self._fd, self.partial)
-        size = os.fstat(self._fd).st_size
-        written = (self._plain or self._packed).written  # type: ignore[union-attr]
-        _files.publish(self.partial, self.path)
-        self._close()
-        return PublishedArchive(
-            self.path, size, written, replace(configuration, member_name=member_name, digest=digest)
-        )
+        return replace(configuration, digest=digest), xml
 
     def _write_member(self, name: str, source: ImageSource) -> list[bytes]:
         data_at = tar.data_offset(self._position)
-        self._write_header(tar.header(name, source.size_bytes, self._timestamp, self._position))
-        self._position = tar.round_up(data_at + source.size_bytes, tar.BLOCK)
-        if self._plain:
-            return self._write_plain(self._plain, source, data_at)
-        if self._packed:
-            return self._write_packed(self._packed, source)
-        raise AssertionError("an archive is plain or compressed")
-
-    def _write_header(self, header: bytes) -> None:
-        if self._plain:
-            self._plain.put(self._position, header)
-        elif self._packed:
-            self._packed.put(self._packed.compress(header), len(header))
-
-    def _write_end(self) -> None:
-        if self._plain:
-            self._plain.finish(self._position + len(tar.END))
-        elif self._packed:
-            self._packed.put(self._packed.compress(tar.END), len(tar.END))
-            self._packed.finish()
+        header = tar.header(name, source.size_bytes, self._timestamp, self._position)
+        at, self._position = self._position, tar.round_up(data_at + source.size_bytes, tar.BLOCK)
+        if isinstance(self._target, PlainFile):
+            self._target.put(at, header)
+            return self._write_plain(self._target, source, data_at)
+        self._target.put(self._target.compress(header), len(header))
+        return self._write_packed(self._target, source)
 
     def _read(self, source: ImageSource, offset: int) -> Optional[memoryview]:
         """One chunk in the calling thread's buffer; None for zeros."""
@@ -301,3 +236,87 @@ class ArchiveWriter:
             for offset, result in zip(part, self._workers.ordered(work, part)):
                 self._progress.advance(min(CHUNK_BYTES, source.size_bytes - offset))
                 yield result
+
+
+class ArchiveWriter(MemberWriter):
+    """`add` members, then `publish`; leaving the context without that removes the partial file.
+
+    `on_partial` is told the partial file's path before the file exists; `bandwidth` limits bytes written per second (0: no limit).
+    Raises TargetError where the place cannot take the bytes (full, read-only, gone), SourceError where a source cannot be read.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        name: str,
+        *,
+        compression: Optional[Compression],
+        timestamp: int,
+        threads: int = 0,
+        progress: Optional[Progress] = None,
+        on_partial: Callable[[str], None] = lambda _path: None,
+        bandwidth: int = 0,
+    ) -> None:
+        self.partial = os.path.join(directory, names.partial_name(name, secrets.token_hex(6)))
+        on_partial(self.partial)
+        self._fd = _files.create(self.partial)
+        super().__init__(
+            os.path.join(directory, name),
+            PackedFile(self._fd, self.partial, compression.level) if compression else PlainFile(self._fd, self.partial),
+            timestamp=timestamp,
+            threads=compressor_threads(compression.level, threads) if compression else threads,
+            progress=progress or Progress(),
+            bandwidth=bandwidth,
+            algorithm=digests.fastest(),
+        )
+        self._open = True
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Removes the partial file; nothing after `publish`."""
+        if not self._open:
+            return
+        self._close()
+        with contextlib.suppress(OSError):  # its name is in the journal
+            os.unlink(self.partial)
+
+    def _close(self) -> None:
+        self._open = False
+        self._workers.close()
+        os.close(self._fd)
+
+    def add(self, member: Member, source: ImageSource) -> Member:
+        """Writes one member, hashing its chunks on the way; the member with its size and digest.
+
+        The caller closes the source and knows whether somebody wrote to it meanwhile.
+        """
+        done = replace(member, size_bytes=source.size_bytes)
+        if any(done.name == other.name for other in self._members):
+            raise ValueError(f"member {done.name} is in the archive already")
+        return self._add(done, source, digests.room([*self._members, done]))
+
+    def publish(self, configuration: Configuration) -> PublishedArchive:
+        """Writes digests, configuration and end, and makes the archive visible and durable.
+
+        `configuration.members` must be the members that were added, in that order.
+        """
+        self._progress.phase("publish")
+        if [(m.name, m.size_bytes, m.digest) for m in configuration.members] != [
+            (m.name, m.size_bytes, m.digest) for m in self._members
+        ]:
+            raise ValueError("the configuration does not list the members that were added")
+        blob = digests.pack(self._digests)
+        configuration, xml = self._encode(configuration, blob)
+        self._write_member(configuration.digests_member, BytesSource(blob))
+        self._write_member(configuration.member_name, BytesSource(xml))
+        self._target.finish(self._position + len(tar.END))
+        _files.sync(self._fd, self.partial)
+        size = os.fstat(self._fd).st_size
+        _files.publish(self.partial, self.path)
+        self._close()
+        return PublishedArchive(self.path, size, self._target.written, configuration)
