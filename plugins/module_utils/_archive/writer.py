@@ -67,6 +67,7 @@ class PlainFile:
 
     def put(self, offset: int, data: Union[bytes, memoryview]) -> None:
         written = _files.write_sparse(self.fd, data, offset, self._path)
+        _files.start_writing_back(self.fd, offset, len(data))
         with self._lock:
             self.written += written
 

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
-import struct
 from typing import Protocol
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.mapping import (
     Mapping,
@@ -21,21 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import n
 
 __all__ = ["FileSink", "ImageSink", "Mapping", "RawSink", "can_stream_as_raw", "read_mapping"]
 
-_FICLONERANGE = 0x4020940D
 _CLONE_BLOCK = 4096
-#: One pwrite() of this size keeps source and page cache in the CPU's caches: measured faster than 4 MiB.
-_WRITE_BYTES = 256 << 10
-#: What the kernel answers when these two files cannot share blocks.
-_CANNOT_CLONE = {
-    errno.EOPNOTSUPP,
-    errno.EXDEV,
-    errno.EINVAL,
-    errno.ENOTTY,
-    errno.EPERM,
-    errno.ETXTBSY,
-    errno.EBADF,
-    errno.ENOSYS,
-}
 
 
 class ImageSink(Protocol):
@@ -112,49 +96,31 @@ class _SparseTarget:
 
     def __init__(self, fd: int, size_bytes: int) -> None:
         self._fd = fd
+        self._path = os.readlink(f"/proc/self/fd/{fd}")
         self._size_bytes = size_bytes
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise self._error("it is not a regular file, so zeros could not be left out")
+            raise TargetError(self._path, "it is not a regular file, so zeros could not be left out")
 
     def write(self, offset: int, data: memoryview) -> None:
         if offset + len(data) > self._size_bytes:
             raise ValueError(f"{len(data)} bytes at {offset} do not fit in {self._size_bytes}")
         for start, end in nonzero_runs(offset, data):
-            self._write_all(offset + start, data[start:end])
+            _files.write_all(self._fd, data[start:end], offset + start, self._path)
+        _files.start_writing_back(self._fd, offset, len(data))
 
     def clone(self, source_fd: int, source_offset: int, target_offset: int, length: int) -> int:
         """Clone whole blocks; returns how many bytes from the beginning are in place."""
         whole = length // _CLONE_BLOCK * _CLONE_BLOCK
-        if not whole or source_offset % _CLONE_BLOCK or target_offset % _CLONE_BLOCK:
+        if source_offset % _CLONE_BLOCK or target_offset % _CLONE_BLOCK:
             return 0
-        request = struct.pack("=qQQQ", source_fd, source_offset, whole, target_offset)
-        try:
-            fcntl.ioctl(self._fd, _FICLONERANGE, request)
-        except OSError as error:
-            if error.errno in _CANNOT_CLONE:
-                return 0
-            raise self._error(f"cloning {whole} bytes failed: {error.strerror}") from error
-        return whole
+        cloned = _files.clone_range(source_fd, source_offset, whole, self._fd, target_offset, self._path)
+        return whole if cloned else 0
 
     def finish(self) -> None:
-        try:
-            os.ftruncate(self._fd, self._size_bytes)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._error(f"it cannot be made durable: {error.strerror}") from error
+        _files.resize(self._fd, self._size_bytes, self._path)
+        _files.sync(self._fd, self._path)
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def _write_all(self, offset: int, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            try:
-                done += os.pwrite(self._fd, data[done : done + _WRITE_BYTES], offset + done)
-            except OSError as error:
-                raise self._error(f"writing at offset {offset + done} failed: {error.strerror}") from error
-
-    def _error(self, why: str) -> TargetError:
-        return TargetError(f"restored disk {os.readlink(f'/proc/self/fd/{self._fd}')}", why)
