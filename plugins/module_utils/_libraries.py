@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The one place that imports third-party libraries.
+"""The one place that imports third-party libraries, each when a file that needs it is imported.
 
 Ansible must be able to import every file of the collection without them (documentation, ansible-test, a host that lacks one):
 they are None then, and _deps says what to install before anything is called.
@@ -9,25 +9,26 @@ they are None then, and _deps says what to install before anything is called.
 
 from __future__ import annotations
 
-__all__ = ["etree", "jmespath", "libvirt", "libvirt_qemu", "zstandard"]
+import importlib
+from typing import TYPE_CHECKING, Any
 
-try:
-    from lxml import etree
-except ImportError:
-    etree = None  # type: ignore[assignment]
-
-try:
-    import zstandard
-except ImportError:
-    zstandard = None  # type: ignore[assignment]
-
-try:
+if TYPE_CHECKING:
+    import jmespath
     import libvirt
     import libvirt_qemu
-except ImportError:
-    libvirt = libvirt_qemu = None
+    import zstandard
+    from lxml import etree
 
-try:
-    import jmespath
-except ImportError:
-    jmespath = None
+__all__ = ["etree", "jmespath", "libvirt", "libvirt_qemu", "zstandard"]
+
+
+def __getattr__(name: str) -> Any:
+    """A library at its first use: looking into an archive must not wait for libvirt."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    try:
+        library = importlib.import_module("lxml.etree" if name == "etree" else name)
+    except ImportError:
+        library = None
+    globals()[name] = library
+    return library
