@@ -122,6 +122,11 @@ def commit(top: str, base: str) -> None:
     _run(["commit", "-q", "-f", "qcow2", "-b", _absolute(base)], top, timeout_s=_LONG_S)
 
 
+def delete_internal(path: str, name: str) -> None:
+    """Delete an internal saved state from a qcow2 that is not in use. Raises ImageError."""
+    _run(["snapshot", "-q", "-d", name], path)
+
+
 def is_in_use(path: str, fmt: str) -> bool:
     """Whether a process holds the image open for writing (QEMU's lock). Raises ImageError when it cannot be told."""
     command = ["info", "-f", fmt, "--output=json", "--", _absolute(path)]

@@ -81,9 +81,42 @@ def domain_job(domain: Domain) -> str:
 def start_commit(domain: Domain, target: str, base: str, top: str) -> None:
     """Start merging the active image ``top`` into ``base``; it stays in step until pivot()."""
     try:
-        domain.blockCommit(target, base, top, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+        names = _listed(domain, target)
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+        domain.blockCommit(target, names.get(base, base), names.get(top, top), 0, flags)
     except libvirt.libvirtError as error:
         raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
+
+
+def start_inner_commit(domain: Domain, target: str, base: str, top: str) -> None:
+    """Start merging ``top``, a layer below the active image, into ``base``; the job ends by itself."""
+    try:
+        names = _listed(domain, target)
+        domain.blockCommit(target, names.get(base, base), names.get(top, top), 0, 0)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
+
+
+def _listed(domain: Domain, target: str) -> dict[str, str]:
+    """The names of a disk's images in the live definition, by resolved path: libvirt compares names."""
+    disk = domain_xml.parse(domain.XMLDesc(0)).disk(target)
+    if disk is None:
+        return {}
+    return {os.path.realpath(path): path for path in (disk.path, *(link.path for link in disk.chain)) if path}
+
+
+def wait_ended(domain: Domain, target: str, on_bytes: OnBytes) -> None:
+    """Wait until no job is at work on the disk any more; whether it did its work is for the caller to see."""
+    while True:
+        try:
+            info = domain.blockJobInfo(target, 0)
+        except libvirt.libvirtError as error:
+            raise translate(error, f"Merging {target} of {domain.name()}") from error
+        if not info and not any(job.target == target for job in jobs(domain)):
+            return
+        if info:
+            on_bytes(int(info["cur"]), int(info["end"]))
+        time.sleep(POLL_S)
 
 
 def wait_ready(domain: Domain, target: str, on_bytes: OnBytes) -> None:

@@ -113,11 +113,36 @@ def exists(domain: Domain, name: str) -> bool:
     return name in domain.snapshotListNames(0)
 
 
+def redefine(domain: Domain, xml: str, *, current: bool) -> None:
+    """Replace what libvirt knows about a saved state of that name; ``current``: the VM stands on it from now on."""
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if current else 0)
+    try:
+        domain.snapshotCreateXML(xml, flags)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"A saved state of {domain.name()}") from error
+
+
 def forget(domain: Domain, name: str) -> None:
     """Remove the bookkeeping of one saved state, not its files; none of that name is fine."""
     try:
-        snapshot = domain.snapshotLookupByName(name, 0)
-        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+        domain.snapshotLookupByName(name, 0).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
             raise translate(error, f"The saved state {name} of {domain.name()}") from error
+
+
+def delete_internal(domain: Domain, name: str) -> None:
+    """Delete an internal saved state from the images that the running VM writes to, and forget it; none is fine."""
+    try:
+        domain.snapshotLookupByName(name, 0).delete(0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            raise translate(error, f"The saved state {name} of {domain.name()}") from error
+
+
+def revert_internal(domain: Domain, name: str) -> None:
+    """Let libvirt bring back an internal saved state: disks, memory if it has one, and definition."""
+    try:
+        domain.revertToSnapshot(domain.snapshotLookupByName(name, 0), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The saved state {name} of {domain.name()}") from error

@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import overlays, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge, overlays, removal, way_back
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.way_back import remove_file
 
 
@@ -33,6 +33,10 @@ def settle(conn: Connection, uuid: str) -> list[str]:
             if overlays.SAVED_STATE in journal.facts and not journal.facts.get(overlays.PUBLISHED):
                 plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
                 done += way_back.bring_back(conn, _find(conn, uuid), plan, journal, Progress())
+            if overlays.REMOVAL in journal.facts:
+                removing = removal.from_facts(journal.facts[overlays.REMOVAL])
+                gone = merge.remove(conn, _find(conn, uuid), removing, journal, Progress())
+                done.append(f"{removing.vm_name}: finished the removal of {', '.join(gone)}")
             partial = journal.facts.get(overlays.PARTIAL, "")
             if partial and remove_partial(partial):
                 done.append(f"removed the unfinished archive {partial}")
@@ -52,6 +56,9 @@ def pending(uuid: str) -> list[str]:
         if overlays.SAVED_STATE in facts and not facts.get(overlays.PUBLISHED):
             plan = overlays.plan_of(facts[overlays.SAVED_STATE])
             text += f"; its saved state {plan.name} of {plan.vm_name} may still be there"
+        if overlays.REMOVAL in facts:
+            removing = removal.from_facts(facts[overlays.REMOVAL])
+            text += f"; it was removing {', '.join(removing.names)} of {removing.vm_name}"
         found.append(text)
     return found
 

@@ -360,7 +360,7 @@ def _merge(work: _Work, target: str) -> None:
 
 
 def _finish(work: _Work, target: str) -> None:
-    blockjobs.wait_ready(work.domain, target, _reporter(work.progress, target))
+    blockjobs.wait_ready(work.domain, target, reporter(work.progress, target))
     disk = views.gather(work.conn, work.domain).disk(target)
     blind = _seen(disk.persistent, work.overlay(target)) is Seen.BASE
     work.step(target, Step.PIVOTING_BLIND if blind else Step.PIVOTING)
@@ -379,7 +379,7 @@ def _finish_qemu(work: _Work, target: str) -> None:
     def before_pivot() -> None:
         work.step(target, Step.PIVOTING_BLIND)
 
-    blockjobs.finish_commit_qemu(work.domain, target, _reporter(work.progress, target), before_pivot)
+    blockjobs.finish_commit_qemu(work.domain, target, reporter(work.progress, target), before_pivot)
     _require_on_base(work, target)
     blockjobs.dismiss_own(work.domain, target)
 
@@ -500,7 +500,18 @@ _ACTS: dict[Act, Callable[[_Work, str], None]] = {
 }
 
 
-def _reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
+def soon(true: Callable[[], bool]) -> bool:
+    """Whether it becomes true while a living libvirtd catches up with QEMU."""
+    end = time.monotonic() + CATCH_UP_S
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
+    """Tell the progress of a merge that begins; a wish to cancel is not heard."""
     reported = 0
     with suppress(CancelledError):
         progress.phase("merge", target)

@@ -1,0 +1,283 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The saved states of a VM and the files they lie in: which file stands on which, and who else needs them.
+
+All paths are resolved (`views.real`), so that they can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    KvmopsError,
+    RefusedError,
+    SplitViewError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, storage, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+
+_FORMATS = ("qcow2", "raw")
+
+
+class Kind(str, Enum):
+    """Where the state of one disk is."""
+
+    EXTERNAL = "external"  # frozen in a file of its own
+    INTERNAL = "internal"  # inside a qcow2
+    NONE = "no"  # not part of the saved state
+
+
+@dataclass(frozen=True)
+class StateDisk:
+    """One disk in a saved state.
+
+    ``path`` is the file that the disk was then: what EXTERNAL has frozen, what INTERNAL lies in. ``overlay_path`` is the
+    file that EXTERNAL made for the guest to write to, "" otherwise. ``definition`` is the <disk> as the VM's definition had it.
+    """
+
+    target: str
+    kind: Kind
+    path: str
+    overlay_path: str
+    definition: str
+
+
+@dataclass(frozen=True)
+class State:
+    """A saved state with its disks."""
+
+    info: SavedStateInfo
+    disks: tuple[StateDisk, ...]
+
+    @property
+    def name(self) -> str:
+        """The name that libvirt has it under."""
+        return self.info.name
+
+    def disk(self, target: str) -> StateDisk | None:
+        """Its disk of that target."""
+        return next((disk for disk in self.disks if disk.target == target), None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image file; ``backing`` is what it stands on, "" for nothing; ``internal`` are the saved states inside it."""
+
+    path: str
+    format: str
+    backing: str
+    virtual_size_bytes: int
+    internal: tuple[str, ...] = ()
+    modified_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A VM with its saved states (parents first), its disks' active files and every file that belongs to either."""
+
+    vm_uuid: str
+    vm_name: str
+    running: bool
+    managed_save: bool
+    states: tuple[State, ...]
+    active: Mapping[str, str]  # target: file of every disk with a local file that is not read-only
+    files: Mapping[str, Layer]  # files that are there, by path
+    other_vms: Mapping[str, str]  # file: VM that has it in a chain of its own
+
+    def state(self, name: str) -> State | None:
+        """The saved state of that name."""
+        return next((state for state in self.states if state.name == name), None)
+
+    def chain(self, path: str) -> tuple[str, ...]:
+        """The file and all that it stands on, as far as they are there."""
+        found: list[str] = []
+        while path in self.files and path not in found:
+            found.append(path)
+            path = self.files[path].backing
+        return tuple(found)
+
+    def holders(self, path: str) -> tuple[State, ...]:
+        """Saved states that have frozen this file."""
+        return tuple(
+            state
+            for state in self.states
+            if any(disk.kind is Kind.EXTERNAL and disk.path == path for disk in state.disks)
+        )
+
+
+def look(conn: Connection, domain: Domain) -> Layers:
+    """What libvirt and the files say; touches nothing. Raises KvmopsError for what cannot be read."""
+    try:
+        running, persistent = bool(domain.isActive()), bool(domain.isPersistent())
+        flags = 0 if running else libvirt.VIR_DOMAIN_XML_INACTIVE
+        disks = domain_xml.parse(domain.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_SECURE)).disks
+        managed_save = persistent and bool(domain.hasManagedSaveImage(0))
+        uuid = str(domain.UUIDString())
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The VM {domain.name()}") from error
+    states = tuple(_state(conn, info) for info in snapshots.tree(domain))
+    active: dict[str, str] = {}
+    files: dict[str, Layer] = {}
+    for disk in disks:
+        path = path_of(conn, disk)
+        if path and disk.device == "disk" and not disk.readonly and disk.format in (*_FORMATS, ""):
+            active[disk.target] = path
+            _follow(path, disk.format or "raw", files)
+    for state in states:
+        for each in state.disks:
+            if each.kind is not Kind.NONE:
+                _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
+                _follow(each.overlay_path, "qcow2", files)
+    others = _other_vms(conn, uuid)
+    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others)
+
+
+def path_of(conn: Connection, disk: domain_xml.Disk) -> str:
+    """The resolved local file of a disk, "" if it has none or its pool cannot tell."""
+    if disk.volume and not disk.path:
+        try:
+            return views.real(storage.volume_path(conn, disk.pool, disk.volume))
+        except (KvmopsError, libvirt.libvirtError):
+            return ""
+    return views.real(disk.path)
+
+
+def require_quiet(conn: Connection, domain: Domain, layers: Layers) -> None:
+    """Nobody is at work on the disks, the views agree, off means off. Raises RefusedError, BusyError or SplitViewError."""
+    what = f"The VM {layers.vm_name}"
+    if layers.managed_save:
+        hint = f"Start it (virsh start {layers.vm_name}) or give its memory up (virsh managedsave-remove {layers.vm_name})."
+        raise RefusedError(what, "it has a managed-save image: its memory belongs to its disks as they are now", hint)
+    if not layers.running:
+        images = [(path, layers.files[path].format) for path in layers.active.values() if path in layers.files]
+        views.require_really_off(domain, images)
+        return
+    at_work = blockjobs.domain_job(domain)
+    if at_work:
+        raise BusyError(what, f"{at_work} is at work on it", "Wait until it has finished.")
+    jobs = blockjobs.jobs(domain)
+    if jobs:
+        named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in jobs)
+        raise BusyError(
+            what, f"block jobs that are not ours are at work on it: {named}", "Wait until they have finished."
+        )
+    for disk in views.gather(conn, domain).disks:
+        if not disk.agree:
+            raise SplitViewError(
+                f"The disk {disk.target} of {layers.vm_name}",
+                f"QEMU has {' on '.join(disk.qemu)}, the live definition {' on '.join(disk.live)}, the persistent one "
+                f"{' on '.join(disk.persistent)}",
+                "Nothing was touched. A configuration change that waits for the next start is applied by a restart.",
+            )
+
+
+def require_free(layers: Layers, paths: Iterable[str], what: str) -> None:
+    """None of the files belongs to another VM too. Raises RefusedError."""
+    for path in paths:
+        if path in layers.other_vms:
+            raise RefusedError(
+                what,
+                f"the VM {layers.other_vms[path]} uses {path} too",
+                "Take the disk out of that VM first; nothing was touched.",
+            )
+
+
+def _state(conn: Connection, info: SavedStateInfo) -> State:
+    root = _xml.parse(info.xml, f"The saved state {info.name}")
+    then = root.find("domain")
+    if then is None:
+        return State(info, ())
+    kept = root.find("inactiveDomain")
+    listed = {disk.get("name", ""): disk for disk in root.iterfind("disks/disk")}
+    disks = []
+    for disk in domain_xml.view(then).disks:
+        entry = listed.get(disk.target)
+        kind = Kind.NONE
+        overlay = ""
+        if entry is not None and entry.get("snapshot") in (Kind.EXTERNAL.value, Kind.INTERNAL.value):
+            kind = Kind(entry.get("snapshot"))
+            source = entry.find("source")
+            if kind is Kind.EXTERNAL and source is not None:
+                overlay = views.real(source.get("file", ""))
+        definition = _definition(then if kept is None else kept, disk.target) or _definition(then, disk.target)
+        disks.append(StateDisk(disk.target, kind, path_of(conn, disk), overlay, definition))
+    return State(info, tuple(disks))
+
+
+def _definition(domain: etree._Element, target: str) -> str:
+    for disk in domain.iterfind("devices/disk"):
+        name = disk.find("target")
+        if name is not None and name.get("dev") == target:
+            return etree.tostring(disk, encoding="unicode", with_tail=False)
+    return ""
+
+
+def _follow(path: str, image_format: str, files: dict[str, Layer]) -> None:
+    """Add a file and all that it stands on."""
+    while path and path not in files and os.path.exists(path):
+        found = qemu_img.info(path, image_format or _probed_format(path))
+        backing = views.real(found.full_backing_file)
+        files[path] = Layer(
+            path, found.format, backing, found.virtual_size_bytes, found.internal_snapshots, os.stat(path).st_mtime_ns
+        )
+        path, image_format = backing, found.backing_format
+
+
+def _probed_format(path: str) -> str:
+    """What the first bytes say; only for a file that is known to be one of the VM's frozen layers."""
+    return "qcow2" if _header(path) is not None else "raw"
+
+
+def _header(path: str) -> probe.ImageInfo | None:
+    """What a file says about itself if it is a qcow2 of this host."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            found = probe.probe(lambda offset, length: os.pread(file.fileno(), length, offset), size)
+    except (OSError, probe.ImageError):
+        return None
+    return found if found.format == "qcow2" else None
+
+
+def _other_vms(conn: Connection, uuid: str) -> dict[str, str]:
+    """Every file that another VM's disk is or stands on."""
+    found: dict[str, str] = {}
+    for other in conn.listAllDomains():
+        if other.UUIDString() == uuid:
+            continue
+        try:
+            flags = [0, libvirt.VIR_DOMAIN_XML_INACTIVE] if other.isActive() else [0]
+            disks = [disk for flag in flags for disk in domain_xml.parse(other.XMLDesc(flag)).disks]
+            name = str(other.name())
+        except libvirt.libvirtError:  # undefined meanwhile
+            continue
+        for disk in disks:
+            for path in _chain_files(path_of(conn, disk)):
+                found.setdefault(path, name)
+    return found
+
+
+def _chain_files(path: str) -> Iterator[str]:
+    seen: set[str] = set()
+    while path and path not in seen and os.path.isfile(path):
+        seen.add(path)
+        yield path
+        header = _header(path)
+        below = header.backing_file if header else ""
+        path = views.real(os.path.join(os.path.dirname(path), below)) if below and ":" not in below else ""

@@ -1,0 +1,266 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Removing saved states for good: one disk at a time, base and top named, every step journalled, resumable.
+
+The order keeps every moment safe: data into the base, then whoever stood on the top onto the base, then the definitions,
+then the bookkeeping, the files last.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    again,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+    bookkeeping,
+    former,
+    layers,
+    overlays,
+    removal,
+    way_back,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+    Former,
+    Overlay,
+    SavedStatePlan,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.removal import Merge, RemovalPlan
+
+_MERGED = "removal_merged"  # facts in the journal
+_STARTED = "removal_started"
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What is gone: names of saved states, children first; ``notes`` is what a person should know."""
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, context: Context) -> Removed:
+    """Remove saved states, VM running or off. The caller holds the VM's lock and has settled what dead runs left.
+
+    Raises RefusedError, BusyError or SplitViewError with nothing touched; after any other error recover.settle() goes on.
+    """
+    conn, domain = again(conn, domain)
+    found = layers.look(conn, domain)
+    plan = removal.plan_removal(found, names)
+    if not plan.names:
+        return Removed((), ())
+    layers.require_quiet(conn, domain, found)
+    _require_unused(found, plan)
+    facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
+    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of saved states", facts)
+    try:
+        gone = remove(conn, domain, plan, journal, context.progress)
+        journal.done()
+    finally:
+        journal.close()
+    return Removed(tuple(gone), plan.notes)
+
+
+def remove(
+    conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress
+) -> list[str]:
+    """Carry the plan out, from where an earlier run stopped; the names that are gone. A wish to cancel is not heard."""
+    if overlays.REMOVAL not in journal.facts:
+        journal.record(**{overlays.REMOVAL: asdict(plan)})
+    if not journal.facts.get(_MERGED):
+        _merge_all(conn, domain, plan, journal, progress)
+        journal.record(**{_MERGED: True})
+    if domain is not None:
+        _tidy_definitions(conn, domain, plan)
+        _delete_inner(domain, plan)
+        for name in plan.names:
+            snapshots.forget(domain, name)
+    for path in plan.files:
+        _unlink(conn, plan, path)
+    return list(plan.names)
+
+
+def _merge_all(
+    conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress
+) -> None:
+    work = _Work(conn, domain, plan, journal, progress)
+    for merge in plan.merges:
+        if not merge.active:
+            _merge_below(work, merge)
+    active = [merge for merge in plan.merges if merge.active]
+    if active:
+        _merge_active(work, active)
+
+
+@dataclass(frozen=True)
+class _Work:
+    conn: Connection
+    domain: Domain | None
+    plan: RemovalPlan
+    journal: Journal
+    progress: Progress
+
+    @property
+    def running(self) -> bool:
+        """Whether libvirt says so, now."""
+        return self.domain is not None and bool(self.domain.isActive())
+
+
+# --- the image that the guest writes to ----------------------------------------------------------------------------
+
+
+def _merge_active(work: _Work, merges: list[Merge]) -> None:
+    """Through the same table of situations as a backup's own saved state: the layers are one overlay several files deep."""
+    plan = work.plan
+    formers = {each.target: Former(each.disk_xml, former.owner_of(each.base_path)) for each in merges}
+    merged = SavedStatePlan(
+        vm_uuid=plan.vm_uuid,
+        vm_name=plan.vm_name,
+        name="",
+        description="",
+        overlays=tuple(
+            Overlay(each.target, each.base_path, each.base_format, each.top_path, each.between) for each in merges
+        ),
+        excluded_targets=(),
+        memory_path="",
+        quiesce=False,
+        expendable=plan.names,
+    )
+    way_back.merge_back(work.conn, work.domain, merged, formers, work.journal, work.progress)
+
+
+# --- layers below, and on other branches ---------------------------------------------------------------------------
+
+
+def _merge_below(work: _Work, merge: Merge) -> None:
+    """Merge layers that the guest does not write to, unless that has been done."""
+    if work.running and merge.attached:
+        _merge_in_qemu(work, merge)
+    children = [child for child in merge.children if not _stands_on_base(child, merge)]
+    if not children:
+        return
+    for path in (merge.top_path, merge.base_path, *children):
+        image_format = merge.base_format if path == merge.base_path else "qcow2"
+        if qemu_img.is_in_use(path, image_format):
+            raise BusyError(f"Merging {merge.top_path} into {merge.base_path}", f"a process has {path} open")
+    # a child that stands on the base already says that the data is there
+    if len(children) == len(merge.children):
+        way_back.reporter(work.progress, merge.target)
+        qemu_img.commit(merge.top_path, merge.base_path)
+        _sync(merge.base_path)
+    for child in children:
+        qemu_img.rebase_unsafe(child, merge.base_path, merge.base_format)
+        _sync(child)
+
+
+def _merge_in_qemu(work: _Work, merge: Merge) -> None:
+    started = f"{_STARTED}_{merge.target}"
+    conn, domain = work.conn, work.domain
+    what = f"Merging {merge.top_path} of {work.plan.vm_name} into {merge.base_path}"
+    jobs = [job for job in blockjobs.jobs(domain) if job.target == merge.target]
+    ours = work.journal.facts.get(started) == merge.top_path
+    if jobs and not (ours and jobs[0].type == "commit"):
+        raise BusyError(what, f"the block job {jobs[0].id} is not ours", "Wait until it has finished.")
+    chain = views.gather(conn, domain).disk(merge.target).qemu
+    if merge.top_path in chain and not jobs:
+        work.journal.record(**{started: merge.top_path})
+        blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path)
+    blockjobs.wait_ended(domain, merge.target, way_back.reporter(work.progress, merge.target))
+    if not way_back.soon(lambda: views.gather(conn, domain).disk(merge.target).agree):
+        seen = views.gather(conn, domain).disk(merge.target)
+        raise SplitViewError(
+            what,
+            f"QEMU has {' on '.join(seen.qemu)}, the live definition {' on '.join(seen.live)}",
+            "Restart libvirtd or the VM, and run the task again.",
+        )
+    if merge.top_path in views.gather(conn, domain).disk(merge.target).qemu:
+        raise KvmopsError(
+            what,
+            "the block job ended before its end",
+            "Look for a full file system or I/O errors under the disk; the next run tries again.",
+        )
+
+
+def _stands_on_base(child: str, merge: Merge) -> bool:
+    return views.real(qemu_img.info(child, "qcow2").full_backing_file) == merge.base_path
+
+
+# --- afterwards ----------------------------------------------------------------------------------------------------
+
+
+def _tidy_definitions(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
+    """The VM's definition and the saved states that stay name the files that have the data now."""
+    replaced = plan.replaced
+    try:
+        if domain.isPersistent():
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            now = domain.XMLDesc(flags)
+            then = bookkeeping.replace_in_domain(now, replaced)
+            if former.words(then) != former.words(now):
+                conn.defineXML(then)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The definition of {plan.vm_name}") from error
+    for state in snapshots.tree(domain):
+        if state.name in plan.names:
+            continue
+        xml = bookkeeping.replace_in_saved_state(state.xml, replaced)
+        if former.words(xml) != former.words(state.xml):
+            snapshots.redefine(domain, xml, current=state.current)
+
+
+def _delete_inner(domain: Domain, plan: RemovalPlan) -> None:
+    """Internal saved states out of the files that stay."""
+    for state in plan.inner:
+        if state.name not in qemu_img.info(state.path, "qcow2").internal_snapshots:
+            continue
+        if domain.isActive() and state.live:
+            snapshots.delete_internal(domain, state.name)
+        else:
+            qemu_img.delete_internal(state.path, state.name)
+
+
+def _unlink(conn: Connection, plan: RemovalPlan, path: str) -> None:
+    """Remove a file that nobody needs any more; one that came into use since the plan was made stays."""
+    if not os.path.lexists(path):
+        return
+    for domain in conn.listAllDomains():
+        for flag in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
+            for disk in domain_xml.parse(domain.XMLDesc(flag)).disks:
+                if path in [layers.path_of(conn, disk), *(views.real(link.path) for link in disk.chain)]:
+                    raise SplitViewError(
+                        f"The file {path}",
+                        f"it shall be removed, but {domain.name()} still has it",
+                        "Nothing more was done; look at that VM's disks.",
+                    )
+    way_back.remove_file(path)
+
+
+def _require_unused(found: layers.Layers, plan: RemovalPlan) -> None:
+    """Files of other branches are nobody's active image. Raises BusyError."""
+    attached = {path for active in found.active.values() for path in found.chain(active)}
+    for path in [*plan.files, *(state.path for state in plan.inner)]:
+        layer = found.files.get(path)
+        if layer is not None and path not in attached and qemu_img.is_in_use(path, layer.format):
+            raise BusyError(f"The file {path} of {plan.vm_name}", "a process has it open and writes to it")
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

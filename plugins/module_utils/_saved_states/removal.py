@@ -1,0 +1,279 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What removing saved states comes to: which layers are merged into which, which files go. Pure.
+
+The files of a disk form a tree. A layer stays where the VM or a saved state that stays needs it by itself. A layer that
+a removed saved state had frozen, and that only one needed layer stands on, takes that one's data (base and top are
+always named: a template below a thin clone was frozen by none of the clone's saved states, so it is never a base).
+Layers that nobody needs any more, on dead branches, go without a merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import (
+    Kind,
+    Layers,
+    State,
+    require_free,
+)
+
+
+class All:
+    """Every saved state of the VM."""
+
+
+ALL = All()
+Names = Union[Sequence[str], All]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """``top_path`` and what lies ``between`` (top first) become part of ``base_path``; ``children`` stand on the base then.
+
+    ``attached``: it is part of what the VM stands on; ``active``: its top is what the guest writes to.
+    ``disk_xml`` is the <disk> as it was when the base was active, "" where that is not known.
+    """
+
+    target: str
+    base_path: str
+    base_format: str
+    top_path: str
+    between: tuple[str, ...]
+    children: tuple[str, ...]
+    attached: bool
+    active: bool
+    disk_xml: str
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """The files that are not needed afterwards."""
+        return (self.top_path, *self.between)
+
+
+@dataclass(frozen=True)
+class InnerState:
+    """An internal saved state to delete from a file; ``live``: from the image that the running VM then writes to."""
+
+    name: str
+    path: str
+    live: bool
+
+
+@dataclass(frozen=True)
+class RemovalPlan:
+    """Saved states to remove (children first), and all that it takes; ``notes`` is what a person should know."""
+
+    vm_uuid: str
+    vm_name: str
+    names: tuple[str, ...]
+    kept: tuple[str, ...]
+    merges: tuple[Merge, ...]
+    inner: tuple[InnerState, ...]
+    files: tuple[str, ...]  # to unlink in the end: merged layers, dead branches, memory images
+    notes: tuple[str, ...] = ()
+
+    @property
+    def replaced(self) -> dict[str, tuple[str, str]]:
+        """Path and format that stand for each merged layer from then on."""
+        return {path: (merge.base_path, merge.base_format) for merge in self.merges for path in merge.gone}
+
+
+def from_facts(facts: Mapping[str, Any]) -> RemovalPlan:
+    """The plan in a journal (written with dataclasses.asdict)."""
+    merges = tuple(
+        Merge(**{**each, "between": tuple(each["between"]), "children": tuple(each["children"])})
+        for each in facts["merges"]
+    )
+    lists = {name: tuple(facts[name]) for name in ("names", "kept", "files", "notes")}
+    inner = tuple(InnerState(**each) for each in facts["inner"])
+    return RemovalPlan(facts["vm_uuid"], facts["vm_name"], merges=merges, inner=inner, **lists)
+
+
+def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
+    """How these saved states are removed. Raises RefusedError for what cannot be done without losing what shall stay."""
+    wanted = {state.name for state in layers.states} if isinstance(names, All) else set(names)
+    removed = [state for state in layers.states if state.name in wanted]
+    unknown = wanted - {state.name for state in removed}
+    what = f"Saved states of {layers.vm_name}"
+    if unknown:
+        raise RefusedError(what, f"there is no {', '.join(sorted(unknown))}")
+    kept = [state for state in layers.states if state.name not in wanted]
+    work = _Work(layers, removed, kept)
+    targets = dict.fromkeys([*layers.active, *(disk.target for state in removed for disk in state.disks)])
+    for target in targets:
+        _plan_disk(work, target)
+    _require_nothing_lost(work, what)
+    memories = [state.info.memory_path for state in removed if state.info.memory == "external"]
+    still = {state.info.memory_path for state in kept}
+    gone = [path for merge in work.merges for path in merge.gone]
+    inner = tuple(dict.fromkeys(_inner(work, gone, what)))
+    touched = [merge.base_path for merge in work.merges] + [child for merge in work.merges for child in merge.children]
+    require_free(layers, [*touched, *gone, *work.dead, *(each.path for each in inner)], what)
+    return RemovalPlan(
+        vm_uuid=layers.vm_uuid,
+        vm_name=layers.vm_name,
+        names=tuple(state.name for state in reversed(removed)),
+        kept=tuple(state.name for state in kept),
+        merges=tuple(work.merges),
+        inner=inner,
+        files=tuple(dict.fromkeys([*gone, *work.dead, *(path for path in memories if path and path not in still)])),
+        notes=tuple(work.notes),
+    )
+
+
+@dataclass
+class _Work:
+    layers: Layers
+    removed: list[State]
+    kept: list[State]
+    merges: list[Merge] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _plan_disk(work: _Work, target: str) -> None:
+    layers = work.layers
+    frozen = _frozen(work.removed, target)
+    made = [disk.overlay_path for state in work.removed for disk in state.disks if disk.target == target]
+    own = [path for path in dict.fromkeys([*frozen, *made]) if path in layers.files]
+    active = layers.active.get(target, "")
+    root = layers.chain(active)[-1:]
+    strange = [path for path in own if layers.chain(path)[-1:] != root]
+    if strange:
+        work.notes.append(f"{target} is another disk than it was then; its former files stay: {', '.join(strange)}")
+    own = [path for path in own if path not in strange]
+    frozen = {path: definition for path, definition in frozen.items() if path in own}
+    needed = {
+        path: None
+        for start in (active, *_pinned(work.kept, target), *_elsewhere(work, target))
+        for path in reversed(layers.chain(start))
+    }
+    pinned = {active, *_pinned(work.kept, target), *_elsewhere(work, target)}
+    standing = {path: [above for above in needed if layers.files[above].backing == path] for path in needed}
+    free = {path for path in frozen if path in needed and path not in pinned and len(standing[path]) == 1}
+    for path in needed:
+        if path in frozen and path not in pinned and len(standing[path]) > 1:
+            work.notes.append(f"{path} stays: {len(standing[path])} branches stand on it")
+        if path in free and layers.files[path].backing not in free:
+            work.merges.append(_merge(work, target, path, free, standing, active))
+    for path in own:
+        if path in needed:
+            continue
+        if active in layers.chain(path) and layers.files[active].modified_ns <= layers.files[path].modified_ns:
+            work.notes.append(f"{path} stays: it stands on {active}, and may be newer than what the VM has")
+        else:
+            work.dead.append(path)
+
+
+def _frozen(states: Iterable[State], target: str) -> dict[str, str]:
+    """Files that external saved states have frozen, with the <disk> of that moment."""
+    return {
+        disk.path: disk.definition
+        for state in states
+        for disk in state.disks
+        if disk.target == target and disk.kind is Kind.EXTERNAL
+    }
+
+
+def _pinned(states: Iterable[State], target: str) -> list[str]:
+    """Files whose very content saved states need."""
+    return [
+        disk.path for state in states for disk in state.disks if disk.target == target and disk.kind is not Kind.NONE
+    ]
+
+
+def _elsewhere(work: _Work, target: str) -> list[str]:
+    """Files that other disks, now or in a saved state that stays, need too: disks may have been swapped."""
+    return [path for other, path in work.layers.active.items() if other != target] + [
+        disk.path for state in work.kept for disk in state.disks if disk.target != target and disk.kind is not Kind.NONE
+    ]
+
+
+def _merge(
+    work: _Work, target: str, base: str, free: set[str], standing: Mapping[str, Sequence[str]], active: str
+) -> Merge:
+    """The longest run of layers that all end in `base`."""
+    run = [standing[base][0]]
+    while run[0] in free:
+        run.insert(0, standing[run[0]][0])
+    definition = _frozen(work.removed, target)[base]
+    files = work.layers.files
+    return Merge(
+        target=target,
+        base_path=base,
+        base_format=files[base].format,
+        top_path=run[0],
+        between=tuple(run[1:]),
+        children=tuple(standing[run[0]]),
+        attached=run[0] in work.layers.chain(active),
+        active=run[0] == active,
+        disk_xml=definition if not files[base].backing else _without_chain(definition),
+    )
+
+
+def _without_chain(disk_xml: str) -> str:
+    """The <disk> without what lay below it then: libvirt finds out itself what lies below it now."""
+    if not disk_xml:
+        return ""
+    disk = _xml.parse(disk_xml, "A disk")
+    for backing in disk.findall("backingStore"):
+        disk.remove(backing)
+    return _xml.text(disk)
+
+
+def _require_nothing_lost(work: _Work, what: str) -> None:
+    """No internal saved state that shall stay, known to libvirt or not, goes with a layer; no disk changes its size."""
+    names = {state.name for state in work.removed}
+    files = work.layers.files
+    for path in [*(path for merge in work.merges for path in merge.gone), *work.dead]:
+        lost = [name for name in files[path].internal if name not in names]
+        if lost:
+            raise RefusedError(
+                what,
+                f"the internal saved state {', '.join(lost)} lies in {path}, which would go: it would be lost",
+                f"Remove it too, or first: vm_snapshot snapshot={lost[0]} state=absent.",
+            )
+    for merge in work.merges:
+        top, base = files[merge.top_path], files[merge.base_path]
+        if top.virtual_size_bytes < base.virtual_size_bytes:
+            raise RefusedError(
+                what,
+                f"{merge.target} became smaller after its saved state: a merge would give it the size of {base.path} again",
+                "Resize the disk back, or copy it to a new image.",
+            )
+        if merge.active and merge.children:
+            raise RefusedError(
+                what,
+                f"{', '.join(merge.children)} stand on {merge.top_path}, which the VM writes to",
+                "Those saved states are broken. Remove them first.",
+            )
+
+
+def _inner(work: _Work, gone: Sequence[str], what: str) -> Iterable[InnerState]:
+    """Internal saved states to delete from files that stay."""
+    layers = work.layers
+    after = {merge.target: merge.base_path for merge in work.merges if merge.active}
+    now = {target: after.get(target, path) for target, path in layers.active.items()}
+    attached = {path for active in layers.active.values() for path in layers.chain(active)}
+    for state in work.removed:
+        for disk in state.disks:
+            layer = layers.files.get(disk.path)
+            if disk.kind is not Kind.INTERNAL or layer is None or state.name not in layer.internal:
+                continue
+            if disk.path in gone or disk.path in work.dead:
+                continue
+            live = layers.running and disk.path in now.values()
+            if layers.running and disk.path in attached and not live:
+                raise RefusedError(
+                    what,
+                    f"the internal saved state {state.name} lies in {disk.path}, below what the running VM writes to",
+                    "Shut the VM down and run the task again, or remove the saved states above it too.",
+                )
+            yield InnerState(state.name, disk.path, live)

@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Saved states are removed: chains and trees, VM running and off; what stays is what it was."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import states
+
+from ansible_collections.kvmops.backup.tests.lab import markers, truth
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+
+
+def chain_of(vm, length, memory=False):
+    """That many external saved states, the guest writing in between."""
+    for number in range(1, length + 1):
+        if vm.is_running():
+            vm.wait_for_marker(vm.last_marker().number + 1)
+        states.external(vm, f"s{number}", memory=memory and number % 2 == 1)
+
+
+@pytest.mark.parametrize("length", [1, 2, 10])
+@pytest.mark.parametrize("power", ["running", "off"])
+def test_all_of_a_chain(lab, length, power):
+    vm = lab.create_vm("chain", [Disk(), Disk("raw")])
+    vm.wait_for_marker(1)
+    directory = os.path.dirname(vm.disks()["vda"])
+    before, files = vm.xml(inactive=True), sorted(os.listdir(directory))
+    chain_of(vm, length)
+    vm.wait_for_marker(vm.last_marker().number + 1)
+    last = vm.last_marker().number
+    if power == "off":
+        vm.shutdown()
+        visible = {target: truth.content_sha256(path, "qcow2") for target, path in vm.disks().items()}
+    removed = states.remove(vm)
+    assert list(removed.names) == [f"s{number}" for number in range(length, 0, -1)]
+    assert states.names(vm) == []
+    assert vm.xml(inactive=True) == before
+    assert sorted(os.listdir(directory)) == files
+    states.assert_consistent(vm)
+    if power == "off":
+        assert visible == {target: truth.content_sha256(path, path.suffix[1:]) for target, path in vm.disks().items()}
+        vm.start()
+    vm.wait_for_marker(last + 2)
+    for target in ("vda", "vdb"):
+        markers.parse_log(vm.log(target))
