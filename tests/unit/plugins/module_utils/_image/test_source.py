@@ -243,7 +243,7 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
     make_raw(backing, 24 * MIB, seed=9, pieces=20)
     done = subprocess.run(["losetup", "-f", "--show", str(backing)], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
+        pytest.skip(f"no loop device here: {done.stderr.strip()}")
     device = Path(done.stdout.strip())
     yield device
     subprocess.run(["losetup", "-d", str(device)], check=True)
