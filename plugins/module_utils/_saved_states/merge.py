@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
     bookkeeping,
+    copying,
     former,
     layers,
     overlays,
@@ -161,10 +162,10 @@ def _merge_below(work: _Work, merge: Merge) -> None:
     if len(children) == len(merge.children):
         way_back.reporter(work.progress, merge.target)
         qemu_img.commit(merge.top_path, merge.base_path)
-        _sync(merge.base_path)
+        copying.sync(merge.base_path)
     for child in children:
         qemu_img.rebase_unsafe(child, merge.base_path, merge.base_format)
-        _sync(child)
+        copying.sync(child)
 
 
 def _merge_in_qemu(work: _Work, merge: Merge) -> None:
@@ -256,11 +257,3 @@ def _require_unused(found: layers.Layers, plan: RemovalPlan) -> None:
         layer = found.files.get(path)
         if layer is not None and path not in attached and qemu_img.is_in_use(path, layer.format):
             raise BusyError(f"The file {path} of {plan.vm_name}", "a process has it open and writes to it")
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

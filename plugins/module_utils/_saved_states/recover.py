@@ -16,7 +16,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge, overlays, removal, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+    merge,
+    overlays,
+    removal,
+    revert,
+    way_back,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.way_back import remove_file
 
 
@@ -37,6 +43,9 @@ def settle(conn: Connection, uuid: str) -> list[str]:
                 removing = removal.from_facts(journal.facts[overlays.REMOVAL])
                 gone = merge.remove(conn, _find(conn, uuid), removing, journal, Progress())
                 done.append(f"{removing.vm_name}: finished the removal of {', '.join(gone)}")
+            if overlays.REVERT in journal.facts:
+                reverting = revert.from_facts(journal.facts[overlays.REVERT])
+                done.append(revert.resume(conn, _find(conn, uuid), reverting, journal))
             partial = journal.facts.get(overlays.PARTIAL, "")
             if partial and remove_partial(partial):
                 done.append(f"removed the unfinished archive {partial}")
@@ -59,6 +68,8 @@ def pending(uuid: str) -> list[str]:
         if overlays.REMOVAL in facts:
             removing = removal.from_facts(facts[overlays.REMOVAL])
             text += f"; it was removing {', '.join(removing.names)} of {removing.vm_name}"
+        if overlays.REVERT in facts:
+            text += f"; it was reverting {facts[overlays.REVERT]['vm_name']} to {facts[overlays.REVERT]['name']}"
         found.append(text)
     return found
 

@@ -233,7 +233,7 @@ def _require_nothing_lost(work: _Work, what: str) -> None:
     names = {state.name for state in work.removed}
     files = work.layers.files
     for path in [*(path for merge in work.merges for path in merge.gone), *work.dead]:
-        lost = [name for name in files[path].internal if name not in names]
+        lost = [name for name in files[path].internal if name not in names and not _lies_elsewhere(work, name, path)]
         if lost:
             raise RefusedError(
                 what,
@@ -256,24 +256,31 @@ def _require_nothing_lost(work: _Work, what: str) -> None:
             )
 
 
+def _lies_elsewhere(work: _Work, name: str, path: str) -> bool:
+    """Whether it is what a revert left in the original of a copy: the saved state lies in the copy now."""
+    state = work.layers.state(name)
+    return state is not None and path not in {disk.path for disk in state.disks if disk.kind is Kind.INTERNAL}
+
+
 def _inner(work: _Work, gone: Sequence[str], what: str) -> Iterable[InnerState]:
     """Internal saved states to delete from files that stay."""
     layers = work.layers
     after = {merge.target: merge.base_path for merge in work.merges if merge.active}
     now = {target: after.get(target, path) for target, path in layers.active.items()}
     attached = {path for active in layers.active.values() for path in layers.chain(active)}
-    for state in work.removed:
-        for disk in state.disks:
-            layer = layers.files.get(disk.path)
-            if disk.kind is not Kind.INTERNAL or layer is None or state.name not in layer.internal:
+    inside = {state.name for state in work.removed if any(disk.kind is Kind.INTERNAL for disk in state.disks)}
+    for path, layer in layers.files.items():
+        # also in a file that a revert has made a copy of
+        for name in layer.internal:
+            if name not in inside or path in gone or path in work.dead:
                 continue
-            if disk.path in gone or disk.path in work.dead:
-                continue
-            live = layers.running and disk.path in now.values()
-            if layers.running and disk.path in attached and not live:
+            live = layers.running and path in now.values()
+            if layers.running and path in attached and not live:
+                if _lies_elsewhere(work, name, path):
+                    continue
                 raise RefusedError(
                     what,
-                    f"the internal saved state {state.name} lies in {disk.path}, below what the running VM writes to",
+                    f"the internal saved state {name} lies in {path}, below what the running VM writes to",
                     "Shut the VM down and run the task again, or remove the saved states above it too.",
                 )
-            yield InnerState(state.name, disk.path, live)
+            yield InnerState(name, path, live)

@@ -1,0 +1,409 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Back to a saved state. What the VM has been since is lost; no file that any saved state needs is written to.
+
+External: fresh overlays on the frozen files, the definition of that moment with these overlays, memory from its image.
+This route works on every libvirt; libvirt's own (since 9.9) deletes the active overlay whatever stands on it.
+Internal: libvirt's own revert, of a copy of the image where later saved states stand on that image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+    bookkeeping,
+    copying,
+    former,
+    overlays,
+    way_back,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import (
+    Kind,
+    Layers,
+    State,
+    require_free,
+)
+
+_PHASE = "revert_phase"  # a fact in the journal
+
+
+class Phase(str, Enum):
+    """How far a revert had come."""
+
+    PREPARING = "preparing"  # new files are being made, the VM has not been touched
+    COMMITTED = "committed"  # new files are there; from now on it goes forward
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A new file for one disk: an overlay on the frozen ``base_path`` or, of an internal saved state, a copy of it."""
+
+    target: str
+    base_path: str
+    base_format: str
+    path: str
+
+
+@dataclass(frozen=True)
+class RevertPlan:
+    """What it takes to bring the saved state ``name`` back.
+
+    ``definition`` is the <domain> to define (external), ``state_xml`` what libvirt shall know about the saved state then,
+    ``former_xml`` what it knows now; ``memory_path`` "": the VM is off afterwards, unless internal memory resumes it.
+    ``discarded`` are the files that only the state of now lies in.
+    """
+
+    vm_uuid: str
+    vm_name: str
+    name: str
+    internal: bool
+    fresh: tuple[Fresh, ...]
+    actives: tuple[str, ...]  # the images that the VM writes to now
+    definition: str
+    state_xml: str
+    former_xml: str
+    memory_path: str
+    resumes: bool
+    discarded: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def from_facts(facts: Mapping[str, Any]) -> RevertPlan:
+    """The plan in a journal (written with dataclasses.asdict)."""
+    values = {**facts, "fresh": tuple(Fresh(**each) for each in facts["fresh"])}
+    for name in ("actives", "discarded", "notes"):
+        values[name] = tuple(facts[name])
+    return RevertPlan(**values)
+
+
+def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> RevertPlan:
+    """How the VM gets back to that saved state. Pure, but for a look at which names are taken.
+
+    ``definition`` is the VM's persistent <domain>; ``stamp`` (unix time) goes into the names of new files.
+    Raises RefusedError for a saved state that is not there, or whose files are not what they were.
+    """
+    what = f"The saved state {name} of {layers.vm_name}"
+    state = layers.state(name)
+    if state is None:
+        raise RefusedError(what, "there is no such saved state", f"virsh snapshot-list {layers.vm_name} shows them.")
+    internal = any(disk.kind is Kind.INTERNAL for disk in state.disks) or state.info.memory == "internal"
+    _require_whole(layers, state, what)
+    frozen = [disk for disk in state.disks if disk.kind is not Kind.NONE]
+    copied = [disk for disk in frozen if internal and _is_stood_on(layers, disk.path)]
+    fresh = tuple(
+        Fresh(disk.target, disk.path, layers.files[disk.path].format, _free_name(layers, disk.path, stamp))
+        for disk in (copied if internal else frozen)
+    )
+    discarded = _discarded(layers, {disk.path for disk in frozen})
+    require_free(layers, [*discarded, *(disk.path for disk in frozen if internal)], what)
+    root = _xml.parse(state.info.xml, what)
+    if internal:
+        replaced = {each.base_path: (each.path, each.base_format) for each in fresh}
+        state_xml, then = bookkeeping.replace_in_saved_state(state.info.xml, replaced), ""
+    else:
+        then = _definition(root, state, fresh, definition, layers, what)
+        state_xml = _with_overlays(state.info.xml, fresh, discarded)
+    missing = [target for target in layers.active if state.disk(target) is None]
+    notes = [f"{target} was not part of the VM then; its file {layers.active[target]} stays" for target in missing]
+    return RevertPlan(
+        vm_uuid=layers.vm_uuid,
+        vm_name=layers.vm_name,
+        name=name,
+        internal=internal,
+        fresh=fresh,
+        actives=tuple(layers.active.values()),
+        definition=then,
+        state_xml=state_xml,
+        former_xml=state.info.xml,
+        memory_path=state.info.memory_path if state.info.memory == "external" else "",
+        resumes=state.info.memory != "no" and state.info.state != "shutoff",
+        discarded=discarded,
+        notes=tuple(notes),
+    )
+
+
+def _require_whole(layers: Layers, state: State, what: str) -> None:
+    for disk in state.disks:
+        layer = layers.files.get(disk.path)
+        if disk.kind is Kind.NONE:
+            continue
+        if layer is None:
+            raise RefusedError(
+                what, f"its file {disk.path} is not there", "Bring the file back, or remove the saved state."
+            )
+        below = layers.files[layers.chain(disk.path)[-1]].backing
+        if below:
+            raise RefusedError(what, f"{below}, which it stands on, is not there", "Bring the file back.")
+        if disk.kind is Kind.EXTERNAL and disk.path in layers.active.values():
+            raise RefusedError(
+                what,
+                f"{disk.path}, which it had frozen, is what the VM writes to: the saved state is damaged",
+                "Remove the saved state; it cannot be used any more.",
+            )
+        if disk.kind is Kind.INTERNAL and state.name not in layer.internal:
+            raise RefusedError(what, f"it does not lie in {disk.path} any more", "Remove the saved state.")
+    memory = state.info.memory_path
+    if state.info.memory == "external" and not os.path.exists(memory):
+        raise RefusedError(what, f"its memory image {memory} is not there", "Bring the file back.")
+    then = _xml.parse(state.info.xml, what).findtext("domain/name", "")
+    if state.info.memory == "external" and then != layers.vm_name:
+        hint = f"Rename the VM (virsh domrename), revert, and rename it again; its memory image names {then}."
+        raise RefusedError(
+            what, f"the VM was called {then} then, and libvirt resumes memory under that name only", hint
+        )
+
+
+def _is_stood_on(layers: Layers, path: str) -> bool:
+    """Whether any saved state needs the file as it is: one that has frozen it, or a layer upon it."""
+    needed = {
+        link
+        for state in layers.states
+        for disk in state.disks
+        if disk.kind is Kind.EXTERNAL
+        for link in layers.chain(disk.path)
+    }
+    needed |= {
+        link
+        for state in layers.states
+        for disk in state.disks
+        if disk.kind is Kind.INTERNAL
+        for link in layers.chain(disk.path)[1:]
+    }
+    return path in needed
+
+
+def _discarded(layers: Layers, wanted: set[str]) -> tuple[str, ...]:
+    """Active overlays that hold nothing but the state of now; never what a saved state has frozen or lies in."""
+    needed = {
+        link
+        for path in (
+            *wanted,
+            *(disk.path for state in layers.states for disk in state.disks if disk.kind is not Kind.NONE),
+        )
+        for link in layers.chain(path)
+    }
+    return tuple(
+        path
+        for path in layers.active.values()
+        if path not in needed
+        and path in layers.files
+        and not layers.files[path].internal
+        and layers.holders(layers.files[path].backing)
+    )
+
+
+def _free_name(layers: Layers, path: str, stamp: int) -> str:
+    """A name for a new file beside the VM's original one."""
+    original = original_of(layers, path)
+    number, name = 0, f"{original}.reverted-{stamp}"
+    while os.path.lexists(name):
+        number += 1
+        name = f"{original}.reverted-{stamp}-{number}"
+    return name
+
+
+def original_of(layers: Layers, path: str) -> str:
+    """The lowest file of a chain that is the VM's own: frozen by one of its saved states, or the file itself."""
+    own = [link for link in layers.chain(path) if layers.holders(link)]
+    return own[-1] if own else path
+
+
+def _definition(
+    root: etree._Element, state: State, fresh: tuple[Fresh, ...], definition: str, layers: Layers, what: str
+) -> str:
+    """The <domain> of that moment on the new overlays, under the name that the VM has now."""
+    then = root.find("inactiveDomain")
+    then = root.find("domain") if then is None else then
+    if then is None:
+        raise RefusedError(what, "libvirt does not know the VM's definition of that moment")
+    domain = _xml.parse(_xml.text(then), what)
+    domain.tag = "domain"
+    name = domain.find("name")
+    if name is not None:
+        name.text = layers.vm_name
+    now = {_target(disk): disk for disk in _xml.parse(definition, what).iterfind("devices/disk")}
+    news = {each.target: each for each in fresh}
+    for disk in list(domain.iterfind("devices/disk")):
+        target = _target(disk)
+        if target in news:
+            stand_on(disk, news[target].path)
+            continue
+        kept = state.disk(target)
+        # a disk that was left out of the saved state goes on as it is
+        if kept is not None and layers.holders(kept.path):
+            if target not in now:
+                raise RefusedError(what, f"{target} was left out of it, and {kept.path} is needed by another one now")
+            _xml.parent_of(disk).replace(disk, now[target])
+    return _xml.text(domain)
+
+
+def _target(disk: etree._Element) -> str:
+    target = disk.find("target")
+    return "" if target is None else target.get("dev", "")
+
+
+def stand_on(disk: etree._Element, path: str) -> None:
+    """A <disk> has this qcow2 as its image."""
+    for backing in disk.findall("backingStore"):
+        disk.remove(backing)
+    disk.set("type", "file")
+    driver, source = disk.find("driver"), disk.find("source")
+    if driver is None:
+        driver = etree.Element("driver", name="qemu")
+        disk.insert(0, driver)
+    driver.set("type", "qcow2")
+    image = etree.Element("source", file=path)
+    if source is None:
+        driver.addnext(image)
+    else:
+        disk.replace(source, image)
+
+
+def _with_overlays(xml: str, fresh: tuple[Fresh, ...], discarded: tuple[str, ...]) -> str:
+    """The saved state with the new overlays in place of its own ones that go."""
+    root = _xml.parse(xml, "A saved state")
+    news = {each.target: each.path for each in fresh}
+    for disk in root.iterfind("disks/disk"):
+        source = disk.find("source")
+        if source is not None and views.real(source.get("file", "")) in discarded and disk.get("name", "") in news:
+            source.set("file", news[disk.get("name", "")])
+    return _xml.text(root)
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+
+def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, progress: Progress) -> None:
+    """Carry the plan out. The caller has seen that nobody else is at work on the VM, and holds its lock."""
+    journal.record(**{overlays.REVERT: asdict(plan), _PHASE: Phase.PREPARING})
+    progress.phase("prepare")
+    try:
+        for each in plan.fresh:
+            _make(plan, each, progress)
+    except (KvmopsError, OSError):
+        _take_back(conn, domain, plan)
+        raise
+    journal.record(**{_PHASE: Phase.COMMITTED})
+    try:
+        if domain.isActive():
+            domain.destroy()
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The VM {plan.vm_name}") from error
+    _forward(conn, domain, plan)
+
+
+def resume(conn: Connection, domain: Domain | None, plan: RevertPlan, journal: Journal) -> str:
+    """Finish or undo what a dead run began; one sentence about it."""
+    what = f"{plan.vm_name}: the revert to {plan.name}"
+    if domain is None:
+        _take_back(conn, None, plan)
+        return f"{what} was given up: the VM is not defined any more"
+    if journal.facts.get(_PHASE) != Phase.COMMITTED:
+        _take_back(conn, domain, plan)
+        return f"{what} was taken back"
+    if not domain.isActive() and domain.hasManagedSaveImage(0):
+        raise RefusedError(
+            what, "it has a managed-save image", f"Start the VM (virsh start {plan.vm_name}) and try again."
+        )
+    stands = _stands_on(conn, domain)
+    news = {each.path for each in plan.fresh}
+    if domain.isActive() and not (plan.internal and not plan.fresh) and not news <= stands:
+        if not stands <= set(plan.actives):
+            raise SplitViewError(what, f"the VM runs on {', '.join(sorted(stands))}", "Look at its disks by hand.")
+        _take_back(conn, domain, plan)
+        return f"{what} was taken back: the VM runs as it did before"
+    _forward(conn, domain, plan)
+    return f"{what} was finished"
+
+
+def _make(plan: RevertPlan, fresh: Fresh, progress: Progress) -> None:
+    if plan.internal:
+        copying.copy(fresh.base_path, fresh.path, progress)
+        for name in qemu_img.info(fresh.path, "qcow2").internal_snapshots:
+            if name != plan.name:
+                qemu_img.delete_internal(fresh.path, name)
+    else:
+        qemu_img.create_overlay(fresh.path, fresh.base_path, fresh.base_format)
+    owner = former.owner_of(fresh.base_path)
+    os.chown(fresh.path, owner.uid, owner.gid)
+    copying.sync(fresh.path)
+
+
+def _forward(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
+    """From the new files to the end; every step sees by itself whether it has been done."""
+    if plan.internal:
+        _forward_internal(conn, domain, plan)
+    else:
+        _forward_external(conn, domain, plan)
+    _discard(conn, domain, plan)
+
+
+def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
+    try:
+        if not {each.path for each in plan.fresh} <= _stands_on(conn, domain):
+            conn.defineXML(plan.definition)
+        snapshots.redefine(domain, plan.state_xml, current=True)
+        untouched = not any(qemu_img.has_data(each.path) for each in plan.fresh)
+        if plan.memory_path and not domain.isActive() and untouched:
+            flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
+            head = _xml.parse(conn.saveImageGetXMLDesc(plan.memory_path, flags), f"The memory image {plan.memory_path}")
+            news = {each.target: each.path for each in plan.fresh}
+            for disk in head.iterfind("devices/disk"):
+                if _target(disk) in news:
+                    stand_on(disk, news[_target(disk)])
+            conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"Reverting {plan.vm_name} to {plan.name}") from error
+
+
+def _forward_internal(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
+    if domain.isActive():
+        return  # libvirt starts the VM with the saved state loaded, or not at all
+    if plan.fresh:
+        snapshots.redefine(domain, plan.state_xml, current=False)
+    snapshots.revert_internal(domain, plan.name)
+
+
+def _discard(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
+    stands = _stands_on(conn, domain)
+    for path in plan.discarded:
+        if path not in stands:
+            way_back.remove_file(path)
+
+
+def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> None:
+    """The new files go; what libvirt knows about the saved state is what it was."""
+    stands = _stands_on(conn, domain) if domain is not None else set()
+    for each in plan.fresh:
+        if each.path in stands:
+            raise SplitViewError(f"The VM {plan.vm_name}", f"it has {each.path} already", "Look at its disks by hand.")
+        way_back.remove_file(each.path)
+    if domain is not None and any(state.name == plan.name for state in snapshots.tree(domain)):
+        current = next(state for state in snapshots.tree(domain) if state.name == plan.name)
+        if plan.fresh and former.words(current.xml) != former.words(plan.former_xml):
+            snapshots.redefine(domain, plan.former_xml, current=current.current)
+
+
+def _stands_on(conn: Connection, domain: Domain) -> set[str]:
+    """Every active image in any view."""
+    disks = views.gather(conn, domain).disks
+    return {chain[0] for disk in disks for chain in (disk.qemu, disk.live, disk.persistent) if chain}

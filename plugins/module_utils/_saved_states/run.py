@@ -1,0 +1,302 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Runs ``vm_snapshot``: settle what dead runs left, plan, take, remove or revert, say what the VM has now."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Union
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, QuiesceError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    connect,
+    find_domain,
+    libvirt,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+    layers,
+    merge,
+    overlays,
+    recover,
+    removal,
+    restores,
+    revert,
+    saved_state,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import Kind, Layers
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Overlay, SavedStatePlan
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import (
+    ALL_NAME,
+    SnapshotRequest,
+    Wish,
+)
+
+_NAME_LETTERS = 80  # of a saved state in the names of its files
+_BACKUPS_OWN = re.compile(r"kvmops-[0-9]+")
+
+
+@dataclass(frozen=True)
+class _Run:
+    conn: Connection
+    domain: Domain
+    request: SnapshotRequest
+    context: Context
+    found: Layers
+
+
+def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
+    """One run of ``vm_snapshot``; the module's return values. Raises KvmopsError."""
+    conn = connect(request.uri)
+    if request.check_mode:
+        domain = find_domain(conn, request.vm)
+        for text in [*restores.pending(request.uri, request.vm), *recover.pending(domain.UUIDString())]:
+            context.warn(f"the next run will put right: {text}")
+        return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
+    for text in restores.settle(conn, request.uri, request.vm):
+        context.warn(f"left by an earlier run and put right: {text}")
+    domain = find_domain(conn, request.vm)
+    uuid = str(domain.UUIDString())
+    what = f"saved state {request.snapshot} of VM {domain.name()}, {request.wish.value}"
+    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=request.wait_timeout_s):
+        for text in recover.settle(conn, uuid):
+            context.warn(f"left by an earlier run and put right: {text}")
+        return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
+
+
+def _dispatch(run: _Run) -> dict[str, Any]:
+    acts: dict[Wish, Callable[[_Run], dict[str, Any]]] = {
+        Wish.PRESENT: _present,
+        Wish.ABSENT: _absent,
+        Wish.REVERTED: _reverted,
+    }
+    return acts[run.request.wish](run)
+
+
+# --- present -------------------------------------------------------------------------------------------------------
+
+
+def _present(run: _Run) -> dict[str, Any]:
+    request, found = run.request, run.found
+    if found.state(request.snapshot) is not None:
+        return _result(found, found, changed=False)
+    plan = plan_present(run.conn, run.domain, found, request, run.context.warn)
+    if request.check_mode:
+        memory = "external" if request.memory else "no"
+        current = next((state.name for state in found.states if state.info.current), "")
+        new = SavedStateInfo(request.snapshot, "", current, True, True, memory, plan.memory_path, "", int(time.time()))
+        before = [replace(state.info, current=False) for state in found.states]
+        return _values(_infos(found), [*before, new], changed=True)
+    facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
+    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a saved state", facts)
+    try:
+        saved_state.take(run.conn, run.domain, plan, journal)
+        journal.done()
+    except (RefusedError, BusyError, QuiesceError):
+        journal.done()
+        raise
+    finally:
+        journal.close()
+    return _result(found, layers.look(run.conn, run.domain), changed=True)
+
+
+def plan_present(
+    conn: Connection, domain: Domain, found: Layers, request: SnapshotRequest, warn: Callable[[str], None]
+) -> SavedStatePlan:
+    """The saved state to take: every disk that can be frozen in a file. Raises RefusedError for one that cannot be left out."""
+    flags = libvirt.VIR_DOMAIN_XML_SECURE | (0 if found.running else libvirt.VIR_DOMAIN_XML_INACTIVE)
+    new, excluded = [], []
+    for disk in domain_xml.parse(domain.XMLDesc(flags)).disks:
+        path = disk.path or layers.path_of(conn, disk)
+        if disk.device in ("cdrom", "floppy") or disk.readonly:
+            excluded.append(disk.target)
+        elif disk.device == "lun" or disk.shareable:
+            warn(
+                f"{disk.name} is not part of the saved state: {'it is a LUN' if disk.device == 'lun' else 'it is shared'}"
+            )
+            excluded.append(disk.target)
+        else:
+            _require_file(disk, path, found)
+            image_format = disk.format or "raw"
+            overlay = free_name(found, path, request.snapshot)
+            new.append(Overlay(disk.target, path, image_format, overlay))
+    if not new:
+        raise RefusedError(f"The VM {found.vm_name}", "it has no disk that a saved state could freeze")
+    memory_path = ""
+    if request.memory:
+        directory = os.path.dirname(new[0].overlay_path)
+        memory_path = _unused(f"{directory}/{_letters(found.vm_name)}.{_letters(request.snapshot)}.memory")
+    return SavedStatePlan(
+        vm_uuid=found.vm_uuid,
+        vm_name=found.vm_name,
+        name=request.snapshot,
+        description=request.description,
+        overlays=tuple(new),
+        excluded_targets=tuple(excluded),
+        memory_path=memory_path,
+        quiesce=request.quiesce,
+    )
+
+
+def _require_file(disk: domain_xml.Disk, path: str, found: Layers) -> None:
+    what = f"The disk {disk.name} of {found.vm_name}"
+    if disk.transient:
+        raise RefusedError(what, "it is transient: libvirt takes no saved states of such VMs")
+    if not path or not os.path.isfile(path):
+        raise RefusedError(what, "it is no file, so there is no place for the overlay that a saved state needs")
+    if disk.encrypted or disk.has_data_file or (disk.format or "raw") not in ("qcow2", "raw"):
+        raise RefusedError(what, f"an overlay on it is not supported (format {disk.format or 'unknown'})")
+
+
+def free_name(found: Layers, path: str, name: str) -> str:
+    """An unused file name for the overlay of a saved state, beside the VM's original image."""
+    return _unused(f"{revert.original_of(found, os.path.realpath(path))}.{_letters(name)}")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^\w+.-]", "_", name)[:_NAME_LETTERS]
+
+
+def _unused(path: str) -> str:
+    number, name = 1, path
+    while os.path.lexists(name):
+        number += 1
+        name = f"{path}-{number}"
+    return name
+
+
+# --- absent --------------------------------------------------------------------------------------------------------
+
+
+def _absent(run: _Run) -> dict[str, Any]:
+    request, found = run.request, run.found
+    everything = request.snapshot == ALL_NAME and found.state(ALL_NAME) is None
+    there = found.state(request.snapshot) is not None
+    if not (found.states if everything else there):
+        return _result(found, found, changed=False)
+    names: removal.Names = removal.ALL if everything else [request.snapshot]
+    plan = removal.plan_removal(found, names)
+    if request.check_mode:
+        for text in plan.notes:
+            run.context.warn(text)
+        left = [state.info for state in found.states if state.name in plan.kept]
+        return _values(_infos(found), _reparented(_infos(found), left), changed=True)
+    layers.require_quiet(run.conn, run.domain, found)
+    _end_cycle(found, plan.names, "saved states of the VM were removed")
+    removed = merge.remove_saved_states(run.conn, run.domain, names, run.context)
+    for text in removed.notes:
+        run.context.warn(text)
+    return _result(found, layers.look(run.conn, run.domain), changed=True)
+
+
+def _reparented(before: Sequence[SavedStateInfo], left: Sequence[SavedStateInfo]) -> list[SavedStateInfo]:
+    """The tree without the removed ones: their children belong to the nearest ancestor that stays."""
+    parents = {info.name: info.parent for info in before}
+    names = {info.name for info in left}
+    current = next((info.name for info in before if info.current), "")
+
+    def nearest(name: str) -> str:
+        while name and name not in names:
+            name = parents.get(name, "")
+        return name
+
+    return [replace(info, parent=nearest(info.parent), current=info.name == nearest(current)) for info in left]
+
+
+def _end_cycle(found: Layers, names: Sequence[str], reason: str) -> None:
+    """Tell the backups, if the newest point of any archive had one of these saved states."""
+    own = [state.info.created for state in found.states if _BACKUPS_OWN.fullmatch(state.name)]
+    gone = [state.info.created for state in found.states if state.name in names]
+    if own and gone and min(gone) <= max(own):
+        _vm_state.end_cycle(found.vm_uuid, reason)
+
+
+# --- reverted ------------------------------------------------------------------------------------------------------
+
+
+def _reverted(run: _Run) -> dict[str, Any]:
+    request, found = run.request, run.found
+    if _stands_there(found, request.snapshot):
+        return _result(found, found, changed=False)
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    if not run.domain.isPersistent():
+        raise RefusedError(f"The VM {found.vm_name}", "it is transient: there would be nothing left to revert")
+    plan = revert.plan_revert(found, request.snapshot, run.domain.XMLDesc(flags), int(time.time()))
+    for text in plan.notes:
+        run.context.warn(text)
+    if request.check_mode:
+        after = [replace(state.info, current=state.name == request.snapshot) for state in found.states]
+        return _values(_infos(found), after, changed=True)
+    layers.require_quiet(run.conn, run.domain, found)
+    if any(_BACKUPS_OWN.fullmatch(state.name) for state in found.states):
+        _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its saved state {request.snapshot}")
+    facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
+    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a revert", facts)
+    try:
+        revert.run(run.conn, run.domain, plan, journal, run.context.progress)
+        journal.done()
+    finally:
+        journal.close()
+    return _result(found, layers.look(run.conn, run.domain), changed=True)
+
+
+def _stands_there(found: Layers, name: str) -> bool:
+    """Whether the VM is exactly what a revert would make of it: off, on overlays that nobody has written to."""
+    state = found.state(name)
+    if state is None or found.running or not state.info.current or state.info.memory != "no":
+        return False
+    frozen = [disk for disk in state.disks if disk.kind is not Kind.NONE]
+    return set(found.active) == {disk.target for disk in frozen} and all(
+        disk.kind is Kind.EXTERNAL
+        and found.chain(found.active[disk.target])[1:2] == (disk.path,)
+        and not qemu_img.has_data(found.active[disk.target])
+        for disk in frozen
+    )
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+_Infos = Sequence[SavedStateInfo]
+
+
+def _infos(found: Layers) -> list[SavedStateInfo]:
+    return [state.info for state in found.states]
+
+
+def _result(before: Layers, after: Layers, *, changed: bool) -> dict[str, Any]:
+    return _values(_infos(before), _infos(after), changed=changed)
+
+
+def _values(before: _Infos, after: _Infos, *, changed: bool) -> dict[str, Any]:
+    return {
+        "changed": changed,
+        "snapshots": [_describe(info) for info in after],
+        "diff": {"before": _text(before), "after": _text(after)},
+    }
+
+
+def _describe(info: SavedStateInfo) -> dict[str, Union[str, bool]]:
+    return {
+        "name": info.name,
+        "parent": info.parent,
+        "current": info.current,
+        "memory": info.memory != "no",
+        "external": info.external,
+    }
+
+
+def _text(infos: _Infos) -> str:
+    lines = [f"{info.name} (on {info.parent or 'nothing'}){' current' if info.current else ''}" for info in infos]
+    return "\n".join(lines) + "\n" if lines else ""

@@ -1,0 +1,191 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_snapshot
+short_description: Take, remove and revert to saved states of a virtual machine
+version_added: 0.1.0
+author:
+  - kvmops.backup contributors (@kvmops)
+description:
+  - Saved states are what libvirt calls snapshots. New ones are external, every disk is frozen in its file and the guest
+    goes on in an overlay beside it.
+  - Removing works for all kinds, external and internal, with and without memory, on branches and in the middle of a
+    chain, whether the VM runs or is off. Layers are merged one disk at a time with explicit base and top, so that a thin
+    clone is never merged into its template. What would lose an internal saved state that shall stay is refused.
+  - Reverting works for all kinds on every supported libvirt, also where libvirt itself cannot revert external ones.
+    The VM is off afterwards, or resumes with its memory if the saved state has it.
+  - Reverting loses what the VM has been since, disks and memory, unless it is saved by a saved state. The active
+    overlays are deleted, unless a saved state needs them. The file of a disk that has no overlay is never deleted.
+  - An internal saved state whose image others stand on by now is reverted to in a copy of that image, so that the others
+    stay what they are. That takes the room of the image, except on file systems with reflinks.
+  - A run that was killed is finished or taken back by the next run of a changing module on that VM.
+extends_documentation_fragment:
+  - kvmops.backup._attributes
+  - kvmops.backup._attributes.progress
+  - kvmops.backup._libvirt
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details:
+      - Shows the saved states before and after.
+  idempotent:
+    support: partial
+    details:
+      - Full for V(present) and V(absent), which go by the name. V(reverted) is no change only where the VM is off, on
+        a saved state without memory, and has not been started since.
+options:
+  vm:
+    description:
+      - Name or UUID of the virtual machine.
+    type: str
+    required: true
+  snapshot:
+    description:
+      - Name of the saved state.
+      - V(all) with O(state=absent) means every saved state of the VM.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) takes the saved state if there is none of that name; an existing one is left as it is.
+      - V(absent) removes it and merges its layers. Other saved states stay usable.
+      - V(reverted) brings the VM back to it. What the VM has been since is lost.
+      - A saved state that a backup made for its increments is removed or reverted like any other. It ends the chain of
+        that archive, and the next backup is a full.
+    type: str
+    choices: [present, absent, reverted]
+    default: present
+  memory:
+    description:
+      - Whether a new saved state has the memory of the running VM, so that a revert resumes it.
+      - Refused for a VM that is off.
+    type: bool
+    default: false
+  quiesce:
+    description:
+      - Whether the file systems of the running guest are frozen through its agent while a new saved state is taken.
+      - Refused without an agent that can do it, and together with O(memory).
+    type: bool
+    default: false
+  description:
+    description:
+      - Text for people, kept with a new saved state.
+    type: str
+  wait_timeout:
+    description:
+      - How long to wait for another operation on the same VM to end, for example V(30m). With V(0) the module
+        fails at once and names the holder.
+    type: str
+    default: '0'
+seealso:
+  - module: kvmops.backup.vm_backup
+  - module: kvmops.backup.vm_restore
+"""
+
+EXAMPLES = r"""
+- name: Before the upgrade, with clean file systems
+  kvmops.backup.vm_snapshot:
+    vm: web01
+    snapshot: before-upgrade
+    quiesce: true
+
+- name: Undo the upgrade
+  kvmops.backup.vm_snapshot:
+    vm: web01
+    snapshot: before-upgrade
+    state: reverted
+
+- name: Remove every saved state, for example to migrate the VM or to undefine it
+  kvmops.backup.vm_snapshot:
+    vm: web01
+    snapshot: all
+    state: absent
+"""
+
+RETURN = r"""
+snapshots:
+  description: The saved states that the VM has now (check mode, would have), parents before children.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+      returned: success
+      sample: before-upgrade
+    parent:
+      description: The saved state that it was taken upon, empty for none.
+      type: str
+      returned: success
+      sample: installed
+    current:
+      description: Whether it is the one that the VM has gone on from.
+      type: bool
+      returned: success
+      sample: true
+    memory:
+      description: Whether it has the memory of the VM.
+      type: bool
+      returned: success
+      sample: false
+    external:
+      description: Whether its disks are frozen in files of their own, not inside a qcow2.
+      type: bool
+      returned: success
+      sample: true
+what:
+  description: The object that the error is about.
+  returned: failure
+  type: str
+  sample: The VM web01
+why:
+  description: The reason of the error.
+  returned: failure
+  type: str
+  sample: a backup job is at work on it
+hint:
+  description: What to do now.
+  returned: failure
+  type: str
+  sample: Wait until it has finished.
+cancelled:
+  description: Whether the operation was stopped on request.
+  returned: failure
+  type: bool
+  sample: false
+"""
+
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import from_params
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.run import snapshot
+
+ARGUMENT_SPEC = {
+    **URI,
+    "vm": {"type": "str", "required": True},
+    "snapshot": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
+    "memory": {"type": "bool", "default": False},
+    "quiesce": {"type": "bool", "default": False},
+    "description": {"type": "str"},
+    "wait_timeout": {"type": "str", "default": "0"},
+}
+
+
+def main() -> None:
+    run_module(
+        ARGUMENT_SPEC,
+        lambda params, context: snapshot(from_params(params), context),
+        libraries=["libvirt", "lxml"],
+    )
+
+
+if __name__ == "__main__":
+    main()
