@@ -81,10 +81,18 @@ options:
   disk_format:
     description:
       - V(keep) restores each disk in the format it had, raw disks as sparse raw files. V(qcow2) makes all of them
-        qcow2.
+        qcow2. Layers of saved states are qcow2 in any case.
     type: str
     choices: [keep, qcow2]
     default: keep
+  flatten:
+    description:
+      - Whether to make one standalone image of each disk, as it was at the point, and to leave all saved states out.
+      - If V(false), every saved state of the point is restored and can be reverted to; one with a memory image resumes
+        the guest. The disks of the VM are then fresh overlays where a saved state holds the layer below.
+      - Takes the space of the layers twice while it runs.
+    type: bool
+    default: false
   start:
     description:
       - Whether to start the VM once it is restored.
@@ -238,6 +246,7 @@ ARGUMENT_SPEC = {
     "mac": {"type": "str", "choices": ["keep", "new"]},
     "networks": {"type": "dict", "default": {}},
     "disk_format": {"type": "str", "choices": ["keep", "qcow2"], "default": "keep"},
+    "flatten": {"type": "bool", "default": False},
     "start": {"type": "bool", "default": False},
     "force": {"type": "bool", "default": False},
 }

@@ -90,6 +90,16 @@ def create_overlay(path: str, backing: str, backing_format: str, virtual_size_by
     _run(["create", "-q", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)], path, *size)
 
 
+def create_overlay_unsafe(path: str, backing: str, backing_format: str, virtual_size_bytes: int) -> None:
+    """As `create_overlay`, but without looking at ``backing``, which may not be there yet. Raises ImageError."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ImageError(f"overlay {path}", f"cannot be created: {error.strerror}") from error
+    options = ["create", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)]
+    _run(options, path, str(virtual_size_bytes))
+
+
 def rebase_unsafe(path: str, backing: str, backing_format: str) -> None:
     """Write another backing file name into a qcow2 without looking at either's content. Raises ImageError."""
     _run(["rebase", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)], path)

@@ -86,9 +86,19 @@ def elements(root: etree._Element) -> list[DiskElement]:
 
 
 def decide(
-    configuration: Configuration, root: etree._Element, facts: HostFacts, others: Sequence[ExistingVm], *, bare: bool
+    configuration: Configuration,
+    root: etree._Element,
+    facts: HostFacts,
+    others: Sequence[ExistingVm],
+    *,
+    bare: bool = False,
+    then: bool = False,
 ) -> Decision:
-    """``others``: the VMs that stay. ``bare``: the definition comes from an .xml file; it then gets no disk at all."""
+    """Decides about the disks of one definition.
+
+    ``others``: the VMs that stay. ``bare``: the definition comes from an .xml file; it then gets no disk at all.
+    ``then``: it is that of a saved state, whose disks are the files that it names.
+    """
     disks = elements(root)
     targets = [disk.target for disk in disks]
     if "" in targets or len(set(targets)) != len(targets):
@@ -96,7 +106,7 @@ def decide(
     if bare:
         reason = "a configuration file is restored without disks"
         return Decision({disk.target: Dropped(reason) for disk in disks})
-    tops = _tops(configuration)
+    tops = _tops_then(configuration, disks) if then else _tops(configuration)
     fates: dict[str, Fate] = {}
     warnings: list[str] = []
     problems: list[str] = []
@@ -120,6 +130,25 @@ def _tops(configuration: Configuration) -> dict[str, Member]:
     """The member that each target shows at this point: the top layer of a disk, or a CD image."""
     images = [member for member in configuration.members if member.role in (Role.DISK, Role.LAYER, Role.ISO)]
     return {member.target: member for member in images if member.target and (member.active or member.role is Role.ISO)}
+
+
+def _tops_then(configuration: Configuration, disks: Sequence[DiskElement]) -> dict[str, Member]:
+    """The member that held each disk of an earlier definition."""
+    images = [member for member in configuration.members if member.role in (Role.DISK, Role.LAYER, Role.ISO)]
+    found = {}
+    for disk in disks:
+        fitting = [member for member in images if disk.source and _is_source(member, disk)]
+        # a file that was moved from one target to another is in the archive under both
+        fitting.sort(key=lambda member: member.target != disk.target)
+        if fitting:
+            found[disk.target] = fitting[0]
+    return found
+
+
+def _is_source(member: Member, disk: DiskElement) -> bool:
+    if disk.pool:
+        return (member.pool, os.path.basename(member.former_path)) == (disk.pool, disk.source)
+    return member.former_path == disk.source
 
 
 def _chain(top: Member, configuration: Configuration) -> tuple[tuple[Member, ...], str]:

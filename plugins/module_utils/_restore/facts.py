@@ -28,7 +28,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, mark, places, reach
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
+    definition,
+    disks,
+    mark,
+    places,
+    reach,
+    states,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     BlockDevice,
     Capabilities,
@@ -43,9 +50,19 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.request imp
 _MAX_LAYERS = 200
 
 
-def gather(conn: Connection, configuration: Configuration, request: RestoreRequest, archive_path: str) -> HostFacts:
-    """The facts for the restore of one point. Raises KvmopsError when libvirt or a file system does not answer."""
+def gather(
+    conn: Connection,
+    configuration: Configuration,
+    request: RestoreRequest,
+    archive_path: str,
+    heads: states.Heads | None = None,
+) -> HostFacts:
+    """The facts for the restore of one point. Raises KvmopsError when libvirt or a file system does not answer.
+
+    ``heads``: of the memory images of its saved states, None where these do not matter.
+    """
     root = _xml.parse(configuration.domain_xml, f"the configuration in {archive_path}")
+    roots = [root, *([] if heads is None else states.definitions(configuration, heads))]
     pools = {pool.name: pool.target_path for pool in storage.pools(conn) if pool.active and pool.target_path}
     target = None
     if request.pool or request.path:
@@ -62,7 +79,7 @@ def gather(conn: Connection, configuration: Configuration, request: RestoreReque
         archive_place=_place(conn, pools, path=os.path.dirname(os.path.realpath(archive_path))),
         nvram_place=_place(conn, pools, path=_nvram_directory(conn)),
         target=target,
-        former=_former(conn, configuration, root, pools),
+        former=_former(conn, configuration, roots, pools),
         vms=vms,
         networks=networks,
         interfaces=frozenset(os.listdir("/sys/class/net")),
@@ -80,10 +97,10 @@ def gather(conn: Connection, configuration: Configuration, request: RestoreReque
 
 
 def _former(
-    conn: Connection, configuration: Configuration, root: etree._Element, pools: Mapping[str, str]
+    conn: Connection, configuration: Configuration, roots: Iterable[etree._Element], pools: Mapping[str, str]
 ) -> dict[str, Place]:
     keys = {places.former_key(member) for member in configuration.members}
-    keys |= {disk.pool for disk in disks.elements(root)}
+    keys |= {disk.pool for root in roots for disk in disks.elements(root)}
     found: dict[str, Place] = {}
     for key in keys - {""}:
         if key.startswith("/"):
@@ -333,9 +350,9 @@ def _digest(path: str, evidence: tuple[int, ...], algorithm: digests.Algorithm) 
         return algorithm.of_member(b"".join(algorithm.of_chunk(chunk) for chunk in chunks))
 
 
-def _block_devices(root: etree._Element) -> dict[str, BlockDevice]:
+def _block_devices(roots: Iterable[etree._Element]) -> dict[str, BlockDevice]:
     found = {}
-    for disk in disks.elements(root):
+    for disk in (disk for root in roots for disk in disks.elements(root)):
         if disk.device != "lun" or disk.type != "block":
             continue
         real, problem = os.path.realpath(disk.source), ""

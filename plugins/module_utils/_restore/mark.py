@@ -52,7 +52,12 @@ def add(domain_xml: str, mark: Mark) -> str:
     restored = etree.SubElement(
         metadata,
         MARK,
-        {"point": str(mark.point), "configuration": mark.configuration, "token": mark.token},
+        {
+            "point": str(mark.point),
+            "configuration": mark.configuration,
+            "token": mark.token,
+            **({"flat": "yes"} if mark.flat else {}),
+        },
         nsmap={"kvmops": NAMESPACE},
     )
     for disk in mark.disks:
@@ -66,6 +71,7 @@ def add(domain_xml: str, mark: Mark) -> str:
                 "inode": str(disk.inode),
                 "size": str(disk.size_bytes),
                 "mtime": str(disk.mtime_ns),
+                **({} if disk.top else {"top": "no"}),
             },
         )
     return _xml.text(root)
@@ -85,10 +91,17 @@ def read(root: etree._Element) -> Mark | None:
                 inode=int(disk.get("inode") or 0),
                 size_bytes=int(disk.get("size") or 0),
                 mtime_ns=int(disk.get("mtime") or 0),
+                top=disk.get("top") != "no",
             )
             for disk in restored.findall(f"{_PREFIX}disk")
         )
         point = int(restored.get("point") or 0)
     except ValueError:
         return None
-    return Mark(point, restored.get("configuration") or "", restored.get("token") or "", disks)
+    return Mark(
+        point,
+        restored.get("configuration") or "",
+        restored.get("token") or "",
+        disks,
+        flat=restored.get("flat") == "yes",
+    )

@@ -31,7 +31,7 @@ class Place:
 
 @dataclass(frozen=True)
 class DiskState:
-    """One file of a restored VM as it was left: what tells that nobody has written to it since."""
+    """One image of a restored VM as it was left: what tells that nobody has written to it since. ``top``: a disk shows it."""
 
     target: str
     path: str
@@ -39,16 +39,18 @@ class DiskState:
     inode: int
     size_bytes: int
     mtime_ns: int
+    top: bool = True
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a restore writes into the metadata of the VM: which point of which configuration it came from."""
+    """What a restore writes into the metadata of the VM: which point of which configuration it came from, and if `flat`."""
 
     point: int
     configuration: str
     token: str
     disks: tuple[DiskState, ...] = ()
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,11 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A member and the file it becomes. `backing` is the final path of the layer below it, with its format."""
+    """A member and the file it becomes. `backing` is the final path of the layer below it, with its format.
+
+    `temporary`: only needed until another file has been made of it. `head`: what a memory image gets instead of its first
+    bytes, which must be `former_head` (both b"": nothing).
+    """
 
     member: Member
     path: str
@@ -149,6 +155,32 @@ class PlannedFile:
     pool: str = ""
     backing: str = ""
     backing_format: str = ""
+    temporary: bool = False
+    head: bytes = b""
+    former_head: bytes = b""
+
+
+@dataclass(frozen=True)
+class MadeFile:
+    """An image that is not in the archive: a fresh qcow2 on `backing`, or (`flat`) the content of `backing` and all below it."""
+
+    target: str
+    path: str
+    format: str
+    backing: str
+    backing_format: str
+    pool: str = ""
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedState:
+    """A saved state as it will be defined."""
+
+    name: str
+    xml: str
+    parent: str
+    current: bool
 
 
 @dataclass(frozen=True)
@@ -167,6 +199,7 @@ class RestorePlan:
     `unchanged`: the VM is there already and was restored from this point. `replaced`: the VM that will be gone.
     `set_aside`: existing files whose names the restore takes, removed once the new VM stands.
     `domain_xml`: the definition, without the mark. `refresh_pools`: names of pools that get new files.
+    `made`: files that are made of those in `files`. `states`: the saved states, parents first. `flat`: they were given up.
     """
 
     name: str
@@ -176,6 +209,9 @@ class RestorePlan:
     domain_xml: str
     disks: tuple[PlannedDisk, ...]
     files: tuple[PlannedFile, ...]
+    made: tuple[MadeFile, ...] = ()
+    states: tuple[PlannedState, ...] = ()
+    flat: bool = False
     unchanged: bool = False
     replaced: ExistingVm | None = None
     set_aside: tuple[str, ...] = ()
@@ -184,6 +220,11 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
+
+    @property
+    def all_files(self) -> tuple[PlannedFile | MadeFile, ...]:
+        """Every file of the restore, those that others are made of first."""
+        return (*self.files, *self.made)
 
 
 @dataclass(frozen=True)

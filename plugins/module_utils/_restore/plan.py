@@ -6,45 +6,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role, Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    Configuration,
+    Member,
+    Role,
+    Skipped,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
     identity,
+    layout,
     mark,
-    needs,
-    places,
-    reach,
+    rewrite,
+    states,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     ExistingVm,
     HostFacts,
-    Place,
     PlannedDisk,
     PlannedFile,
+    PlannedState,
     RestorePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat, RestoreRequest
-
-_VM_TYPES = ("kvm", "qemu")
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One restored member with its part in a disk: ``depth`` 0 is the lowest layer."""
-
-    member: Member
-    target: str
-    depth: int
-    top: bool
-    format: str
 
 
 def plan(
@@ -53,26 +44,30 @@ def plan(
     request: RestoreRequest,
     *,
     bare: bool = False,
+    heads: states.Heads | None = None,
     fresh: identity.Fresh | None = None,
 ) -> RestorePlan:
-    """Decides the restore of one point. ``bare``: the source is a configuration file, not an archive.
+    """Decides the restore of one point. ``bare``: the source is a configuration file, not an archive; ``heads``: those of the
+    memory images of its saved states (states.memory_heads).
 
-    Raises RefusedError that lists everything that speaks against it.
+    Raises RefusedError that lists everything that speaks against it, HostileError for saved states nobody can have had.
     """
     what = f"Restore of {configuration.vm_name or 'the VM'} from {request.source}"
     root = _xml.parse(configuration.domain_xml, f"the configuration in {request.source}")
-    if root.tag != "domain" or root.get("type") not in _VM_TYPES:
+    if root.tag != "domain" or root.get("type") not in rewrite.VM_TYPES:
         raise RefusedError(what, f"it describes no QEMU VM, but a <{root.tag}> of type {root.get('type')!r}")
     name = request.name or configuration.vm_name
     if not identity.is_name(name):
         raise RefusedError(what, f"{name!r} is not a name for a VM", "Give a plain one with the option 'name'.")
-    mark.strip(root)
     restored_before = _restored_before(configuration, host, request)
-    draft, problems = _draft(configuration, root, host, request, bare, fresh or identity.Fresh())
+    draft, problems, of_states = _draft(
+        configuration, root, host, request, bare, heads or {}, fresh or identity.Fresh()
+    )
     if restored_before is not None:
         return _unchanged(draft, restored_before, request)
-    if problems:
-        raise RefusedError(what, "; ".join(problems), "Nothing has been touched.")
+    if problems or of_states:
+        hint = " 'flatten: true' restores the VM without its saved states." if of_states else ""
+        raise RefusedError(what, "; ".join([*problems, *of_states]), f"Nothing has been touched.{hint}")
     return draft
 
 
@@ -96,6 +91,8 @@ def _restored_before(configuration: Configuration, host: HostFacts, request: Res
         disk.format == "raw" and not disk.path.endswith(".iso") for disk in vm.mark.disks
     ):
         return None
+    if vm.mark.flat != _gives_states_up(configuration, request):
+        return None
     if request.force and vm.touched_files and not vm.running:
         return None
     return vm
@@ -109,8 +106,10 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> R
         name=vm.name,
         uuid=vm.uuid,
         domain_xml=vm.xml,
-        disks=tuple(PlannedDisk(disk.target, disk.path, disk.format) for disk in vm.mark.disks),
+        disks=tuple(PlannedDisk(disk.target, disk.path, disk.format) for disk in vm.mark.disks if disk.top),
         files=(),
+        made=(),
+        states=tuple(PlannedState(name, "", "", False) for name in vm.snapshots),
         unchanged=True,
         replaced=None,
         set_aside=(),
@@ -121,54 +120,75 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> R
     )
 
 
+def _gives_states_up(configuration: Configuration, request: RestoreRequest) -> bool:
+    """Whether `flatten` makes a difference for this point."""
+    layered = any(member.role is Role.LAYER for member in configuration.members)
+    return request.flatten and (layered or bool(configuration.saved_states))
+
+
 def _draft(
     configuration: Configuration,
     root: etree._Element,
     host: HostFacts,
     request: RestoreRequest,
     bare: bool,
+    heads: states.Heads,
     fresh: identity.Fresh,
-) -> tuple[RestorePlan, list[str]]:
-    """The plan, and the reasons why it cannot be carried out."""
+) -> tuple[RestorePlan, list[str], list[str]]:
+    """The plan, and the reasons why it cannot be carried out; those that lie in saved states apart."""
+    flat = _gives_states_up(configuration, request)
+    own_macs = [mac.lower() for mac in definition.mac_addresses(root)]
+    macs = own_macs + ([] if bare or flat else states.other_macs(configuration, heads, own_macs))
     who = identity.decide(
         configuration.vm_name,
         configuration.vm_uuid.lower(),
-        definition.mac_addresses(root),
+        macs,
         identity.Wish(request.name, request.uuid, request.mac, request.force),
         host.vms,
         fresh,
     )
     others = [vm for vm in host.vms if vm is not who.replaced]
+    tree = () if bare or flat else states.gather(configuration, host, others, heads)
     fate = disks.decide(configuration, root, host, others, bare=bare)
-    layers = _layers(fate.fates, request.disk_format)
-    where = places.decide([layer.member for layer in layers], host)
-    files = _files(layers, where.places, configuration, who)
+    chains = {target: each.chain for target, each in fate.fates.items() if isinstance(each, disks.Restored)}
+    needed = layout.Needed(
+        disks=chains,
+        others=states.chains(tree),
+        memories=states.memories(tree),
+        frozen=states.frozen(tree),
+        overlays=states.overlays(tree),
+    )
+    merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
+    files = layout.decide(needed, host, who, request.disk_format, merged)
     nvram = _nvram(configuration, root, who, host, bare)
-    files += [nvram] if nvram is not None else []
-    all_places = {**where.places, **({nvram.member.name: host.nvram_place} if nvram is not None else {})}
-    set_aside, clashes = _clashes(files, all_places, host, who.replaced, others, request.force)
-    problems = [*who.problems, *fate.problems, *where.problems, *clashes, *_unknown_formats(layers)]
-    lacking = needs.missing(root, request.networks, host)
-    if lacking:
-        problems.append("this host does not have " + ", ".join(lacking))
-    warnings = [*fate.warnings, *where.warnings]
+    wanted = {path: place for path, place in files.places.items() if not os.path.basename(path).startswith(".layer-")}
+    if nvram is not None:
+        wanted[nvram.path] = host.nvram_place
+    set_aside, clashes = layout.clashes(wanted, host, who.replaced, others, request.force)
+    problems = [*who.problems, *fate.problems, *files.problems, *clashes]
+    if nvram is not None and host.nvram_place.problem:
+        problems.append(f"{host.nvram_place.path} {host.nvram_place.problem}")
+    now = rewrite.Circumstances(
+        host=host,
+        others=others,
+        who=who,
+        macs={former: mac for former, mac in reversed([*zip(macs, who.macs)]) if former},
+        genid=fresh.uuid(),
+        networks=request.networks,
+        trusted=bool(configuration.format_version),
+        bare=bare,
+        fresh=fresh,
+    )
+    outcome = rewrite.Outcome() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
+    if outcome.lacking:
+        problems.append("this host does not have " + ", ".join(outcome.lacking))
+    of_tree = states.plan(tree, files, now, heads)
+    warnings = [*fate.warnings, *files.warnings]
     if not configuration.format_version:
         warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
-    kept, left_out = reach.apply(root, trusted=bool(configuration.format_version), copy=who.new)
-    host_devices, absent = reach.decide_hostdevs(root, host, others, bare=bare)
-    new_disks = _new_disks(root, files, layers)
-    changes = definition.Changes(
-        identity=who,
-        genid=fresh.uuid(),
-        fates=fate.fates,
-        disks=new_disks,
-        networks=request.networks,
-        nvram_path=_nvram_path(root, who, host),
-    )
-    outcome = definition.apply(root, changes, host) if not fate.problems else definition.Outcome()
     warnings += _left_over(who.replaced, set_aside)
-    warnings += [*kept, *host_devices, *outcome.warnings, *_not_restored(configuration, layers, root, nvram, bare)]
-    skipped = [*outcome.skipped, *left_out, *absent]
+    warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, bare), *of_tree.warnings]
+    all_files = (*of_tree.files, *((nvram,) if nvram is not None else ()))
     return (
         RestorePlan(
             name=who.name,
@@ -176,142 +196,41 @@ def _draft(
             point=configuration.timestamp,
             configuration=mark.configuration_digest(configuration),
             domain_xml=_xml.text(root),
-            disks=tuple(PlannedDisk(disk.target, disk.path, disk.format) for disk in new_disks.values()),
-            files=tuple(files),
+            disks=tuple(PlannedDisk(target, top.path, top.format) for target, top in files.tops.items()),
+            files=all_files,
+            made=files.made,
+            states=of_tree.states,
+            flat=flat,
             replaced=who.replaced,
             set_aside=tuple(set_aside),
-            refresh_pools=tuple(sorted({file.pool for file in files if file.pool})),
-            skipped=_unique(skipped),
+            refresh_pools=tuple(sorted({each.pool for each in (*all_files, *files.made) if each.pool})),
+            skipped=_unique(outcome.skipped),
             warnings=tuple(dict.fromkeys(warnings)),
-            estimated_bytes=sum(file.member.size_bytes for file in files),
+            estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
         ),
         problems,
+        list(of_tree.problems),
     )
+
+
+def _has_inside(chain: Sequence[Member]) -> bool:
+    """Whether a disk may have saved states in it: layers, or a qcow2 that can hold them."""
+    return chain[-1].role is not Role.ISO and (len(chain) > 1 or chain[0].original_format != "raw")
 
 
 def _unique(skipped: Iterable[Skipped]) -> tuple[Skipped, ...]:
     return tuple({(item.device, item.reason): item for item in skipped}.values())
 
 
-def _layers(fates: Mapping[str, disks.Fate], disk_format: DiskFormat) -> list[_Layer]:
-    layers = []
-    for target, fate in fates.items():
-        if not isinstance(fate, disks.Restored):
-            continue
-        for depth, member in enumerate(fate.chain):
-            as_raw = member.original_format == "raw" and disk_format is DiskFormat.KEEP
-            image_format = "raw" if as_raw or member.role is Role.ISO else member.image_format or "qcow2"
-            layers.append(_Layer(member, target, depth, depth == len(fate.chain) - 1, image_format))
-    return layers
-
-
-def _unknown_formats(layers: Sequence[_Layer]) -> list[str]:
-    """A damaged or disguised image must not end up as a raw disk, nor QEMU be let loose on formats nobody asked for."""
-    problems = []
-    for layer in layers:
-        name, image_format = layer.member.name, layer.member.image_format or "qcow2"
-        if image_format not in ("qcow2", "raw"):
-            problems.append(f"the member {name} is {image_format}; only qcow2 and raw are restored")
-        elif image_format == "raw" and name.endswith((".qcow2", ".snapshot")):
-            problems.append(f"the member {name} is no qcow2 image, whatever its name says")
-    return problems
-
-
-def _files(
-    layers: Sequence[_Layer], where: Mapping[str, Place], configuration: Configuration, who: identity.Identity
-) -> list[PlannedFile]:
-    files: list[PlannedFile] = []
-    taken: set[str] = set()
-    for layer in layers:
-        place = where[layer.member.name]
-        name = "" if who.new else _former_name(layer)
-        if not name or os.path.join(place.path, name) in taken:
-            name = _derived_name(layer, who.name)
-        path = os.path.join(place.path, name)
-        taken.add(path)
-        below = files[-1] if layer.depth else None
-        files.append(
-            PlannedFile(
-                member=layer.member,
-                path=path,
-                format=layer.format,
-                pool=place.pool,
-                backing=below.path if below is not None else "",
-                backing_format=below.format if below is not None else "",
-            )
-        )
-    return files
-
-
-def _former_name(layer: _Layer) -> str:
-    """The file's former name; "" where it is not known or not fit for a file of a VM."""
-    name = os.path.basename(layer.member.former_path) or layer.member.name
-    if layer.member.former_path.startswith("/dev/") or name.startswith(".") or any(ord(letter) < 32 for letter in name):
-        return ""
-    if layer.member.original_format == "raw" and layer.format == "qcow2" and name.endswith(".raw"):
-        name = name[: -len(".raw")] + ".qcow2"
-    return name
-
-
-def _derived_name(layer: _Layer, vm_name: str) -> str:
-    suffix = "iso" if layer.member.role is Role.ISO else layer.format
-    number = f"-{layer.depth}" if layer.depth else ""
-    return f"{names.stem(vm_name)}-{names.stem(layer.target)}{number}.{suffix}"
-
-
-def _nvram_path(root: etree._Element, who: identity.Identity, host: HostFacts) -> str:
-    """Always in libvirt's own directory: the definition must not name another file of the host."""
-    nvram = root.find("os/nvram")
-    if nvram is None:
-        return ""
-    source = nvram.find("source")
-    former = (nvram.text or "").strip() or (source.get("file") or "" if source is not None else "")
-    name = os.path.basename(former)
-    if who.new or not name or name.startswith("."):
-        name = f"{names.stem(who.name)}_VARS.fd"
-    return os.path.join(host.nvram_place.path, name)
-
-
 def _nvram(
     configuration: Configuration, root: etree._Element, who: identity.Identity, host: HostFacts, bare: bool
 ) -> PlannedFile | None:
-    path = _nvram_path(root, who, host)
+    path = rewrite.nvram_path(root, who, host)
     member = next((member for member in configuration.members if member.role is Role.NVRAM), None)
     if member is None or not path or bare:
         return None
     return PlannedFile(member=member, path=path, format=member.image_format or "raw")
-
-
-def _clashes(
-    files: Sequence[PlannedFile],
-    where: Mapping[str, Place],
-    host: HostFacts,
-    replaced: ExistingVm | None,
-    others: Sequence[ExistingVm],
-    force: bool,
-) -> tuple[list[str], list[str]]:
-    """Existing files that the restore puts aside, and why some of them must stay."""
-    users = {path: vm.name for vm in others for path in vm.files}
-    own = replaced.files if replaced is not None else frozenset()
-    set_aside: list[str] = []
-    problems: list[str] = []
-    for file in files:
-        place = where[file.member.name]
-        name = os.path.basename(file.path)
-        exists, real = name in place.names, os.path.join(place.real_path or place.path, name)
-        user = users.get(file.path) or users.get(real)
-        if user:
-            problems.append(f"{file.path} belongs to the VM {user}")
-        elif exists and not force:
-            problems.append(f"the file {file.path} exists ('force: true' replaces it)")
-        elif exists and not own & {file.path, real} and not place.pool and place is not host.target:
-            problems.append(f"{file.path} exists, is no file of the VM and is in no pool (remove it yourself)")
-        elif exists:
-            set_aside.append(file.path)
-        if file.member.role is Role.NVRAM and place.problem:
-            problems.append(f"{place.path} {place.problem}")
-    return set_aside, problems
 
 
 def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str]) -> list[str]:
@@ -321,41 +240,16 @@ def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str]) -> list[st
     return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
 
 
-def _new_disks(
-    root: etree._Element, files: Sequence[PlannedFile], layers: Sequence[_Layer]
-) -> dict[str, definition.NewDisk]:
-    volumes = {}
-    for element in root.findall("devices/disk[@type='volume']"):
-        target, source = element.find("target"), element.find("source")
-        if target is not None and source is not None:
-            volumes[target.get("dev") or ""] = (source.get("pool") or "", source.get("volume") or "")
-    found = {}
-    for layer, file in zip(layers, files):
-        if not layer.top:
-            continue
-        pool, volume = volumes.get(layer.target, ("", ""))
-        if not definition.same_volume(pool, volume, file.pool, file.path):
-            pool = volume = ""
-        found[layer.target] = definition.NewDisk(layer.target, file.path, file.format, pool, volume)
-    return found
-
-
 def _not_restored(
-    configuration: Configuration,
-    layers: Sequence[_Layer],
-    root: etree._Element,
-    nvram: PlannedFile | None,
-    bare: bool,
+    configuration: Configuration, root: etree._Element, nvram: PlannedFile | None, bare: bool
 ) -> list[str]:
     """Warnings about what the archive holds, or should hold, and the restored VM will not have."""
     if bare:
         return []
     warnings = []
-    if configuration.saved_states:
-        listed = ", ".join(state.name for state in configuration.saved_states)
-        warnings.append(f"The saved states {listed} are in the archive and are not defined again by this version.")
-    if any(member.role is Role.MEMORY for member in configuration.members):
-        warnings.append("The memory image of the point stays in the archive: the restored VM boots from its disks.")
+    memories = any(member.role is Role.MEMORY for member in configuration.members)
+    if memories and not configuration.saved_states:
+        warnings.append("The memory image in the archive belongs to no saved state and stays there.")
     if root.find("os/nvram") is not None and nvram is None:
         warnings.append("The archive holds no NVRAM: the firmware's settings are those on this host, or new ones.")
     if root.find("devices/tpm/backend[@type='emulator']") is not None:

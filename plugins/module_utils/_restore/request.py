@@ -25,7 +25,7 @@ class RestoreRequest:
     `point` None: the newest. `pool` and `path` both "": the former places (C3), at most one of them is given.
     `name` "": the VM's own.
     `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
-    `mac`: "" (as for `uuid`), "keep" or "new".
+    `mac`: "" (as for `uuid`), "keep" or "new". `flatten`: one image per disk and no saved states.
     `networks` maps names of networks and bridges in the archive to those of this host.
     """
 
@@ -38,6 +38,7 @@ class RestoreRequest:
     mac: str = ""
     networks: Mapping[str, str] = field(default_factory=dict)
     disk_format: DiskFormat = DiskFormat.KEEP
+    flatten: bool = False
     start: bool = False
     force: bool = False
     uri: str = "qemu:///system"
@@ -57,6 +58,7 @@ def from_params(params: Mapping[str, Any]) -> RestoreRequest:
         mac=params["mac"] or "",
         networks={str(former): str(here) for former, here in (params["networks"] or {}).items()},
         disk_format=DiskFormat(params["disk_format"]),
+        flatten=params["flatten"],
         start=params["start"],
         force=params["force"],
         uri=params["uri"],

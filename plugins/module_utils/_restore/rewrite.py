@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""One way for every definition in an archive: the VM's own, those in saved states, those in memory images. Pure.
+
+Whatever a definition may reach on the host is decided here, so that no other way leads past the rules.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, mark, needs, reach
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh, Identity
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    ExistingVm,
+    HostFacts,
+    MadeFile,
+    PlannedFile,
+)
+
+VM_TYPES = ("kvm", "qemu")
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is the same for all definitions of a restore.
+
+    ``macs``: new address by former one. ``trusted``: the archive is one of ours.
+    """
+
+    host: HostFacts
+    others: Sequence[ExistingVm]
+    who: Identity
+    macs: Mapping[str, str]
+    genid: str
+    networks: Mapping[str, str]
+    trusted: bool
+    bare: bool
+    fresh: Fresh
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What there is to say about a rewritten definition. ``lacking``: what it needs and the host does not have."""
+
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    lacking: tuple[str, ...] = ()
+
+
+def rewrite(
+    root: etree._Element,
+    fates: Mapping[str, disks.Fate],
+    tops: Mapping[str, PlannedFile | MadeFile],
+    now: Circumstances,
+    macs: Sequence[str] = (),
+) -> Outcome:
+    """Rewrites a definition in place. ``tops``: the file of each restored disk by target.
+
+    ``macs``: addresses of its interfaces, one by one, where they were decided for this very definition.
+    """
+    mark.strip(root)
+    lacking = needs.missing(root, now.networks, now.host)
+    kept, left_out = reach.apply(root, trusted=now.trusted, copy=now.who.new)
+    host_devices, absent = reach.decide_hostdevs(root, now.host, now.others, bare=now.bare)
+    by_former = (now.macs.get(mac.lower()) or now.fresh.mac() for mac in definition.mac_addresses(root))
+    changes = definition.Changes(
+        identity=replace(now.who, macs=tuple(macs or by_former)),
+        genid=now.genid,
+        fates=fates,
+        disks=_new_disks(root, tops),
+        networks=now.networks,
+        nvram_path=nvram_path(root, now.who, now.host),
+    )
+    outcome = definition.apply(root, changes, now.host)
+    return Outcome(
+        warnings=(*kept, *host_devices, *outcome.warnings),
+        skipped=(*outcome.skipped, *left_out, *absent),
+        lacking=tuple(lacking),
+    )
+
+
+def nvram_path(root: etree._Element, who: Identity, host: HostFacts) -> str:
+    """Always in libvirt's own directory: the definition must not name another file of the host."""
+    nvram = root.find("os/nvram")
+    if nvram is None:
+        return ""
+    source = nvram.find("source")
+    former = (nvram.text or "").strip() or (source.get("file") or "" if source is not None else "")
+    name = os.path.basename(former)
+    if who.new or not name or name.startswith("."):
+        name = f"{names.stem(who.name)}_VARS.fd"
+    return os.path.join(host.nvram_place.path, name)
+
+
+def _new_disks(root: etree._Element, tops: Mapping[str, PlannedFile | MadeFile]) -> dict[str, definition.NewDisk]:
+    volumes = {}
+    for element in root.findall("devices/disk[@type='volume']"):
+        target, source = element.find("target"), element.find("source")
+        if target is not None and source is not None:
+            volumes[target.get("dev") or ""] = (source.get("pool") or "", source.get("volume") or "")
+    found = {}
+    for name, file in tops.items():
+        pool, volume = volumes.get(name, ("", ""))
+        if not definition.same_volume(pool, volume, file.pool, file.path):
+            pool = volume = ""
+        found[name] = definition.NewDisk(name, file.path, file.format, pool, volume)
+    return found

@@ -1,0 +1,378 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Carries a restore out: write and check every byte, swap files, define the VM and its saved states; all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from dataclasses import replace
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _vm_state, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
+    BusyError,
+    DamagedError,
+    KvmopsError,
+    RefusedError,
+    SplitViewError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import (
+    FileSink,
+    ImageSink,
+    RawSink,
+    can_stream_as_raw,
+    read_mapping,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.views import require_really_off
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks, mark
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    DiskState,
+    ExistingVm,
+    MadeFile,
+    Mark,
+    PlannedFile,
+    RestorePlan,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
+
+
+class _CountedSink:
+    """A sink that counts what was really written; bytes that were cloned are not."""
+
+    def __init__(self, sink: ImageSink) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self.written_bytes = 0
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self._sink.write(offset, data)
+        with self._lock:
+            self.written_bytes += len(data)
+
+    def clone(self, source_fd: int, source_offset: int, length: int) -> int:
+        return self._sink.clone(source_fd, source_offset, length)
+
+    def finish(self) -> None:
+        self._sink.finish()
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+class Transaction:
+    """One restore, from the first partial file to the definition that commits it."""
+
+    def __init__(
+        self,
+        conn: Connection,
+        archive: ArchiveReader | None,
+        plan: RestorePlan,
+        progress: Progress,
+        uri: str,
+        source: str,
+    ) -> None:
+        self._conn, self._archive, self._plan, self._progress = conn, archive, plan, progress
+        token = secrets.token_hex(8)
+        self._operation = restores.Operation(
+            uri=uri,
+            uuid=plan.uuid,
+            name=plan.name,
+            token=token,
+            source=source,
+            files=tuple(_step(file, number, plan, token) for number, file in enumerate(plan.all_files)),
+            old=None if plan.replaced is None else self._old(plan.replaced),
+            pools=plan.refresh_pools,
+            states=tuple(restores.StateRecord(each.name, each.xml, each.current) for each in plan.states),
+            directories={
+                path: os.stat(path).st_ino for path in sorted({os.path.dirname(file.path) for file in plan.all_files})
+            },
+        )
+
+    def run(self) -> int:
+        """The number of bytes written."""
+        for path in self._plan.set_aside:
+            if qemu_img.is_in_use(path, "raw"):
+                raise RefusedError(
+                    f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
+                )
+        journal = Journal.open(f"restore-{self._plan.uuid}", restores.OPERATION, self._operation.facts())
+        try:
+            written = self._write()
+            states = self._finish_files()
+            self._operation = replace(self._operation, inodes=self._inodes())
+            journal.record(inodes=self._operation.inodes)
+            self._end_cycles()
+            self._swap()
+            self._define(states)
+        except BaseException as error:
+            self._undo(journal, error)
+            raise
+        # the VM stands: what follows is clearing up, and the next run repeats it if it fails
+        try:
+            restores.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._operation)
+        except (libvirt.libvirtError, OSError) as error:
+            journal.close()
+            raise KvmopsError(
+                f"The VM {self._plan.name}",
+                f"it is restored, but the old one's files are still there: {error}",
+                "The next restore removes them.",
+            ) from error
+        journal.done()
+        return written
+
+    def _old(self, vm: ExistingVm) -> restores.OldVm:
+        try:
+            domain = self._conn.lookupByUUIDString(vm.uuid)
+            states = snapshots.tree(domain)
+            checkpoints = domain.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
+            return restores.OldVm(
+                uuid=vm.uuid,
+                name=vm.name,
+                xml=vm.xml,
+                autostart=bool(domain.autostart()),
+                states=tuple(restores.StateRecord(state.name, state.xml, state.current) for state in states),
+                checkpoints=tuple((each.getName(), each.getXMLDesc(0)) for each in checkpoints),
+            )
+        except libvirt.libvirtError as error:
+            raise translate(error, f"The VM {vm.name}") from error
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def _write(self) -> int:
+        """Every member into its partial file, each chunk checked on its way, all durable."""
+        if self._archive is None or not self._plan.files:
+            return 0
+        sinks: list[_CountedSink] = []
+        try:
+            for file, step in zip(self._plan.files, self._operation.files):
+                sinks.append(_CountedSink(_sink(self._archive, file, step)))
+            self._archive.extract(
+                [(file.member, sink) for file, sink in zip(self._plan.files, sinks)], progress=self._progress
+            )
+        finally:
+            for sink in sinks:
+                sink.close()
+        return sum(sink.written_bytes for sink in sinks)
+
+    def _finish_files(self) -> tuple[DiskState, ...]:
+        """No image is opened by QEMU before its header has been read here; layers get the new names of those below."""
+        self._progress.phase("check")
+        count = len(self._plan.files)
+        partials = {file.path: step.partial for file, step in zip(self._plan.all_files, self._operation.files)}
+        states = []
+        for file, step in zip(self._plan.files, self._operation.files):
+            self._finish_member(file, step, partials)
+            if not file.temporary and file.member.role in (Role.DISK, Role.LAYER, Role.ISO):
+                states.append(self._durable(file.path, file.member.target, file.format, step.partial))
+        for made, step in zip(self._plan.made, self._operation.files[count:]):
+            self._make(made, step, partials)
+            states.append(self._durable(made.path, made.target, made.format, step.partial))
+        return tuple(states)
+
+    def _finish_member(self, file: PlannedFile, step: restores.FileStep, partials: dict[str, str]) -> None:
+        if file.head:
+            _replace_head(file, step.partial)
+        if step.scratch and os.path.exists(step.scratch):
+            _check_qcow2(file, step.scratch)
+            qemu_img.convert(step.scratch, "qcow2", step.partial, "raw", untrusted=True)
+            os.unlink(step.scratch)
+        elif file.format == "qcow2":
+            _check_qcow2(file, step.partial)
+        if file.backing:
+            backing = partials[file.backing] if file.temporary else file.backing
+            qemu_img.rebase_unsafe(step.partial, backing, file.backing_format)
+        if file.member.role is Role.MEMORY or file.member.role is Role.NVRAM:
+            self._durable(file.path, "", file.format, step.partial)
+
+    def _make(self, made: MadeFile, step: restores.FileStep, partials: dict[str, str]) -> None:
+        below = partials[made.backing]
+        if not made.flat:
+            size_bytes = (
+                os.path.getsize(below) if made.backing_format == "raw" else _read_header(below).virtual_size_bytes
+            )
+            qemu_img.create_overlay_unsafe(step.partial, made.backing, made.backing_format, size_bytes)
+            return
+        self._progress.phase("flatten", made.target)
+        os.close(_files.create(step.partial))
+        qemu_img.convert(below, made.backing_format, step.partial, made.format, untrusted=True)
+
+    def _durable(self, path: str, target: str, image_format: str, partial: str) -> DiskState:
+        fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _files.sync(fd, partial)
+            now = os.fstat(fd)
+        finally:
+            os.close(fd)
+        top = any(disk.path == path for disk in self._plan.disks)
+        return DiskState(target, path, image_format, now.st_ino, now.st_size, now.st_mtime_ns, top)
+
+    def _inodes(self) -> dict[str, int]:
+        return {step.path: os.stat(step.partial).st_ino for step in self._operation.files if step.path}
+
+    # --- the VM ----------------------------------------------------------------------------------
+
+    def _end_cycles(self) -> None:
+        """No backup goes on from here as if nothing had happened."""
+        old = self._plan.replaced
+        for uuid in {self._plan.uuid, *((old.uuid,) if old is not None else ())}:
+            _vm_state.end_cycle(uuid, "the VM was restored in place")
+
+    def _swap(self) -> None:
+        """All old files aside before the first new one takes its name: at no moment would a start find a mixture."""
+        replaced = self._plan.replaced
+        self._progress.phase("define")
+        if replaced is not None:
+            self._require_untouched(replaced)
+        steps = self._operation.files
+        for step in steps:
+            if step.aside:
+                _rename(step.path, step.aside)
+        if replaced is not None:
+            self._require_untouched(replaced, moved={step.path: step.aside for step in steps if step.aside})
+        for step in steps:
+            if step.path:
+                _rename(step.partial, step.path)
+        for directory in self._operation.directories:
+            _files.sync_directory(directory)
+
+    def _require_untouched(self, vm: ExistingVm, moved: dict[str, str] | None = None) -> None:
+        """The replaced VM is off and is what the plan has seen."""
+        domain = self._conn.lookupByUUIDString(vm.uuid)
+        flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE
+        if domain.isActive() or domain.XMLDesc(flags) != vm.xml:
+            raise BusyError(f"The VM {vm.name}", "it was started or changed during the restore", "Run the task again.")
+        renamed = moved or {}
+        # opened as raw: QEMU's lock is the same whatever the format
+        paths = [renamed.get(path, path) for path in sorted(vm.disk_files)]
+        require_really_off(domain, [(path, "raw") for path in paths if os.path.isfile(path)])
+
+    def _define(self, states: tuple[DiskState, ...]) -> None:
+        """The VM without its final mark, its saved states, and when all of it is as planned, the mark: that is the commit."""
+        plan, operation = self._plan, self._operation
+        old = operation.old
+        found = Mark(plan.point, plan.configuration, operation.token, states, plan.flat)
+        try:
+            if old is not None and (old.uuid != plan.uuid or old.name != plan.name):
+                self._conn.lookupByUUIDString(old.uuid).undefineFlags(restores.KEEP_FILES)
+            domain = self._conn.defineXML(mark.add(plan.domain_xml, replace(found, token=operation.pending_token)))
+            if old is not None:
+                restores.forget(domain, old.states)
+            restores.define_states(domain, operation.states)
+            self._require_as_planned(domain, replace(found, token=operation.pending_token))
+            self._conn.defineXML(mark.add(plan.domain_xml, found))
+        except libvirt.libvirtError as error:
+            raise translate(error, f"The definition of the VM {plan.name}") from error
+
+    def _require_as_planned(self, domain: Domain, found: Mark) -> None:
+        plan = self._plan
+        root = _xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), f"the definition of {plan.name}")
+        states = {(state.name, state.parent, state.current) for state in snapshots.tree(domain)}
+        wanted = {(state.name, state.parent, state.current) for state in plan.states}
+        if mark.read(root) != found or not _shows(root, plan) or states != wanted:
+            raise SplitViewError(
+                f"The definition of the VM {plan.name}",
+                "libvirt made something else of it than it was given",
+                "Please report this.",
+            )
+
+    def _undo(self, journal: Journal, error: BaseException) -> None:
+        """Back to before; where that fails the journal stays, and the next run goes on from there."""
+        try:
+            restores.conclude(self._conn, self._operation)
+        except KvmopsError as second:
+            journal.close()
+            error.__cause__ = second
+        else:
+            journal.done()
+
+
+def _step(file: PlannedFile | MadeFile, number: int, plan: RestorePlan, token: str) -> restores.FileStep:
+    directory, name = os.path.split(file.path)
+    # a file name has at most 255 bytes; the number keeps shortened ones apart
+    short = os.fsencode(name)[:180].decode("utf-8", "ignore")
+    partial = os.path.join(directory, f".{short}.kvmops-partial-{token}-{number}")
+    return restores.FileStep(
+        partial=partial,
+        path="" if isinstance(file, PlannedFile) and file.temporary else file.path,
+        aside=os.path.join(directory, f".{short}.kvmops-old-{token}-{number}") if file.path in plan.set_aside else "",
+        scratch=f"{partial}-qcow2" if isinstance(file, PlannedFile) and _is_converted(file) else "",
+    )
+
+
+def _is_converted(file: PlannedFile) -> bool:
+    """Whether a qcow2 member becomes a raw file."""
+    return file.format == "raw" and file.member.role in (Role.DISK, Role.LAYER) and file.member.image_format != "raw"
+
+
+def _sink(archive: ArchiveReader, file: PlannedFile, step: restores.FileStep) -> ImageSink:
+    """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
+    member = file.member
+    fd = _files.create(step.partial)
+    if not step.scratch:
+        return FileSink(fd, member.size_bytes)
+    read_at = archive.read_at(member.name)
+    if archive.bytes.random_access and can_stream_as_raw(probe.probe(read_at, member.size_bytes), read_at):
+        mapping = read_mapping(read_at, member.size_bytes)
+        return RawSink(fd, mapping.virtual_size_bytes, mapping)
+    os.close(fd)
+    return FileSink(_files.create(step.scratch), member.size_bytes)
+
+
+def _read_header(path: str) -> probe.ImageInfo:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
+def _check_qcow2(file: PlannedFile, partial: str) -> None:
+    info = _read_header(partial)
+    if info.format != "qcow2":
+        raise ArchiveError(f"The member {file.member.name}", f"its content is {info.format} and not qcow2")
+    probe.check_archive_image(info, allowed_backing=file.backing or None)
+
+
+def _replace_head(file: PlannedFile, partial: str) -> None:
+    """Gives a memory image its new name, uuid and places; what the plan has read must be what was just verified."""
+    fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.pread(fd, len(file.former_head), 0) != file.former_head:
+            raise DamagedError(
+                f"The member {file.member.name}", "it is not what was read before", member=file.member.name
+            )
+        _files.write_all(fd, file.head, 0, partial)
+    finally:
+        os.close(fd)
+
+
+def _rename(old: str, new: str) -> None:
+    try:
+        _files.rename_new(old, new)
+    except OSError as error:
+        raise _files.target_error(new, error, "cannot be put in place") from error
+
+
+def _shows(root: Any, plan: RestorePlan) -> bool:
+    """Whether the definition that was read back has the planned identity and disks."""
+    wanted = {disk.target: (disk.path, os.path.basename(disk.path)) for disk in plan.disks}
+    here = {disk.target: disk.source for disk in disks.elements(root)}
+    return (root.findtext("name"), root.findtext("uuid")) == (plan.name, plan.uuid) and all(
+        here.get(target) in paths for target, paths in wanted.items()
+    )

@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The saved-state tree in an archive, restored under another name: every saved state can be reverted to and is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Callable
+
+import pytest
+import saved_states as saved
+from saved_states import Saved
+
+from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, run_module
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
+
+Run = Callable[..., ModuleResult]
+
+#: Every revert that is tried on the restored VM, in this order: an internal saved state changes the file it lies in, which
+#: later saved states stand on, so the deepest go first.
+REVERTS = [
+    "b2", "b1", "a9", "a8", "a6", "a4", "a3", "a2",  # external
+    "a10", "a7", "a5", "a1",  # internal
+]  # fmt: skip
+
+
+@dataclass
+class Scene:
+    """A VM with its tree, backed up while it was off and once more while it ran."""
+
+    vm: LabVm
+    states: dict[str, Saved]
+    digests: dict[str, dict[str, str]]
+    current: dict[str, str]
+    archive: str
+    running_archive: str
+    tree: dict[str, tuple[str, bool]]
+
+
+def grow(lab: Lab) -> tuple[LabVm, list[Saved]]:
+    """a1 to a10 in a row; b1 and b2 on a6; then back to a4, so that the current one is in the middle."""
+    vm = lab.create_vm("tree", [Disk(), Disk(size_mib=16)], start=False)
+    states = [saved.take(vm, "a1", internal=True), saved.take(vm, "a2")]
+    vm.start()
+    vm.wait_for_marker(2)
+    states.append(saved.take(vm, "a3"))
+    states.append(saved.take(vm, "a4", memory=True))
+    states.append(saved.take(vm, "a5", internal=True, memory=True))
+    states.append(saved.take(vm, "a6", memory=True))
+    states.append(saved.take(vm, "a7", internal=True, memory=True))
+    states.append(saved.take(vm, "a8"))
+    states.append(saved.take(vm, "a9", memory=True))
+    vm.destroy()
+    states.append(saved.take(vm, "a10", internal=True))
+    saved.revert_outside(vm, "a6", 1)
+    vm.start()
+    states.append(saved.take(vm, "b1", memory=True))
+    vm.destroy()
+    states.append(saved.take(vm, "b2"))
+    saved.revert_outside(vm, "a4", 2)
+    vm.start()
+    vm.wait_for_marker(vm.wait_for_marker(1).number + 1)
+    vm.destroy()
+    return vm, states
+
+
+@pytest.fixture(scope="module")
+def scene(module_lab: Lab) -> Iterator[Scene]:
+    vm, states = grow(module_lab)
+    target = module_lab.path("backups")
+    off = run_module("vm_backup", vm="tree", path=str(target))["archive"]["path"]
+    digests = {state.name: saved.digests(state) for state in states}
+    current, tree = saved.shown(vm), saved.tree(module_lab, "tree")
+    vm.start()
+    vm.agent.shell(f"echo at the backup >{saved.MARKER}")
+    running = run_module("vm_backup", vm="tree", path=str(target), consistency="memory")["archive"]["path"]
+    vm.destroy()
+    yield Scene(vm, {state.name: state for state in states}, digests, current, off, running, tree)
+
+
+def test_every_saved_state_of_a_restored_tree_is_right(module_lab: Lab, scene: Scene) -> None:
+    assert sorted(REVERTS) == sorted(scene.states) and len(REVERTS) <= 16
+    done = run_module("vm_restore", source=scene.archive, name="copy", path=str(module_lab.path("restored")))
+    copy = module_lab.adopt("copy")
+    assert sorted(done["snapshots"]) == sorted(scene.states) and not copy.is_running()
+    assert saved.tree(module_lab, "copy") == scene.tree
+    assert saved.shown(copy) == scene.current
+    for snapshot in copy.domain.listAllSnapshots():
+        xml = snapshot.getXMLDesc(1)
+        assert str(scene.vm.disks()["vda"].parent) not in xml and scene.vm.domain.UUIDString() not in xml
+        assert "<name>tree</name>" not in xml
+    assert not run_module(
+        "vm_restore", source=scene.archive, name="copy", path=str(module_lab.directory / "restored")
+    ).changed
+    for number, name in enumerate(REVERTS):
+        state = scene.states[name]
+        if state.internal:
+            saved.revert_inside(copy, name)
+        else:
+            saved.revert_outside(copy, name, number, resume=state.memory)
+        assert saved.shown(copy) == scene.digests[name], name
+        if state.memory:
+            assert saved.remembers(copy) == name
+        copy.destroy()
