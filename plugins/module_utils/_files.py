@@ -57,6 +57,14 @@ def create(path: str, mode: int = 0o600) -> int:
         raise target_error(path, error, "cannot be created") from error
 
 
+def open_existing(path: str) -> int:
+    """Descriptor of a file that is there, open for reading and writing."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise target_error(path, error, "cannot be opened for writing") from error
+
+
 def write_all(fd: int, data: Union[bytes, memoryview], offset: int, path: str) -> None:
     """Every byte of `data` at `offset`."""
     view = memoryview(data)

@@ -246,7 +246,7 @@ def open_bytes(file: BinaryIO, path: str) -> tuple[Bytes, bool]:
     size = os.fstat(fd).st_size
     magic = _pread(fd, 4, 0, path)
     number = int.from_bytes(magic.ljust(4, b"\0"), "little")
-    table = frames.read_seek_table(fd, size)
+    table = frames.live_index(fd, size)
     # The seek table at the end tells a compressed archive whose first bytes are damaged.
     if magic == frames.ZSTD_MAGIC or number & 0xFFFFFFF0 == 0x184D2A50 or table:
         index = table or frames.walk(fd, size)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Callable, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, edit, names, tar
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests, edit, names, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import open_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
@@ -66,31 +66,58 @@ def converted_path(path: str, compressed: bool) -> str:
     return base + (names.COMPRESSED_SUFFIX if compressed else names.PLAIN_SUFFIX)
 
 
+def rewrite(path: str, level: int, *, threads: int, progress: Progress, on_partial: OnPartial) -> None:
+    """Cuts an archive that other tools compressed into frames of ours, under its name. The caller is its one writer.
+
+    Raises as `compress`.
+    """
+    with open_archive(path) as reader:
+        _refuse_damaged(reader, threads, progress)
+        with _written(reader, path, Compression(level), threads, progress, on_partial) as partial:
+            os.replace(partial, path)
+    _files.sync_directory(os.path.dirname(path))
+
+
 def _convert(
     path: str, compression: Optional[Compression], threads: int, progress: Progress, on_partial: OnPartial
 ) -> str:
     new = converted_path(path, compression is not None)
     if os.path.lexists(new):
         raise TargetError(new, "a file of that name is there already and is never overwritten", "Move it elsewhere.")
-    partial = os.path.join(os.path.dirname(new), names.partial_name(os.path.basename(new), secrets.token_hex(6)))
-    with open_archive(path) as reader:
-        _refuse_damaged(reader, threads, progress)
-        on_partial(partial)
-        fd = _files.create(partial, os.fstat(reader.bytes.fd).st_mode & 0o777)
-        try:
-            sums = _copy(reader, fd, partial, compression, threads, progress)
-            _files.sync(fd, partial)
-            _read_back(partial, reader, sums, threads, progress)
-            _files.publish(partial, new)
-        except BaseException:
-            with contextlib.suppress(OSError):  # its name is in the journal
-                os.unlink(partial)
-            raise
-        finally:
-            os.close(fd)
-    edit.move_sidecars(path, new)
-    edit.delete(path)
+    with busy.writing(path, f"{'compressing' if compression else 'uncompressing'} {path}"):
+        with open_archive(path) as reader:
+            _refuse_damaged(reader, threads, progress)
+            with _written(reader, new, compression, threads, progress, on_partial) as partial:
+                _files.publish(partial, new)
+        edit.move_sidecars(path, new)
+        edit.remove(path)
     return new
+
+
+@contextlib.contextmanager
+def _written(
+    reader: ArchiveReader,
+    new: str,
+    compression: Optional[Compression],
+    threads: int,
+    progress: Progress,
+    on_partial: OnPartial,
+) -> Iterator[str]:
+    """The partial file with the other form of an archive, durable and read back; it is removed if the block fails."""
+    partial = os.path.join(os.path.dirname(new), names.partial_name(os.path.basename(new), secrets.token_hex(6)))
+    on_partial(partial)
+    fd = _files.create(partial, os.fstat(reader.bytes.fd).st_mode & 0o777)
+    try:
+        sums = _copy(reader, fd, partial, compression, threads, progress)
+        _files.sync(fd, partial)
+        _read_back(partial, reader, sums, threads, progress)
+        yield partial
+    except BaseException:
+        with contextlib.suppress(OSError):  # its name is in the journal
+            os.unlink(partial)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _refuse_damaged(reader: ArchiveReader, threads: int, progress: Progress) -> None:

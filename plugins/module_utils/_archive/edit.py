@@ -14,7 +14,7 @@ import secrets
 import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, names
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 
 NOTES, PROTECTED = ".notes", ".protected"
@@ -60,7 +60,13 @@ def move_sidecars(old: str, new: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Removes an archive and what stands beside it, the archive first; durable. Raises ArchiveError."""
+    """Removes an archive and what stands beside it, the archive first; durable. Raises ArchiveError, BusyError."""
+    with busy.writing(path, f"deleting {path}"):
+        remove(path)
+
+
+def remove(path: str) -> None:
+    """As `delete`, for the one writer of the archive."""
     try:
         os.unlink(path)
         for suffix in (NOTES, PROTECTED):

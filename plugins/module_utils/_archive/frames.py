@@ -15,7 +15,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
 SKIPPABLE = 0x184D2A5E
@@ -26,7 +26,11 @@ MAX_FRAMES = 2**22  # 16 TiB of ours; bounds the memory of an index
 MAX_HEADERS = 2**20  # frame and block headers that `walk` hops over before it gives up: bounds its time
 COVER = 0x184D2A50  # skippable frames that are no seek table
 HEADER_BYTES = 8  # of a skippable frame
+MAX_SKIPS = 2**16  # skippable frames in a seek table: a few for each point
+TRAILER_BYTES = 32
 _FOOTER = struct.Struct("<IBI")
+_TRAILER = struct.Struct("<16sQQ")
+_TRAILER_MAGIC = b"kvmops-append-1\0"
 _ENTRY_BYTES = 8
 _TABLE_PIECE = 2**20
 _HEADER_BYTES = 18
@@ -61,12 +65,17 @@ class FrameIndex:
     """Where each frame begins in the file and in the decompressed stream; both lists end with the total.
 
     `end` is the file offset behind the last frame (and the seek table), `problem` why reading stopped there, if it did.
+    `by_table`: a seek table told it; `skips` are then the numbers of the frames that hold nothing. `pending`: behind `end` are
+    the frames of an append that was not committed.
     """
 
     file_offsets: Sequence[int]
     stream_offsets: Sequence[int]
     end: int
     problem: str = ""
+    by_table: bool = False
+    skips: tuple[int, ...] = ()
+    pending: bool = False
 
     @property
     def stream_size(self) -> int:
@@ -102,8 +111,43 @@ def seek_table(frames: Sequence[tuple[int, int]]) -> bytes:
     return struct.pack("<II", SKIPPABLE, len(body)) + body
 
 
+def trailer(old_end: int, timestamp: int) -> bytes:
+    """What stands at the end of the file while the point `timestamp` is appended to an archive that ends at `old_end`."""
+    return _TRAILER.pack(_TRAILER_MAGIC, old_end, timestamp)
+
+
+def live_index(fd: int, size: int) -> Optional[FrameIndex]:
+    """The index by the seek table that holds: that at the end of the file, or while an append is not committed the one before it.
+
+    None where there is none that fits the file.
+    """
+    table = read_seek_table(fd, size)
+    old_end = _uncommitted(fd, table) if table else _old_end(fd, size)
+    if old_end is None:
+        return table
+    old = read_seek_table(fd, old_end)
+    return replace(old, pending=True) if old and _uncommitted(fd, old) is None else None
+
+
+def _old_end(fd: int, size: int) -> Optional[int]:
+    """Where the archive ends by the trailer of an append under way."""
+    if size < TRAILER_BYTES:
+        return None
+    magic, old_end, _timestamp = _TRAILER.unpack(os.pread(fd, TRAILER_BYTES, size - TRAILER_BYTES))
+    return int(old_end) if magic == _TRAILER_MAGIC and old_end < size else None
+
+
+def _uncommitted(fd: int, table: FrameIndex) -> Optional[int]:
+    """Where the archive ends as long as an end frame lives that the table counts among the skipped ones; None if there is none."""
+    for number in table.skips:
+        begin, end = table.file_offsets[number], table.file_offsets[number + 1]
+        if os.pread(fd, len(ZSTD_MAGIC), begin) == ZSTD_MAGIC:
+            return end - HEADER_BYTES
+    return None
+
+
 def read_seek_table(fd: int, size: int) -> Optional[FrameIndex]:
-    """The index by the seek table at the end of the file; None where there is none that fits the file."""
+    """The index by the seek table that ends at offset `size`; None where there is none that fits the bytes before it."""
     if size < 8 + _FOOTER.size:
         return None
     count, descriptor, magic = _FOOTER.unpack(os.pread(fd, _FOOTER.size, size - _FOOTER.size))
@@ -113,7 +157,7 @@ def read_seek_table(fd: int, size: int) -> Optional[FrameIndex]:
     begin = size - table - 8
     if os.pread(fd, 8, begin) != struct.pack("<II", SKIPPABLE, table):
         return None
-    files, streams = array("Q", [0]), array("Q", [0])
+    files, streams, skips = array("Q", [0]), array("Q", [0]), list[int]()
     position, stop = begin + 8, begin + 8 + count * _ENTRY_BYTES
     while position < stop:
         numbers = array("I")
@@ -123,12 +167,17 @@ def read_seek_table(fd: int, size: int) -> Optional[FrameIndex]:
         numbers.frombytes(piece)
         if sys.byteorder == "big":
             numbers.byteswap()
-        if max(numbers[1::2]) > MAX_FRAME_BYTES:
+        contents = numbers[1::2]
+        if max(contents) > MAX_FRAME_BYTES:
             return None
-        for offsets, sizes in ((files, numbers[::2]), (streams, numbers[1::2])):
+        if not min(contents):
+            skips += [len(files) - 1 + number for number, content in enumerate(contents) if not content]
+            if len(skips) > MAX_SKIPS:
+                return None
+        for offsets, sizes in ((files, numbers[::2]), (streams, contents)):
             offsets.extend(itertools.islice(itertools.accumulate(sizes, initial=offsets[-1]), 1, None))
         position += len(piece)
-    return FrameIndex(files, streams, size) if files[-1] == begin else None
+    return FrameIndex(files, streams, size, by_table=True, skips=tuple(skips)) if files[-1] == begin else None
 
 
 def walk(fd: int, size: int) -> Optional[FrameIndex]:

@@ -8,8 +8,11 @@ What makes a file one of ours: a configuration XML with our element whose digest
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional, Union
@@ -19,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     digests,
     foreign,
     names,
+    remains,
     salvage,
     tar,
 )
@@ -28,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource 
     open_bytes,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.remains import Remains
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry, Walk
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -38,21 +43,32 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import ImageSink
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 _HEAD_BYTES = 64 * 2**10
-_MAX_HEADS_BYTES = 32 * 2**20
-_MAX_CONFIGURATIONS = 4096
+MAX_CONFIGURATION_BYTES = 32 * 2**20  # of all points together
+MAX_CONFIGURATIONS = 4096
 _OWN_MARK = b"<kvmops:backup"
+_ATTEMPTS = 5  # to open an archive whose end is being written
+_CLOCK_NS = 10**9
 
 
 @dataclass(frozen=True)
 class BrokenPoint:
-    """A configuration member from which no good point can be made, and why."""
+    """A configuration member from which no good point can be made, and why.
+
+    `cause`: the point is whole itself, but stands on this one, which is not. `member` "" and `timestamp` 0: all that came behind
+    a broken header.
+    """
 
     member: str
     timestamp: int
     error: KvmopsError
+    cause: int = 0
+
+    def __str__(self) -> str:
+        return f"{f'point {self.timestamp}' if self.member else 'what comes behind it'} cannot be used: {self.error}"
 
 
 class ArchiveReader:
@@ -61,7 +77,8 @@ class ArchiveReader:
     `entries` are the members in the order of the tar stream, `end` is the offset of its end marker there. `native`: we wrote it.
     `bad_images` says which members of a foreign archive are no images although they are named so, and why.
 
-    `use_salvage`: where the headers are broken, the members are those that the configuration tells, and `structure` is the damage.
+    Where a header behind a whole point is broken, `structure` is the damage and the points before it are there.
+    `use_salvage`: where the headers are broken, the members are those that the configuration tells.
     """
 
     def __init__(self, path: str, *, use_salvage: bool = False) -> None:
@@ -79,13 +96,16 @@ class ArchiveReader:
             if not stat.S_ISREG(status.st_mode):
                 raise ArchiveError(what, "it is not a regular file")
             self.size_bytes = status.st_size
+            self._stamp = (status.st_size, status.st_mtime_ns)
             self.bytes, self.compressed = open_bytes(self._file, path)
             self._heads: dict[str, bytes] = {}
-            self._heads_bytes = 0
+            self.heads_bytes = 0
             self.native = False
             self.bad_images: dict[str, str] = {}
             self.structure: Optional[DamagedError] = None
             self._digests: Optional[Mapping[str, memoryview]] = None
+            self._bad_digests: dict[str, DamagedError] = {}
+            self._decoded: list[Configuration] = []
             self._find_members(use_salvage)
         except BaseException:
             self._file.close()
@@ -101,46 +121,62 @@ class ArchiveReader:
         """Closes the file."""
         self._file.close()
 
+    def changed(self) -> bool:
+        """Whether somebody has written to the file since it was opened."""
+        status = os.fstat(self._file.fileno())
+        return (status.st_size, status.st_mtime_ns) != self._stamp
+
+    @functools.cached_property
+    def remains(self) -> Remains:
+        """What stands behind the end of a native archive."""
+        return remains.find(self.bytes, self.end, self.size_bytes) if self.native else Remains()
+
+    @property
+    def pending(self) -> str:
+        """What an interrupted append has left, or one under way has written so far; "" for nothing. Readers need not mind."""
+        return self.remains.text if self.remains.ours else ""
+
     def _find_members(self, use_salvage: bool) -> None:
-        damage = None
-        try:
-            self._set_members(*self._walk())
-        except DamagedError as error:
-            if not use_salvage:
-                raise
-            damage = error
-        if not use_salvage or (damage is None and (self.points or self.broken)):
+        entries, end, damage = self._walk()
+        self._set_members(entries, end)
+        if damage is None and (not use_salvage or self.points or self.broken):
             return
-        found = () if isinstance(self.bytes, StreamedBytes) else salvage.layout(self.bytes)
+        found = () if not use_salvage or isinstance(self.bytes, StreamedBytes) else salvage.layout(self.bytes)
         if found:
             self.structure = damage or DamagedError(
                 f"archive {self.path}", "zeros stand where a member should be", offset=self.end, length=tar.BLOCK
             )
+            self._heads, self.heads_bytes = {}, 0
             for entry in found:
                 self._keep_head(entry)
             self._set_members(found, found[-1].end)
         elif damage:
-            raise damage
+            if not (self.native and self.points):
+                raise damage
+            self.structure = damage
+            self.broken += (BrokenPoint("", 0, damage),)
 
     def _set_members(self, entries: tuple[Entry, ...], end: int) -> None:
         self.entries, self.end = entries, end
         self._by_name = {entry.name: entry for entry in entries}
         self.points, self.broken = self._points()
 
-    def _walk(self) -> tuple[tuple[Entry, ...], int]:
+    def _walk(self) -> tuple[tuple[Entry, ...], int, Optional[DamagedError]]:
+        """The members up to the end marker or the first broken header, the offset of that, and the damage."""
         walk = Walk(self.bytes.fetch, self.bytes.size)
-        found = []
+        found: list[Entry] = []
         try:
             for entry in walk.entries():
-                found.append(entry)
                 self._keep_head(entry)
+                found.append(entry)
         except DamagedError as error:
-            raise DamagedError(
+            damage = DamagedError(
                 self._what(error), error.why, error.hint, member=error.member, offset=error.offset, length=error.length
-            ) from error
+            )
+            return tuple(found), found[-1].end if found else 0, damage
         except HostileError as error:
             raise HostileError(self._what(error), error.why, error.hint) from error
-        return tuple(found), walk.end
+        return tuple(found), walk.end, None
 
     def _what(self, error: KvmopsError) -> str:
         return f"archive {self.path}" if error.what.startswith("archive") else f"archive {self.path}, {error.what}"
@@ -154,9 +190,9 @@ class ArchiveReader:
         else:
             return
         self._heads[entry.name] = self.bytes.fetch(entry.offset, min(entry.size_bytes, limit))
-        self._heads_bytes += len(self._heads[entry.name])
-        if self._heads_bytes > _MAX_HEADS_BYTES:
-            raise HostileError("archive", f"it has more than {_MAX_HEADS_BYTES} bytes of XML")
+        self.heads_bytes += len(self._heads[entry.name])
+        if self.heads_bytes > MAX_CONFIGURATION_BYTES:
+            raise HostileError("archive", f"it has more than {MAX_CONFIGURATION_BYTES} bytes of XML")
 
     def _points(self) -> tuple[tuple[Configuration, ...], tuple[BrokenPoint, ...]]:
         good: list[Configuration] = []
@@ -167,7 +203,7 @@ class ArchiveReader:
             names.is_digests_member(entry.name) or _OWN_MARK in self._heads.get(entry.name, b"")
             for entry in self.entries
         )
-        if len(configurations) > (_MAX_CONFIGURATIONS if self.native else foreign.MAX_CONFIGURATIONS):
+        if len(configurations) > (MAX_CONFIGURATIONS if self.native else foreign.MAX_CONFIGURATIONS):
             raise HostileError(f"archive {self.path}", f"it has {len(configurations)} configurations")
         for entry in configurations:
             try:
@@ -184,7 +220,8 @@ class ArchiveReader:
             except KvmopsError as error:
                 broken.append(BrokenPoint(entry.name, names.point_of(entry.name) or 0, error))
         if self.native:
-            good = self._complete(sorted(good, key=lambda point: point.timestamp), broken)
+            self._decoded = sorted(good, key=lambda point: point.timestamp)
+            good = self._complete(self._decoded, broken)
         else:
             images = foreign.images(self.entries, self.read_at) if good else foreign.Images({}, {})
             self.bad_images = images.bad
@@ -193,65 +230,40 @@ class ArchiveReader:
 
     def _complete(self, points: Sequence[Configuration], broken: list[BrokenPoint]) -> list[Configuration]:
         """Those points whose members are all there, in their size, on the parent that they name."""
-        by_time = {point.timestamp: point for point in points}
         tables: dict[str, tuple[int, str]] = {}
         good: list[Configuration] = []
         for point in points:
-            parent = by_time.get(point.parent_point)
-            missing = [
-                m
-                for m in point.members
-                if m.name not in self._by_name or self._by_name[m.name].size_bytes != m.size_bytes
-            ]
-            what = f"point {point.timestamp} of archive {self.path}"
-            if missing or point.digests_member not in self._by_name:
-                name = missing[0].name if missing else point.digests_member
-                broken.append(
-                    BrokenPoint(
-                        point.member_name,
-                        point.timestamp,
-                        DamagedError(what, f"member {name} is missing or of another size", member=name),
-                    )
-                )
-            elif point.parent_digest and (parent is None or parent.digest != point.parent_digest):
-                broken.append(
-                    BrokenPoint(
-                        point.member_name,
-                        point.timestamp,
-                        DamagedError(what, f"it stands on another point {point.parent_point} than the one here"),
-                    )
-                )
-            elif good and good[0].digest_algorithm != point.digest_algorithm:
-                broken.append(
-                    BrokenPoint(
-                        point.member_name,
-                        point.timestamp,
-                        HostileError(
-                            what, f"its digests are not of the same algorithm as those of point {good[0].timestamp}"
-                        ),
-                    )
-                )
-            elif good and good[-1].timestamp == point.timestamp:
-                broken.append(
-                    BrokenPoint(
-                        point.member_name,
-                        point.timestamp,
-                        HostileError(what, f"{good[-1].member_name} is of the same time"),
-                    )
-                )
-            elif any(
-                tables.setdefault(m.name, (m.size_bytes, m.digest)) != (m.size_bytes, m.digest) for m in point.members
-            ):
-                broken.append(
-                    BrokenPoint(
-                        point.member_name,
-                        point.timestamp,
-                        DamagedError(what, "its member table contradicts an older one"),
-                    )
-                )
-            else:
+            error = self._fault(point, good, tables)
+            if error is None:
                 good.append(point)
+                continue
+            cause = point.parent_point if any(b.timestamp == point.parent_point for b in broken) else 0
+            broken.append(BrokenPoint(point.member_name, point.timestamp, error, cause))
         return good
+
+    def _fault(
+        self, point: Configuration, good: Sequence[Configuration], tables: dict[str, tuple[int, str]]
+    ) -> Optional[KvmopsError]:
+        """Why a point is not good, `good` being those before it; None if it is. `tables`: size and digest of the members so far."""
+        what = f"point {point.timestamp} of archive {self.path}"
+        needed = [(m.name, m.size_bytes) for m in point.members]
+        missing = [n for n, size in needed if n not in self._by_name or self._by_name[n].size_bytes != size]
+        missing += [point.digests_member] if point.digests_member not in self._by_name else []
+        if missing:
+            return DamagedError(what, f"member {missing[0]} is missing or of another size", member=missing[0])
+        if point.parent_digest and not any(
+            (p.timestamp, p.digest) == (point.parent_point, point.parent_digest) for p in good
+        ):
+            known = any((p.timestamp, p.digest) == (point.parent_point, point.parent_digest) for p in self._decoded)
+            why = "which is not good" if known else "than the one here"
+            return DamagedError(what, f"it stands on {'' if known else 'another '}point {point.parent_point} {why}")
+        if good and good[0].digest_algorithm != point.digest_algorithm:
+            return HostileError(what, f"its digests are not of the same algorithm as those of {good[0].timestamp}")
+        if good and good[-1].timestamp == point.timestamp:
+            return HostileError(what, f"{good[-1].member_name} is of the same time")
+        if any(tables.setdefault(m.name, (m.size_bytes, m.digest)) != (m.size_bytes, m.digest) for m in point.members):
+            return DamagedError(what, "its member table contradicts an older one")
+        return None
 
     def point(self, timestamp: Optional[int] = None) -> Configuration:
         """The point of that unix time, or the newest. Raises ArchiveError naming those that there are."""
@@ -263,11 +275,14 @@ class ArchiveReader:
             )
             raise ArchiveError(f"archive {self.path}", why)
         if timestamp is None:
-            newest = max((b.timestamp for b in self.broken), default=0)
-            if newest > self.points[-1].timestamp:
+            newest = max(self.broken, key=lambda broken: broken.timestamp, default=None)
+            behind = next((b for b in self.broken if not b.member), None)
+            if behind or (newest and newest.timestamp > self.points[-1].timestamp):
                 raise DamagedError(
                     f"archive {self.path}",
-                    f"its newest point {newest} is damaged",
+                    f"it is damaged behind point {self.points[-1].timestamp} ({behind.error})"
+                    if behind
+                    else f"its newest point {newest.timestamp if newest else ''} is damaged",
                     f"Name an older one to get that: {self.points[-1].timestamp}.",
                 )
             return self.points[-1]
@@ -296,22 +311,26 @@ class ArchiveReader:
         return lambda offset, length: self.read(name, offset, length)
 
     def chunk_digests(self) -> Mapping[str, memoryview]:
-        """The chunk digests of every member of the good points; empty for a foreign archive.
-
-        Raises DamagedError where a digests member does not fit its point.
-        """
+        """The chunk digests of the members of the good points; without those whose digests member is damaged."""
         if self._digests is None:
             found: dict[str, memoryview] = {}
             for point in self.points if self.native else ():
-                found.update(self.point_digests(point, found))
+                try:
+                    found.update(self.point_digests(point))
+                except DamagedError as error:
+                    self._bad_digests.update({member.name: error for member in self.new_members(point)})
             self._digests = found
         return self._digests
 
-    def point_digests(self, point: Configuration, known: Mapping[str, memoryview]) -> Mapping[str, memoryview]:
-        """The chunk digests of the members that are new at a point, `known` being those of the points before it."""
-        new = [member for member in point.members if member.name not in known]
+    def new_members(self, point: Configuration) -> list[Member]:
+        """The members of a point that none of the points before it has."""
+        older = {m.name for p in self._decoded if p.timestamp < point.timestamp for m in p.members}
+        return [member for member in point.members if member.name not in older]
+
+    def point_digests(self, point: Configuration) -> Mapping[str, memoryview]:
+        """The chunk digests of the members that are new at a point. Raises DamagedError where they do not fit it."""
         entry = self.entry(point.digests_member)
-        if sum(len(found) for found in known.values()) + entry.size_bytes > digests.MAX_BYTES:
+        if sum(self.entry(p.digests_member).size_bytes for p in self.points) > digests.MAX_BYTES:
             raise HostileError(f"archive {self.path}", f"it has more than {digests.MAX_BYTES} bytes of digests")
         data = self.read(point.digests_member, 0, entry.size_bytes)
         if self.algorithm.of_chunk(data).hex() != point.digests_digest:
@@ -321,7 +340,7 @@ class ArchiveReader:
                 member=point.digests_member,
                 length=len(data),
             )
-        return digests.unpack(data, new, self.algorithm)
+        return digests.unpack(data, self.new_members(point), self.algorithm)
 
     @property
     def algorithm(self) -> digests.Algorithm:
@@ -349,7 +368,7 @@ class ArchiveReader:
             for member, sink in sorted(wanted, key=lambda pair: self.entry(pair[0].name).offset):
                 entry = self.entry(member.name)
                 if self.native and member.name not in known:
-                    raise DamagedError(
+                    raise self._bad_digests.get(member.name) or DamagedError(
                         f"archive {self.path}", f"no digests of member {member.name} are in it", member=member.name
                     )
                 report.phase("restore", member.target or member.name, entry.size_bytes)
@@ -360,6 +379,38 @@ class ArchiveReader:
                     total += count
                 sink.finish()
         return total
+
+    def matches(
+        self, member: Member, source: ImageSource, *, threads: int = 0, progress: Optional[Progress] = None
+    ) -> bool:
+        """Whether a source has exactly the bytes of a member; False at the first chunk that differs.
+
+        Raises SourceError where it cannot be read, DamagedError where the archive has no digests of the member.
+        """
+        report = progress or Progress()
+        if source.size_bytes != member.size_bytes:
+            return False
+        known = self.chunk_digests().get(member.name)
+        if known is None:
+            raise self._bad_digests.get(member.name) or DamagedError(
+                f"archive {self.path}", f"no digests of member {member.name} are in it", member=member.name
+            )
+        report.phase("compare", member.target or member.name, member.size_bytes)
+        scratch = threading.local()
+
+        def same(offset: int) -> tuple[bool, int]:
+            if not hasattr(scratch, "view"):
+                scratch.view = memoryview(bytearray(CHUNK_BYTES))
+            view: memoryview = scratch.view[: min(CHUNK_BYTES, member.size_bytes - offset)]
+            found = view if source.read_chunk(offset, view) else memoryview(digests.ZEROS)[: len(view)]
+            return self.is_intact(known, offset, found), len(view)
+
+        with Workers(threads) as workers:
+            for equal, length in workers.ordered(same, range(0, member.size_bytes, CHUNK_BYTES)):
+                if not equal:
+                    return False
+                report.advance(length)
+        return True
 
     def chunks(self, entry: Entry, *, skip_holes: bool = False) -> Iterator[tuple[int, Optional[bytes]]]:
         """(offset, data) of each chunk of a member; data only where one thread has to read them in order."""
@@ -418,4 +469,28 @@ def open_archive(path: str, *, use_salvage: bool = False) -> ArchiveReader:
 
     Raises ArchiveError (not an archive, not readable), DamagedError (broken structure), HostileError (refused).
     """
+    begin, last = time.time_ns(), ""
+    for _attempt in range(_ATTEMPTS):
+        reader, damage = None, None
+        try:
+            reader = ArchiveReader(path, use_salvage=use_salvage)
+            damage = reader.structure
+        except DamagedError as error:
+            damage = error
+        if damage and str(damage) != last and _written_since(path, begin):
+            last = str(damage)  # perhaps the last write of an append was caught
+            if reader:
+                reader.close()
+        elif reader:
+            return reader
+        elif damage:
+            raise damage
     return ArchiveReader(path, use_salvage=use_salvage)
+
+
+def _written_since(path: str, begin_ns: int) -> bool:
+    """Whether a file was written to after, or not much before that time: file systems know it to 10 ms, servers have clocks."""
+    try:
+        return os.stat(path).st_mtime_ns > begin_ns - _CLOCK_NS
+    except OSError:
+        return False

@@ -102,6 +102,17 @@ def bare_header(name: str, size: int, mtime: int) -> bytes:
     return _ustar(name, size, mtime, b"0")
 
 
+def is_header(block: bytes) -> bool:
+    """Whether a block is a header as we write them, also one of a pax header."""
+    if len(block) != BLOCK or block[257:265] != b"ustar\x0000":
+        return False
+    try:
+        _check_sum(block, 0)
+    except DamagedError:
+        return False
+    return True
+
+
 def framing(header_bytes: bytes) -> Optional[tuple[str, int, int]]:
     """(name, size, mtime) if the block is the ustar header of a member as we write it, else None."""
     if len(header_bytes) != BLOCK:

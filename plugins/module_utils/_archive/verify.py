@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
@@ -12,7 +13,11 @@ from typing import Optional
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, frames, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes, StreamedBytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Damage
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import (
+    ArchiveReader,
+    BrokenPoint,
+    open_archive,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
@@ -24,13 +29,15 @@ FULL, PARTIAL, STRUCTURE = "full", "partial", "structure"
 @dataclass(frozen=True)
 class Report:
     """`ok`: no damage was found. `coverage`: full (every byte has a digest that fits), partial (some members have none, or only
-    zstd's checksums), structure (headers only: foreign archives). `checked_bytes` and `unchecked_bytes` count member bytes."""
+    zstd's checksums), structure (headers only: foreign archives). `checked_bytes` and `unchecked_bytes` count member bytes.
+    `notices`: what is no damage but worth saying, as the remains of an interrupted append."""
 
     ok: bool
     coverage: str
     checked_bytes: int
     unchecked_bytes: int
     damage: tuple[Damage, ...]
+    notices: tuple[str, ...] = ()
 
 
 def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int = 0) -> Report:
@@ -41,6 +48,11 @@ def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int 
     except DamagedError as error:
         return Report(False, PARTIAL, 0, 0, (Damage(error.member, error.offset, error.length, (), str(error)),))
     with reader:
+        report = verify(reader, progress=progress, threads=threads)
+        if report.ok or any(item.member for item in report.damage) or not reader.changed():
+            return report
+    # A point was added meanwhile: what looked like bytes between and behind the members was its commit.
+    with open_archive(path, use_salvage=True) as reader:
         return verify(reader, progress=progress, threads=threads)
 
 
@@ -63,8 +75,9 @@ class _Verification:
         reader = self._reader
         self._progress.phase("verify", bytes_total=sum(entry.size_bytes for entry in reader.entries))
         for broken in reader.broken:
-            size = reader.entry(broken.member).size_bytes
-            self._damage.append(Damage(broken.member, 0, size, (broken.timestamp,), str(broken.error)))
+            if broken.member and not broken.cause:
+                size = reader.entry(broken.member).size_bytes
+                self._damage.append(Damage(broken.member, 0, size, self._with_followers(broken), str(broken.error)))
         if not reader.points and not reader.broken:
             self._stream(0, reader.end, "no configuration of a VM is in it")
         with Workers(self._threads) as workers:
@@ -73,20 +86,33 @@ class _Verification:
             else:
                 self._foreign(workers)
         self._tail()
-        if reader.structure and not self._damage:
+        if reader.structure and (not self._damage or any(not broken.member for broken in reader.broken)):
             self._damage.append(Damage("", reader.structure.offset, reader.structure.length, (), str(reader.structure)))
         if not reader.native:
             coverage = PARTIAL if self._unchecked == 0 and reader.entries else STRUCTURE
         else:
             coverage = FULL if self._unchecked == 0 else PARTIAL
-        return Report(not self._damage, coverage, self._checked, self._unchecked, tuple(_merged(self._damage)))
+        notices = (f"behind its end: {reader.pending}; the next append removes it",) if reader.pending else ()
+        return Report(not self._damage, coverage, self._checked, self._unchecked, tuple(_merged(self._damage)), notices)
+
+    def _with_followers(self, broken: BrokenPoint) -> tuple[int, ...]:
+        """A broken point and those that stand on it, and on them."""
+        found = [broken.timestamp]
+        for other in sorted(self._reader.broken, key=lambda b: b.timestamp):
+            if other.cause in found and other.timestamp not in found:
+                found.append(other.timestamp)
+        return tuple(found)
 
     def _lost(self, member: str) -> tuple[int, ...]:
-        """The points that need a member."""
+        """The points that need a member, or the digests in it."""
+        needed = {member}
+        for point in self._reader.points:
+            if member == point.digests_member:
+                needed |= {m.name for m in self._reader.new_members(point)}
         return tuple(
             p.timestamp
             for p in self._reader.points
-            if member in (p.digests_member, p.member_name) or any(m.name == member for m in p.members)
+            if member in (p.digests_member, p.member_name) or any(m.name in needed for m in p.members)
         )
 
     def _member(self, member: str, offset: int, length: int, reason: str) -> None:
@@ -125,7 +151,7 @@ class _Verification:
         known: dict[str, memoryview] = {}
         for point in self._reader.points:
             try:
-                known.update(self._reader.point_digests(point, known))
+                known.update(self._reader.point_digests(point))
             except ArchiveError as error:
                 self._member(point.digests_member, 0, self._reader.entry(point.digests_member).size_bytes, str(error))
         return known
@@ -214,12 +240,16 @@ class _Verification:
     def _tail(self) -> None:
         """Behind the end marker there is nothing but zeros, and a compressed archive ends with its seek table."""
         reader, source = self._reader, self._reader.bytes
+        if any(not broken.member for broken in reader.broken):
+            return  # where the members end is not known
         position = reader.end
+        ours = bool(reader.pending)
         try:
-            while data := source.fetch_chunk(source.next_data(position), CHUNK_BYTES):
+            while not ours and (data := source.fetch_chunk(source.next_data(position), CHUNK_BYTES)):
                 position = source.next_data(position)
                 if data is not digests.ZEROS and not is_zero(memoryview(data)):
-                    self._stream(position, len(data), "there are bytes behind the end of the archive")
+                    reason = reader.remains.text or "there are bytes behind the end of the archive"
+                    self._stream(position, len(data), reason, reader.remains.lost)
                 position += len(data)
         except ArchiveError as error:
             self._stream(position, 0, str(error))
@@ -228,16 +258,22 @@ class _Verification:
             missing = reader.end + (len(tar.END) if self._own_layout else 2 * tar.BLOCK) - size
             if reader.native and missing > 0:
                 self._stream(reader.end, size - reader.end, f"{missing} bytes of its end marker are missing")
-        if not isinstance(source, FramedBytes):
-            return
-        if source.index.problem:
-            begin = source.index.end
-            self._damage.append(Damage("", begin, reader.size_bytes - begin, (), source.index.problem))
-        elif self._own_frames(source) and not frames.read_seek_table(source.fd, reader.size_bytes):
-            begin = source.index.file_offsets[-2]
-            self._damage.append(
-                Damage("", begin, reader.size_bytes - begin, (), "the seek table is damaged or missing")
-            )
+        if isinstance(source, FramedBytes):
+            self._frames(source)
+
+    def _frames(self, source: FramedBytes) -> None:
+        """What is between and behind the frames: those that other tools skip, and the seek table."""
+        index, size = source.index, self._reader.size_bytes
+        for number in index.skips:
+            begin, end = index.file_offsets[number], index.file_offsets[number + 1]
+            if os.pread(source.fd, frames.HEADER_BYTES, begin) != frames.skippable(end - begin - frames.HEADER_BYTES):
+                reason = "the header that lets other tools skip these bytes is damaged"
+                self._damage.append(Damage("", begin, frames.HEADER_BYTES, (), reason))
+        if index.problem:
+            self._damage.append(Damage("", index.end, size - index.end, (), index.problem))
+        elif self._own_frames(source) and not index.by_table:
+            begin = index.file_offsets[-2]
+            self._damage.append(Damage("", begin, size - begin, (), "the seek table is damaged or missing"))
 
     def _own_frames(self, source: FramedBytes) -> bool:
         """Whether the frames are cut as we cut them; other tools that compressed our archive anew write no seek table."""
