@@ -80,31 +80,48 @@ def is_locked(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def hold(name: str, *, what: str, timeout_s: float = 0) -> Iterator[None]:
+def hold(name: str, *, what: str, timeout_s: float = 0, transient: bool = False) -> Iterator[None]:
     """Hold the lock ``name`` (a plain file name) of this host while the block runs.
 
     ``what`` is shown to whoever finds it taken. Waits up to ``timeout_s`` seconds; then raises BusyError with the holder.
+    ``transient``: the lock's file goes with the lock, for names that are used a few times only. Always or never for one name.
     """
     path = _path(name)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + timeout_s
+    fd = _open_locked(name, path, deadline)
     try:
-        deadline = time.monotonic() + timeout_s
-        while not try_lock(fd):
-            if time.monotonic() >= deadline:
-                holder = _owner(fd)
-                raise BusyError(
-                    f"The lock {name}",
-                    f"it is held by {holder}" if holder else "it is held by a process that has not named itself",
-                    "Wait until it has finished, or end that process: its lock goes with it.",
-                )
-            time.sleep(POLL_S)
         _write(fd, json.dumps(asdict(Holder.myself(what))).encode())
         try:
             yield
         finally:
-            _write(fd, b"")
+            if transient:
+                os.unlink(path)
+            else:
+                _write(fd, b"")
     finally:
         os.close(fd)
+
+
+def _open_locked(name: str, path: str, deadline: float) -> int:
+    """Descriptor of the lock's file, locked. Raises BusyError after ``deadline``."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            while not try_lock(fd):
+                if time.monotonic() >= deadline:
+                    holder = _owner(fd)
+                    raise BusyError(
+                        f"The lock {name}",
+                        f"it is held by {holder}" if holder else "it is held by a process that has not named itself",
+                        "Wait until it has finished, or end that process: its lock goes with it.",
+                    )
+                time.sleep(POLL_S)
+        except BaseException:
+            os.close(fd)
+            raise
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # the holder before us has removed it meanwhile: another one has its name
 
 
 def holder(name: str) -> Holder | None:

@@ -103,6 +103,7 @@ class _Archive:
     """
 
     path: str
+    compressed: bool
     tar_end: int
     index: Optional[frames.FrameIndex]
     newest: Configuration
@@ -115,6 +116,7 @@ class _Archive:
     def of(cls, reader: ArchiveReader) -> _Archive:
         return cls(
             reader.path,
+            reader.compressed,
             reader.end,
             reader.bytes.index if isinstance(reader.bytes, FramedBytes) else None,
             reader.points[-1],
@@ -275,7 +277,7 @@ class ArchiveAppender(MemberWriter):
             stack.enter_context(busy.writing(path, what))
             _recover(path)
             archive = _fit(path, timestamp)
-            if archive.index and not archive.has_own_frames():
+            if archive.compressed and not archive.has_own_frames():
                 convert.rewrite(
                     path,
                     compression_level,

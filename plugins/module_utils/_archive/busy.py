@@ -57,7 +57,7 @@ def writer(path: str) -> str:
 def _named(path: str, status: os.stat_result, what: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_locks.hold(_name(status), what=what))
+            stack.enter_context(_locks.hold(_name(status), what=what, transient=True))
         except BusyError as error:
             raise BusyError(f"Archive {path}", error.why, _WAIT) from error
         yield

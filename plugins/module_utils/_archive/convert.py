@@ -71,6 +71,7 @@ def rewrite(path: str, level: int, *, threads: int, progress: Progress, on_parti
 
     Raises as `compress`.
     """
+    path = os.path.realpath(path)
     with open_archive(path) as reader:
         _refuse_damaged(reader, threads, progress)
         with _written(reader, path, Compression(level), threads, progress, on_partial) as partial:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender, next_timestamp
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Consistency,
@@ -126,6 +127,39 @@ def write(
             finally:
                 source.close()
         return writer.publish(configuration(members, timestamp, **changes))
+
+
+def append(
+    path: str | Path, contents: Mapping[str, bytes | Path], *, timestamp: int = 0, threads: int = 2, **options: object
+) -> PublishedArchive:
+    """One more point with these new members; those of the point before are needed, too. `timestamp` 0: one second later."""
+    with open_archive(str(path)) as reader:
+        timestamp = timestamp or next_timestamp(reader, 0)
+    sizes = [len(c) if isinstance(c, bytes) else c.stat().st_size for c in contents.values()]
+    with ArchiveAppender(str(path), timestamp=timestamp, sizes=sizes, threads=threads, **options) as appender:  # type: ignore[arg-type]
+        members = list(appender.newest.members)
+        for name, content in contents.items():
+            source: ImageSource = BytesSource(content) if isinstance(content, bytes) else FileSource(str(content))
+            try:
+                target = name.split("_")[0]
+                parents = [member.name for member in members if member.target == target and member.role != Role.MEMORY]
+                layer = name.endswith(".snapshot") and bool(parents)
+                members.append(
+                    appender.add(
+                        Member(
+                            name,
+                            Role.LAYER if layer else role_of(name),
+                            0,
+                            target=target,
+                            image_format="raw",
+                            parent=parents[-1] if layer else "",
+                        ),
+                        source,
+                    )
+                )
+            finally:
+                source.close()
+        return appender.publish(configuration(members, timestamp, incrementable=True))
 
 
 SMALL: dict[str, bytes] = {

@@ -1,10 +1,21 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes the helpers of this folder importable: pytest runs with --import-mode=importlib."""
+"""Makes the helpers of this folder importable (pytest runs with --import-mode=importlib), and keeps locks out of this host's."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = str(tmp_path_factory.mktemp("state"))
+    monkeypatch.setattr(_paths, "state_dir", lambda: directory)
+    monkeypatch.setenv("KVMOPS_TESTS_STATE", directory)  # for the driver

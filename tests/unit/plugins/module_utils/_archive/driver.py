@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs one operation in a process of its own, for tests that kill it, watch it or measure it: driver.py OPERATION ARGUMENT…
 
-`write DIR [compressed]`, `compress PATH`, `uncompress PATH`, `read PATH`; the last line of the output is the peak memory in KiB.
+`write DIR [compressed]`, `append PATH`, `compress PATH`, `uncompress PATH`, `read PATH`; the
+last line of the output is the peak memory in KiB.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import archives
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
@@ -59,6 +61,8 @@ THREADS = int(os.environ.get("THREADS", "2"))
 
 if __name__ == "__main__":
     operation, *arguments = sys.argv[1:]
+    if os.environ.get("KVMOPS_TESTS_STATE"):
+        _paths.state_dir = lambda: os.environ["KVMOPS_TESTS_STATE"]
     if os.environ.get("KILL_AT"):
         kill_at(int(os.environ["KILL_AT"]))
     try:
@@ -71,6 +75,8 @@ if __name__ == "__main__":
                 compressed="compressed" in arguments,
                 threads=THREADS,
             )
+        elif operation == "append":
+            archives.append(arguments[0], {"vda_1.snapshot": BIG["vda_0.qcow2"]}, threads=THREADS)
         elif operation == "compress":
             convert.compress(arguments[0], threads=THREADS)
         elif operation == "uncompress":
