@@ -54,9 +54,11 @@ def evidence(path: str) -> tuple[int, ...]:
 
 def load(uuid: str) -> VmState:
     """The memory of a VM; an empty one where there is none that can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        with open(_path(uuid), encoding="utf-8") as stream:
-            return _decode(json.load(stream))
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
+        open(_path(uuid), encoding="utf-8") as stream,
+    ):
+        return _decode(json.load(stream))
     return VmState()
 
 

@@ -49,7 +49,8 @@ options:
     type: int
   refresh:
     description:
-      - Read foreign compressed archives again instead of using what is kept from the last time.
+      - Read foreign compressed archives again instead of using what is kept from the last time, and whatever else takes
+        reading again to be known (RV(archives[].incrementable)).
     type: bool
     default: false
   query:
@@ -110,7 +111,10 @@ archives:
       returned: success
       sample: false
     incrementable:
-      description: Whether increments can be added; null where that is not known, as the VM is not on this host.
+      description:
+        - Whether increments can be added, found out by looking at the VM. The warnings say why not.
+        - Null where that is not known, as the VM is not on this host, or as more of its files than one looks at in passing
+          would have to be read again (O(refresh) does).
       type: bool
       returned: success
       sample: false
@@ -308,6 +312,7 @@ cancelled:
 """
 
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
 
@@ -325,7 +330,9 @@ ARGUMENT_SPEC = {
 def main() -> None:
     run_module(
         ARGUMENT_SPEC,
-        lambda params, context: info(InfoRequest.of(params), context),
+        lambda params, context: info(
+            InfoRequest.of(params), context, Judge(params["uri"], context, thorough=params["refresh"])
+        ),
         libraries=["lxml", "zstandard"],
         libraries_for={"query": "jmespath"},
         mutually_exclusive=[["archive", "pool", "path"]],

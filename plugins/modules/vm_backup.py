@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_backup
-short_description: Back up a virtual machine into one archive
+short_description: Back up a virtual machine into one archive, in full or as an increment
 version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
@@ -16,6 +16,11 @@ description:
     machine into one C(.tar) or C(.tar.zst) file.
   - A running VM keeps running; its file systems are frozen for a moment where it has a guest agent. A saved state is
     made, the files frozen by it are copied, and it is merged again, so that the VM ends on the disks it started on.
+  - The saved state of an incrementable backup stays on the VM instead. An increment makes one more and adds what was
+    frozen since, to the same file; each of its points can be restored. Whether an archive can be continued is found out
+    by looking at the VM (saved states, disks, the bytes of frozen files), never by trusting what was written down.
+  - A VM with saved states cannot be migrated live or undefined plainly. To end that, and with it the chain, delete them
+    with M(kvmops.backup.vm_snapshot).
   - The archive appears under its name only when it is complete and durable. A run that was killed is put right by the
     next backup of that VM.
   - Everything that would make the backup fail or useless is refused before the VM is touched. That includes disks on
@@ -49,22 +54,55 @@ options:
   pool:
     description:
       - Storage pool of type directory, file system or network file system to write the archive to.
-      - Exactly one of O(pool) and O(path) is required.
+      - One of O(pool), O(path) and O(archive) is required; O(pool) and O(path) exclude each other.
     type: str
   path:
     description:
       - Directory to write the archive to. It must exist.
-      - Exactly one of O(pool) and O(path) is required.
+      - One of O(pool), O(path) and O(archive) is required; O(pool) and O(path) exclude each other.
     type: path
   mode:
     description:
       - What kind of point to make. V(full) makes a new archive that stands alone.
+      - V(incremental) adds a point to an archive that was made incrementable, and fails with the reason where the VM does
+        not stand on that archive's newest point any more.
+      - V(auto) does the same, and makes a full (incrementable again) where that cannot be; RV(reason) says why.
     type: str
-    choices: [full]
+    choices: [full, incremental, auto]
     default: full
+  incrementable:
+    description:
+      - Whether the saved state of a full stays on the VM, so that increments can follow. Always so with O(mode=auto).
+      - A full that begins such a cycle first merges the saved states that this collection made for earlier archives of
+        the VM in the same place, and for archives elsewhere that cannot be continued any more; never the user's.
+      - Not possible for transient VMs and for disks on ZFS, on block devices, or encrypted.
+    type: bool
+    default: false
+  archive:
+    description:
+      - Path of the archive to add the increment to. The default is the newest archive of the VM in the place that was
+        made incrementable.
+      - Without O(pool) and O(path) its directory is the place.
+    type: path
+  increment_limit:
+    description:
+      - When an archive has this many points, the full included, all saved states of the VM are deleted (merged into its
+        disks), your own too; RV(merged_saved_states) lists them. See O(increment_limit_deletes).
+      - It happens in the run that adds the point, after the point is safe. The next run with O(mode=auto) makes a full.
+        With a limit of 7 and a daily run there is one full each week. V(1) makes every run a full, V(0) means no limit.
+      - If the merge fails, so does the run; the point stays, and the next run of this module finishes the merge.
+    type: int
+    default: 0
+  increment_limit_deletes:
+    description:
+      - Which saved states go at the O(increment_limit), V(all) of the VM or only those that this collection has made
+        (V(own)).
+    type: str
+    choices: [all, own]
+    default: all
   compress:
     description:
-      - Whether to write a compressed archive (C(.tar.zst)).
+      - Whether to write a compressed archive (C(.tar.zst)). An increment is stored as its archive is.
     type: bool
     default: false
   consistency:
@@ -108,7 +146,8 @@ options:
     default: '0'
   notes:
     description:
-      - Free text to keep with the archive. RV(kvmops.backup.backup_info#module:archives[].notes) shows it.
+      - Free text to keep with the archive, in place of what was there.
+      - RV(kvmops.backup.backup_info#module:archives[].notes) shows it.
     type: str
 seealso:
   - module: kvmops.backup.vm_restore
@@ -128,6 +167,19 @@ EXAMPLES = r"""
     path: /srv/backup
     compress: true
     max_age: 20h
+
+- name: Every night an increment, every seventh time a full
+  kvmops.backup.vm_backup:
+    vm: web01
+    pool: backups
+    mode: auto
+    increment_limit: 7
+
+- name: An increment or an error, never a full
+  kvmops.backup.vm_backup:
+    vm: web01
+    pool: backups
+    mode: incremental
 
 - name: Insist on frozen file systems
   kvmops.backup.vm_backup:
@@ -164,7 +216,7 @@ archive:
       returned: success
       sample: false
     incrementable:
-      description: Whether increments can be added to it.
+      description: Whether increments can be added to it; unknown (null) where O(max_age) was satisfied.
       type: bool
       returned: success
       sample: false
@@ -184,13 +236,19 @@ mode:
   description: What was made. V(none) if a point was young enough.
   returned: success
   type: str
-  choices: [full, none]
+  choices: [full, incremental, none]
   sample: full
 reason:
-  description: Why this mode.
+  description: Why this mode; for a full in place of an increment, why the newest archive cannot be continued.
   returned: success
   type: str
   sample: full backup as asked
+merged_saved_states:
+  description: Names of the saved states that were merged (in check mode would be merged first) and are gone.
+  returned: success
+  type: list
+  elements: str
+  sample: [kvmops-1795309200]
 consistency:
   description: What was reached, or would be tried (check mode).
   returned: when a backup is made
@@ -203,7 +261,7 @@ frozen_ms:
   type: int
   sample: 210
 bytes_read:
-  description: Bytes read from the VM's files.
+  description: Bytes of the VM's files that are in the new point.
   returned: when a backup was made
   type: int
   sample: 2147483648
@@ -213,7 +271,7 @@ bytes_written:
   type: int
   sample: 10752
 estimated_bytes:
-  description: Estimated size of the archive, the base of the check for free space.
+  description: Estimated size of the archive, or of what an increment adds; the base of the check for free space.
   returned: when a backup is made
   type: int
   sample: 2147494400
@@ -269,7 +327,11 @@ ARGUMENT_SPEC = {
     **TARGET,
     **COMPRESSION,
     "vm": {"type": "str", "required": True},
-    "mode": {"type": "str", "choices": ["full"], "default": "full"},
+    "mode": {"type": "str", "choices": ["full", "incremental", "auto"], "default": "full"},
+    "incrementable": {"type": "bool", "default": False},
+    "archive": {"type": "path"},
+    "increment_limit": {"type": "int", "default": 0},
+    "increment_limit_deletes": {"type": "str", "choices": ["all", "own"], "default": "all"},
     "compress": {"type": "bool", "default": False},
     "consistency": {"type": "str", "choices": ["auto", "agent", "memory", "crash"], "default": "auto"},
     "include_iso": {"type": "bool", "default": True},
@@ -286,7 +348,7 @@ def main() -> None:
         ARGUMENT_SPEC,
         lambda params, context: backup(from_params(params), context),
         libraries=["libvirt", "lxml", "zstandard"],
-        required_one_of=[["pool", "path"]],
+        required_one_of=[["pool", "path", "archive"]],
         mutually_exclusive=[["pool", "path"]],
     )
 

@@ -60,8 +60,19 @@ STORED_FORMATS = ("qcow2", "raw")
 _VOLUME_MANAGERS = {"lvm": "LVM", "thin_lvm": "thin LVM", "shared_lvm": "shared LVM"}
 
 
-def judge(disk: Disk, image: Image | None, *, running: bool, saved_states: bool, include_iso: bool) -> Judgement:
-    """What happens to one disk; `image` is its topmost image, None where the host has none for it."""
+def judge(
+    disk: Disk,
+    image: Image | None,
+    *,
+    running: bool,
+    saved_states: bool,
+    include_iso: bool,
+    incrementable: bool = False,
+) -> Judgement:
+    """What happens to one disk; `image` is its topmost image, None where the host has none for it.
+
+    `incrementable`: a saved state is to stay, so that disks are frozen also while the VM is off.
+    """
     if disk.device in ("cdrom", "floppy"):
         return _removable(disk, image, include_iso)
     if disk.device == "lun":
@@ -76,7 +87,12 @@ def judge(disk: Disk, image: Image | None, *, running: bool, saved_states: bool,
         return Judgement(Verdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
     if image is None:
         return Judgement(Verdict.REFUSE, f"its source {disk.path or 'in the XML'} is not there")
-    return _data(disk, image, running, saved_states)
+    return _data(disk, image, running, saved_states, incrementable)
+
+
+def is_stored(judgement: Judgement) -> bool:
+    """Whether the disk's images are in a backup (or would be, if it were not refused)."""
+    return judgement.verdict in (Verdict.FREEZE, Verdict.COPY, Verdict.REFUSE)
 
 
 def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
@@ -93,7 +109,7 @@ def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
     return Judgement(Verdict.ISO)
 
 
-def _data(disk: Disk, image: Image, running: bool, saved_states: bool) -> Judgement:
+def _data(disk: Disk, image: Image, running: bool, saved_states: bool, incrementable: bool) -> Judgement:
     manager = _VOLUME_MANAGERS.get(image.kind)
     if manager:
         return Judgement(Verdict.REFUSE, f"{image.path} is on {manager}, which this collection does not back up")
@@ -101,6 +117,8 @@ def _data(disk: Disk, image: Image, running: bool, saved_states: bool) -> Judgem
         return Judgement(
             Verdict.REFUSE, f"{image.path} is on ZFS and the VM has saved states; ZFS works without them only"
         )
+    if image.kind == "zfs" and incrementable:
+        return Judgement(Verdict.REFUSE, f"{image.path} is on ZFS, where backups cannot be incrementable")
     if image.format not in STORED_FORMATS:
         return Judgement(Verdict.REFUSE, f"images of format {image.format} are not supported; qcow2 and raw are")
     if image.has_data_file or disk.has_data_file:
@@ -120,6 +138,9 @@ def _data(disk: Disk, image: Image, running: bool, saved_states: bool) -> Judgem
         return Judgement(
             Verdict.REFUSE, f"{image.path} is a block device, which can be backed up only while the VM is off"
         )
-    if running and disk.encrypted:
-        return Judgement(Verdict.REFUSE, "it is encrypted and its overlay would not be: back it up while the VM is off")
-    return Judgement(Verdict.FREEZE if running else Verdict.COPY, warning=warning)
+    if incrementable and image.is_device:
+        return Judgement(Verdict.REFUSE, f"{image.path} is a block device, of which there are full backups only")
+    if (running or incrementable) and disk.encrypted:
+        why = "it is encrypted and its overlay would not be"
+        return Judgement(Verdict.REFUSE, f"{why}: make full backups that are not incrementable, while the VM is off")
+    return Judgement(Verdict.FREEZE if running or incrementable else Verdict.COPY, warning=warning)

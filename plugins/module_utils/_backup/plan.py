@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
-    CHUNK_BYTES,
     Configuration,
     Consistency,
     Member,
-    Role,
     SavedState,
     Skipped,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, members, own
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo, describe
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.saved_state import Overlay, SavedStatePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
@@ -73,17 +72,12 @@ class TargetFacts:
 
 
 @dataclass(frozen=True)
-class PlannedMember:
-    """A member and the file it is made from; `from_raw`: a raw image that is stored as qcow2."""
-
-    member: Member
-    path: str
-    from_raw: bool = False
-
-
-@dataclass(frozen=True)
 class BackupPlan:
-    """Everything a run will do. `saved_state` None: the VM's files are copied as they stand."""
+    """Everything a run will do. `saved_state` None: the VM's files are copied as they stand.
+
+    `members`: what is stored; `kept`: members of older points that this one needs too. `base`: the archive that the point is
+    added to, None for a new one. `stays`: the saved state is kept, so that the next increment can stand on it.
+    """
 
     vm_name: str
     vm_uuid: str
@@ -96,12 +90,15 @@ class BackupPlan:
     members: tuple[PlannedMember, ...]
     configuration: Configuration
     estimated_bytes: int
-    reason: str = "full backup as asked"
+    reason: str = ""
+    kept: tuple[Member, ...] = ()
+    base: Base | None = None
+    stays: bool = False
 
     @property
     def archive_path(self) -> str:
-        """Where the archive will be."""
-        return os.path.join(self.directory, self.archive_name)
+        """Where the archive is or will be."""
+        return self.base.path if self.base else os.path.join(self.directory, self.archive_name)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -110,14 +107,84 @@ class BackupPlan:
         return (*self.configuration.warnings, *skipped)
 
 
-def plan(facts: VmFacts, target: TargetFacts, request: BackupRequest, *, now: int, tool_version: str) -> BackupPlan:
-    """Decides a full backup. Raises RefusedError or TargetError with everything that speaks against it."""
+def plan(
+    facts: VmFacts,
+    target: TargetFacts,
+    request: BackupRequest,
+    *,
+    now: int,
+    tool_version: str,
+    base: Base | None = None,
+    reason: str = "full backup as asked",
+) -> BackupPlan:
+    """Decides a full backup, or with `base` an increment, for that `reason`.
+
+    `now`: unix time that the point is not older than. Raises RefusedError or TargetError with everything that speaks against it.
+    """
     what = f"Backup of VM {facts.name}"
+    stays = request.incrementable or base is not None
     _refuse_state(facts, what)
-    judgements = _judgements(facts, request, what)
+    if stays:
+        _refuse_incrementable(facts, what)
+    judgements = _judgements(facts, request, what, stays)
     consistency, fallback = _consistency(facts, request.consistency, what)
-    timestamp, archive = _name(facts, target, request, now)
+    timestamp, archive = _name(facts, target, request, now, base)
     definition_xml, differences = definition.of_point(facts.persistent_xml, facts.live_xml)
+    saved_state = _saved_state(
+        facts, judgements, consistency, timestamp, os.path.join(target.directory, archive), stays=stays
+    )
+    if saved_state is None and facts.running:
+        consistency = Consistency.CRASH
+    if saved_state is None and stays:
+        raise RefusedError(what, "it has no disk that can be frozen", "Use mode: full without incrementable.")
+    sources = Sources(facts.view, facts.images, facts.saved_states, facts.saved_state_disks, facts.nvram_bytes)
+    stored = members.of_point(sources, judgements, timestamp, base)
+    estimate = sum(members.size_bytes(each, facts.images, facts.nvram_bytes) for each in stored.new) + _OVERHEAD_BYTES
+    if consistency is Consistency.MEMORY:
+        estimate += facts.view.memory_bytes
+    compressed = base.compressed if base else request.compress
+    warnings = [*fallback, *differences]
+    warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
+    warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
+    return BackupPlan(
+        vm_name=facts.name,
+        vm_uuid=facts.uuid,
+        running=facts.running,
+        timestamp=timestamp,
+        directory=target.directory,
+        archive_name=archive,
+        consistency=consistency,
+        saved_state=saved_state,
+        members=stored.new,
+        kept=stored.kept,
+        configuration=Configuration(
+            timestamp=timestamp,
+            domain_xml=definition_xml,
+            live_xml=facts.live_xml,
+            vm_name=facts.name,
+            vm_uuid=facts.uuid,
+            members=(),
+            consistency=consistency,
+            mode="incremental" if base else "full",
+            incrementable=stays,
+            saved_states=in_archive(facts.saved_states),
+            skipped=_skipped(facts, judgements),
+            warnings=tuple(warnings),
+            tool_version=tool_version,
+        ),
+        estimated_bytes=estimate,
+        reason=reason,
+        base=base,
+        stays=stays,
+    )
+
+
+def in_archive(states: Sequence[SavedStateInfo]) -> tuple[SavedState, ...]:
+    """The tree of saved states as a point keeps it."""
+    return tuple(SavedState(each.name, each.xml, each.parent, each.current) for each in states)
+
+
+def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tuple[Skipped, ...]:
     skipped = [
         Skipped(disk.target, judgement.reason) for disk, judgement in judgements if judgement.verdict is Verdict.SKIP
     ]
@@ -131,48 +198,7 @@ def plan(facts: VmFacts, target: TargetFacts, request: BackupRequest, *, now: in
     ]
     if facts.view.tpm:
         skipped.append(Skipped("tpm", "the state of the TPM is not stored by this version"))
-    saved_state = _saved_state(facts, judgements, consistency, timestamp, archive)
-    if saved_state is None and facts.running:
-        consistency = Consistency.CRASH
-    members = _members(facts, judgements, timestamp)
-    estimate = sum(_size_bytes(facts, planned) for planned in members) + _OVERHEAD_BYTES
-    if consistency is Consistency.MEMORY:
-        estimate += facts.view.memory_bytes
-    warnings = [*fallback, *differences]
-    warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
-    warnings += _space(facts, target, request, members, consistency, saved_state, what)
-    return BackupPlan(
-        vm_name=facts.name,
-        vm_uuid=facts.uuid,
-        running=facts.running,
-        timestamp=timestamp,
-        directory=target.directory,
-        archive_name=archive,
-        consistency=consistency,
-        saved_state=saved_state,
-        members=members,
-        configuration=Configuration(
-            timestamp=timestamp,
-            domain_xml=definition_xml,
-            live_xml=facts.live_xml,
-            vm_name=facts.name,
-            vm_uuid=facts.uuid,
-            members=(),
-            consistency=consistency,
-            saved_states=tuple(SavedState(s.name, s.xml, s.parent, s.current) for s in facts.saved_states),
-            skipped=tuple(skipped),
-            warnings=tuple(warnings),
-            tool_version=tool_version,
-        ),
-        estimated_bytes=estimate,
-    )
-
-
-def with_saved_state(configuration: Configuration, snapshot_xml: str) -> Configuration:
-    """The configuration with the point's own saved state, the new current one."""
-    own = describe(snapshot_xml, current=True)
-    others = tuple(replace(state, current=False) for state in configuration.saved_states)
-    return replace(configuration, saved_states=(*others, SavedState(own.name, own.xml, own.parent, True)))
+    return tuple(skipped)
 
 
 def _refuse_state(facts: VmFacts, what: str) -> None:
@@ -197,7 +223,16 @@ def _refuse_state(facts: VmFacts, what: str) -> None:
         raise RefusedError(what, f"it has a mediated device ({mediated[0].description})", "Shut the VM down first.")
 
 
-def _judgements(facts: VmFacts, request: BackupRequest, what: str) -> list[tuple[Disk, Judgement]]:
+def _refuse_incrementable(facts: VmFacts, what: str) -> None:
+    if facts.running and not facts.persistent_xml:
+        raise RefusedError(
+            what,
+            "it is transient: its saved states would end with it, so nothing can be added later",
+            "Use mode: full without incrementable.",
+        )
+
+
+def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable: bool) -> list[tuple[Disk, Judgement]]:
     judged = [
         (
             disk,
@@ -207,6 +242,7 @@ def _judgements(facts: VmFacts, request: BackupRequest, what: str) -> list[tuple
                 running=facts.running,
                 saved_states=bool(facts.saved_states),
                 include_iso=request.include_iso,
+                incrementable=incrementable,
             ),
         )
         for disk in facts.view.disks
@@ -254,35 +290,46 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
     return Consistency.MEMORY, []
 
 
-def _name(facts: VmFacts, target: TargetFacts, request: BackupRequest, now: int) -> tuple[int, str]:
-    """Time and name of the archive; the next free second, so that two runs in one second do not meet."""
-    timestamp = now
+def _name(facts: VmFacts, target: TargetFacts, request: BackupRequest, now: int, base: Base | None) -> tuple[int, str]:
+    """Time of the point and name of its archive; the next free second, so that two runs in one second do not meet."""
+    states = {state.name for state in facts.saved_states}
+    timestamp = max(now, base.newest.timestamp + 1) if base else now
     while True:
         both = {names.archive_name(facts.name, timestamp, facts.uuid, compressed) for compressed in (False, True)}
-        if not both & target.file_names:
+        free = base is not None or not both & target.file_names
+        if free and own.name(timestamp) not in states:
+            if base:
+                return timestamp, os.path.basename(base.path)
             return timestamp, names.archive_name(facts.name, timestamp, facts.uuid, request.compress)
         timestamp += 1
 
 
 def _saved_state(
-    facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]], consistency: Consistency, timestamp: int, archive: str
+    facts: VmFacts,
+    judgements: Sequence[tuple[Disk, Judgement]],
+    consistency: Consistency,
+    timestamp: int,
+    archive_path: str,
+    *,
+    stays: bool,
 ) -> SavedStatePlan | None:
     frozen = [disk for disk, judgement in judgements if judgement.verdict is Verdict.FREEZE]
-    if not facts.running or not frozen:
+    if not frozen:
         return None
-    name = f"kvmops-{timestamp}"
+    name = own.name(timestamp)
     directory = os.path.dirname(frozen[0].path)
+    temporary = f"Temporary, made by kvmops.backup for {archive_path}; it goes when the copy is done."
     return SavedStatePlan(
         vm_uuid=facts.uuid,
         vm_name=facts.name,
         name=name,
-        description=f"Temporary, made by kvmops.backup for {archive}; it goes when the copy is done.",
+        description=own.description(archive_path) if stays else temporary,
         overlays=tuple(
             Overlay(
                 target=disk.target,
                 base_path=disk.path,
                 base_format=facts.images[disk.path].format,
-                overlay_path=f"{disk.path}.{name}",
+                overlay_path=own.overlay_path(disk.path, name),
             )
             for disk in frozen
         ),
@@ -296,119 +343,19 @@ def _saved_state(
     )
 
 
-def _members(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]], timestamp: int) -> tuple[PlannedMember, ...]:
-    members: list[PlannedMember] = []
-    for disk, judgement in judgements:
-        if judgement.verdict in (Verdict.FREEZE, Verdict.COPY):
-            members += _layers(facts, disk)
-    isos: dict[str, int] = {}
-    for disk, judgement in judgements:
-        if judgement.verdict is Verdict.ISO and disk.path not in isos:
-            isos[disk.path] = len(isos)
-            stem, _suffix = os.path.splitext(os.path.basename(disk.path))
-            members.append(
-                PlannedMember(
-                    Member(
-                        name=f"{isos[disk.path]}_{names.stem(stem)}.iso",
-                        role=Role.ISO,
-                        size_bytes=0,
-                        target=disk.target,
-                        image_format="raw",
-                        original_format="raw",
-                        former_path=disk.path,
-                        pool=facts.images[disk.path].pool,
-                        active=True,
-                    ),
-                    disk.path,
-                )
-            )
-    if facts.nvram_bytes:
-        members.append(
-            PlannedMember(
-                Member(
-                    name=f"{timestamp}.nvram",
-                    role=Role.NVRAM,
-                    size_bytes=0,
-                    image_format="raw",
-                    original_format="raw",
-                    former_path=facts.view.nvram_path,
-                ),
-                facts.view.nvram_path,
-            )
-        )
-    memories = [state.memory_path for state in facts.saved_states if state.memory == "external"]
-    members += [memory_member(timestamp, number, path) for number, path in enumerate(memories, 1)]
-    return tuple(members)
-
-
-def memory_member(timestamp: int, number: int, path: str) -> PlannedMember:
-    """An external memory image as a member; `number` counts those of a point."""
-    name = f"{timestamp}_{number}.memory"
-    return PlannedMember(Member(name=name, role=Role.MEMORY, size_bytes=0, image_format="raw", former_path=path), path)
-
-
-def _layers(facts: VmFacts, disk: Disk) -> list[PlannedMember]:
-    """Every layer of a disk, of all branches of its saved states, each after the one that it stands on."""
-    order: list[str] = []
-
-    def visit(path: str) -> None:
-        image = facts.images.get(path)
-        if image is None or path in order:
-            return
-        if image.backing_path:
-            visit(image.backing_path)
-        order.append(path)
-
-    for state in facts.saved_states:
-        for former in facts.saved_state_disks.get(state.name, ()):
-            if former.target == disk.target:
-                visit(former.path)
-    visit(disk.path)
-    found = []
-    stem = names.stem(disk.target)
-    named = {
-        path: f"{stem}_{n}.{'snapshot' if facts.images[path].backing_path else 'qcow2'}" for n, path in enumerate(order)
-    }
-    for path in order:
-        image = facts.images[path]
-        member = Member(
-            name=named[path],
-            role=Role.LAYER if image.backing_path else Role.DISK,
-            size_bytes=0,
-            target=disk.target,
-            virtual_size_bytes=image.virtual_size_bytes,
-            image_format="qcow2",
-            original_format=image.format,
-            parent=named.get(image.backing_path, ""),
-            former_path=path,
-            pool=image.pool,
-            active=path == disk.path,
-        )
-        found.append(PlannedMember(member, path, from_raw=image.format == "raw"))
-    return found
-
-
-def _size_bytes(facts: VmFacts, planned: PlannedMember) -> int:
-    """Size of a member in the archive, headers and fill included."""
-    image = facts.images.get(planned.path)
-    if image is None:
-        return facts.nvram_bytes + CHUNK_BYTES // 512 if planned.member.role is Role.NVRAM else 0
-    return (min(image.allocated_bytes, image.size_bytes) if planned.from_raw else image.size_bytes) + 8192
-
-
 def _space(
     facts: VmFacts,
     target: TargetFacts,
-    request: BackupRequest,
-    members: Sequence[PlannedMember],
+    compressed: bool,
+    planned_members: Sequence[PlannedMember],
     consistency: Consistency,
     saved_state: SavedStatePlan | None,
     what: str,
 ) -> list[str]:
     """Warnings about space on both sides. Raises TargetError where the archive cannot fit."""
-    shared = not request.compress and target.fs_type in _REFLINK_FILE_SYSTEMS
+    shared = not compressed and target.fs_type in _REFLINK_FILE_SYSTEMS
     need = _OVERHEAD_BYTES
-    for planned in members:
+    for planned in planned_members:
         image = facts.images.get(planned.path)
         if image and not (shared and image.device_id == target.device_id and not planned.from_raw):
             need += min(image.allocated_bytes, image.size_bytes)
@@ -418,7 +365,7 @@ def _space(
     certain = need - (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
     if need > target.free_bytes:
         figures = f"about {human_bytes(need)} are needed and {human_bytes(target.free_bytes)} are free"
-        if certain > target.free_bytes and not request.compress:
+        if certain > target.free_bytes and not compressed:
             raise TargetError(f"{what} to {target.directory}", figures, "Free space there or choose another place.")
         # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
         warnings.append(f"{target.directory} may be too small: {figures}, before compression")

@@ -10,13 +10,23 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
 
 
 class Mode(str, Enum):
-    """What kind of point is asked for."""
+    """What kind of point is asked for. AUTO: an increment where the newest archive can be continued, else a full."""
 
     FULL = "full"
+    INCREMENTAL = "incremental"
+    AUTO = "auto"
+
+
+class Deletes(str, Enum):
+    """Which saved states go when an archive has reached its limit: all of the VM, or only those made by this collection."""
+
+    ALL = "all"
+    OWN = "own"
 
 
 class ConsistencyWish(str, Enum):
@@ -32,7 +42,10 @@ class ConsistencyWish(str, Enum):
 class BackupRequest:
     """One run of ``vm_backup``.
 
-    Exactly one of `pool` (name of a storage pool) and `path` (directory) is not "".
+    At most one of `pool` (name of a storage pool) and `path` (directory) is not ""; with neither, `archive` tells the place.
+    `incrementable`: a full keeps its saved state, so that increments can follow; always so in mode AUTO.
+    `archive`: path of the archive to continue; "": the VM's newest one made incrementable in the place.
+    `increment_limit`: points that an archive may have before saved states are merged (`increment_limit_deletes`); 0: any number.
     `threads` 0: one per core.
     `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
@@ -45,6 +58,10 @@ class BackupRequest:
     path: str = ""
     uri: str = "qemu:///system"
     mode: Mode = Mode.FULL
+    incrementable: bool = False
+    archive: str = ""
+    increment_limit: int = 0
+    increment_limit_deletes: Deletes = Deletes.ALL
     compress: bool = False
     compress_level: int = 2
     threads: int = 0
@@ -62,14 +79,25 @@ class BackupRequest:
 def from_params(params: Mapping[str, Any]) -> BackupRequest:
     """The request behind the parameters of the module, with ``check_mode`` and ``diff`` (_argspec.run_module).
 
-    Raises RefusedError for durations and sizes that are none.
+    Raises RefusedError for durations and sizes that are none, and for options that contradict each other.
     """
+    mode, archive, limit = Mode(params["mode"]), params["archive"] or "", params["increment_limit"]
+    if mode is Mode.FULL and archive:
+        raise RefusedError("Option archive", "a full makes a new archive", "Use mode: incremental or auto with it.")
+    if limit < 0:
+        raise RefusedError("Option increment_limit", f"{limit} is no number of points", "Use 0 for no limit.")
+    if mode is Mode.INCREMENTAL and limit == 1:
+        raise RefusedError("Option increment_limit", "with 1 every run is a full", "Use mode: auto, or a higher limit.")
     return BackupRequest(
         vm=params["vm"],
         pool=params["pool"] or "",
         path=params["path"] or "",
         uri=params["uri"],
-        mode=Mode(params["mode"]),
+        mode=mode,
+        incrementable=params["incrementable"] or mode is Mode.AUTO,
+        archive=archive,
+        increment_limit=limit,
+        increment_limit_deletes=Deletes(params["increment_limit_deletes"]),
         compress=params["compress"],
         compress_level=params["compress_level"],
         threads=params["threads"],

@@ -1,45 +1,49 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Runs a backup: lock, settle what dead runs left, plan, freeze, copy, publish, merge."""
+"""Runs a backup: lock, settle what dead runs left, decide, plan, freeze, copy, publish, merge or keep."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
     ArchiveWriter,
     Compression,
     PublishedArchive,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     BackupPlan,
-    PlannedMember,
-    memory_member,
+    VmFacts,
+    in_archive,
     plan,
-    with_saved_state,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
     BusyError,
     KvmopsError,
     QuiesceError,
     RefusedError,
     SourceError,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._image.source import FileSource, RawAsQcow2Source
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -48,23 +52,45 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     find_domain,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover, saved_state
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+    overlays,
+    published,
+    recover,
+    saved_state,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
+from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
-_ATTEMPTS = 2  # a VM may be started or stopped while it is copied; twice in a row is no accident
+_ATTEMPTS = 3  # a VM may be started or stopped while it is copied; more often in a row is no accident
+_SETTLED_S = 0.02  # the clock of file times ticks: what was written just before the freeze must not look like now
+_FUTURE_S = 3600  # a point that is further ahead was made while the clock was wrong
+_SNAPSHOT_WARNING = (
+    "the VM has saved states now: it cannot be migrated live or undefined plainly until they are deleted "
+    "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's chain"
+)
+
+_Writer = Union[ArchiveWriter, ArchiveAppender]
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a run has made: the archive with its point, and how long the guest stood still."""
+    """What a run has made: the archive with its point, how long the guest stood still, evidence of what was copied."""
 
     archive: PublishedArchive
     frozen_ms: int
+    read_bytes: int
+    copied: Mapping[str, Evidence] = field(default_factory=dict)
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of the VM that the archive holds."""
-        return sum(member.size_bytes for member in self.archive.configuration.members)
+
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run needs."""
+
+    conn: Connection
+    domain: Domain
+    place: storage.Place
+    request: BackupRequest
+    context: Context
 
 
 def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
@@ -73,116 +99,255 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     conn = connect(request.uri)
     domain = find_domain(conn, request.vm)
     uuid = str(domain.UUIDString())
+    if not request.pool and not request.path:
+        archive = os.path.abspath(request.archive)
+        request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
+    run = _Run(conn, domain, place, request, context)
     if request.check_mode:
-        for text in recover.pending(uuid):
-            context.warn(f"the next run will put right: {text}")
-        fresh = _young_enough(place.directory, uuid, request)
-        return _unchanged(*fresh) if fresh else _result(_plan(conn, domain, place, request), None, begin, context)
+        return _predict(run, uuid, begin)
     with _locks.hold(f"vm-{uuid}", what=f"backup of VM {domain.name()}", timeout_s=request.wait_timeout_s):
         for text in recover.settle(conn, uuid):
             context.warn(f"left by an earlier run and put right: {text}")
+        merged = cycles.finish_merge(conn, domain, uuid, context)
         fresh = _young_enough(place.directory, uuid, request)
         if fresh:
-            return _unchanged(*fresh)
-        planned, done = _attempt(conn, domain, place, request, context)
-    if request.notes:
-        edit.set_notes(done.archive.path, request.notes)
-    return _result(planned, done, begin, context)
+            return {**_unchanged(*fresh), "merged_saved_states": list(merged)}
+        planned, done, cleared = _attempt(run)
+        merged += cleared
+        if request.notes:
+            edit.set_notes(done.archive.path, request.notes)
+        points = 1 + (len(planned.base.points) if planned.base else 0)
+        limited = planned.stays and 0 < request.increment_limit <= points
+        if limited:
+            path = done.archive.path
+            merged += cycles.merge_at_limit(conn, domain, uuid, path, request.increment_limit_deletes, context)
+        elif planned.stays and planned.base is None:
+            context.warn(_SNAPSHOT_WARNING)
+    result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
+    return {**result, "merged_saved_states": list(merged)}
 
 
-def _plan(
-    conn: Connection, domain: Domain, place: storage.Place, request: BackupRequest, *, agent: bool = True
-) -> BackupPlan:
+def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
+    """What the run would do, without doing any of it."""
+    for text in recover.pending(uuid):
+        run.context.warn(f"the next run will put right: {text}")
+    left = _vm_state.load(uuid).to_merge
+    if left:
+        run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
+    fresh = _young_enough(run.place.directory, uuid, run.request)
+    if fresh:
+        return {**_unchanged(*fresh), "merged_saved_states": []}
+    facts = _facts(run, agent=True)
+    planned = _plan(run, facts, _decide(run, facts))
+    names: list[str] = []
+    if planned.stays and planned.base is None:
+        served = cycles.served_archives(run.conn, run.domain, facts, run.place.directory, run.context)
+        names, _ended = cycles.obsolete(served)
+    return {
+        **_result(planned, None, begin, run.context, incrementable=planned.stays),
+        "merged_saved_states": sorted({*left, *names}),
+    }
+
+
+def _facts(run: _Run, *, agent: bool) -> VmFacts:
+    request = run.request
     wishes_agent = request.consistency in (ConsistencyWish.AUTO, ConsistencyWish.AGENT)
-    found = vm_facts.gather(conn, domain, secrets=request.include_secrets, ask_agent=wishes_agent and agent)
+    found = vm_facts.gather(run.conn, run.domain, secrets=request.include_secrets, ask_agent=wishes_agent and agent)
     if found.running and wishes_agent and not agent:
         found = replace(found, agent=AgentState.CANNOT_FREEZE)
-    return plan(found, vm_facts.target_facts(place), request, now=int(time.time()), tool_version=VERSION)
+    return found
 
 
-def _attempt(
-    conn: Connection, domain: Domain, place: storage.Place, request: BackupRequest, context: Context
-) -> tuple[BackupPlan, _Done]:
-    """Plans and runs; once more if the VM changed its power state under our hands, or its agent could not freeze."""
-    agent = True
-    for last in (False, True):
+def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
+    return mode.decide(run.conn, run.domain, facts, run.place.directory, run.request, int(time.time()), run.context)
+
+
+def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
+    now, place = int(time.time()), run.place
+    if decision.base:
+        directory = os.path.dirname(decision.base.path)
+        if os.path.realpath(directory) != os.path.realpath(place.directory):
+            place = storage.resolve_target(run.conn, pool="", path=directory)
+        holder = busy.writer(decision.base.path)
+        if holder:
+            raise BusyError(f"Archive {decision.base.path}", f"it is held by {holder}", "Wait until it has finished.")
+    else:
+        now = mode.not_before(mode.views_of(place.directory, facts.uuid), now)
+    target = vm_facts.target_facts(place)
+    return plan(facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason)
+
+
+def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
+    """Decides, plans and runs; again if the VM changed its power state under our hands, its agent could not freeze, or
+    the archive turns out not to take another point. Returns the saved states that were merged before, too."""
+    agent, force_full = True, ""
+    request, context = run.request, run.context
+    cleared: tuple[str, ...] = ()
+    for number in range(1, _ATTEMPTS + 1):
         context.progress.phase("plan")
-        planned = _plan(conn, domain, place, request, agent=agent)
+        facts = _facts(run, agent=agent)
+        decision = mode.Decision(force_full) if force_full else _decide(run, facts)
+        planned = _plan(run, facts, decision)  # refuses what can be refused before anything is touched
+        if planned.stays and planned.base is None:
+            gone = cycles.clear_old(run.conn, run.domain, facts, run.place.directory, context)
+            if gone:
+                cleared += gone
+                facts = _facts(run, agent=agent)
+                planned = _plan(run, facts, decision)
         try:
-            return planned, _execute(conn, domain, planned, request, context)
+            return planned, _execute(run, planned, decision.proved), cleared
         except QuiesceError as error:
-            if last or request.consistency is not ConsistencyWish.AUTO:
+            if number == _ATTEMPTS or not agent or request.consistency is not ConsistencyWish.AUTO:
                 raise
             context.warn(f"{error}; the backup has a memory image instead of frozen file systems")
             agent = False
+        except ArchiveError as error:
+            if number == _ATTEMPTS or planned.base is None or request.mode is not Mode.AUTO:
+                raise
+            force_full = f"{planned.base.path} cannot be continued: {error}"
         except SourceError as error:
-            if last or planned.running or not domain.isActive():
+            if number == _ATTEMPTS or planned.running or planned.saved_state or not run.domain.isActive():
                 raise
             context.warn(f"{error}; the VM was started meanwhile, so it is backed up as a running one")
     raise AssertionError("the loop returns or raises")
 
 
-def _execute(conn: Connection, domain: Domain, planned: BackupPlan, request: BackupRequest, context: Context) -> _Done:
-    facts = {"vm_uuid": planned.vm_uuid, "vm_name": planned.vm_name, "uri": request.uri}
+def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
+    facts: dict[str, Any] = {"vm_uuid": planned.vm_uuid, "vm_name": planned.vm_name, "uri": run.request.uri}
+    if planned.stays:
+        facts.update(published.keep_facts(planned.archive_path, planned.timestamp))
+        _begin_cycle(planned)
     journal = Journal.open(f"vm-{planned.vm_uuid}", "backup", facts)
     clean = True  # nothing of this run is on the VM: its journal has nothing more to say
+    writer: _Writer | None = None
     try:
-        # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
-        with _writer(planned, request, context, journal) as writer:
-            if planned.saved_state is None:
-                return _Done(_write(domain, planned, writer, None), 0)
-            context.progress.phase("freeze")
-            clean = False
-            try:
-                taken = saved_state.take(conn, domain, planned.saved_state, journal)
-            except (RefusedError, BusyError, QuiesceError):
+        if planned.base is None:
+            # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
+            writer = _new_archive(run, planned, journal)
+        if planned.saved_state is None:
+            writer = writer or _appender(run, planned, planned.members, journal)
+            return _write(run, planned, writer, None, proved)
+        run.context.progress.phase("freeze")
+        clean = False
+        try:
+            taken = saved_state.take(run.conn, run.domain, planned.saved_state, journal)
+        except (RefusedError, BusyError, QuiesceError):
+            clean = True
+            raise
+        stays = False
+        try:
+            members = _with_memory(planned)
+            if writer is None:
+                writer = _appender(run, planned, members, journal)
+            done = _write(run, replace(planned, members=members), writer, taken, proved)
+            if planned.stays:
+                journal.record(**{overlays.PUBLISHED: True})
+                stays = clean = True
+                _remember(run, planned, done, proved)
+        finally:
+            if not stays:
+                saved_state.remove(run.conn, run.domain, planned.saved_state, journal, run.context.progress)
                 clean = True
-                raise
-            try:
-                archive = _write(domain, planned, writer, taken)
-            finally:
-                saved_state.remove(conn, domain, planned.saved_state, journal, context.progress)
-                clean = True
-            return _Done(archive, taken.frozen_ms)
+        return done
     finally:
+        if writer:
+            writer.abort()
         if clean:
             journal.done()
         else:
             journal.close()
 
 
-def _writer(planned: BackupPlan, request: BackupRequest, context: Context, journal: Journal) -> ArchiveWriter:
+def _begin_cycle(planned: BackupPlan) -> None:
+    """An end that was recorded for older archives does not mean the one that begins now."""
+    state = _vm_state.load(planned.vm_uuid)
+    if planned.base is None and state.ended:
+        _vm_state.save(planned.vm_uuid, replace(state, begun=(*state.begun, planned.timestamp)))
+
+
+def _remember(run: _Run, planned: BackupPlan, done: _Done, proved: Mapping[str, Evidence]) -> None:
+    """Evidence of the files that the point stands on; of others only while they are there."""
+    state = _vm_state.load(planned.vm_uuid)
+    kept = {path: each for path, each in state.frozen.items() if os.path.exists(path)}
+    try:
+        _vm_state.save(planned.vm_uuid, replace(state, frozen={**kept, **proved, **done.copied}))
+    except KvmopsError as error:
+        run.context.warn(f"{error} The next increment will read the VM's frozen files again.")
+
+
+def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWriter:
+    request = run.request
     return ArchiveWriter(
         planned.directory,
         planned.archive_name,
         compression=Compression(request.compress_level) if request.compress else None,
         timestamp=planned.timestamp,
         threads=request.threads,
-        progress=context.progress,
-        on_partial=lambda path: journal.record(partial=path),
+        progress=run.context.progress,
+        on_partial=lambda path: journal.record(**{overlays.PARTIAL: path}),
         bandwidth=request.bandwidth_bps,
     )
 
 
+def _appender(run: _Run, planned: BackupPlan, members: Sequence[PlannedMember], journal: Journal) -> ArchiveAppender:
+    """The archive, open for one more point: sizes are known, because nobody writes to the files any more."""
+    sizes = []
+    for each in members:
+        source = _source(each)
+        sizes.append(source.size_bytes)
+        source.close()
+    return ArchiveAppender(
+        planned.archive_path,
+        timestamp=planned.timestamp,
+        sizes=sizes,
+        compression_level=run.request.compress_level,
+        threads=run.request.threads,
+        progress=run.context.progress,
+        on_growth=lambda facts: journal.record(**facts),
+        bandwidth=run.request.bandwidth_bps,
+    )
+
+
+def _with_memory(planned: BackupPlan) -> tuple[PlannedMember, ...]:
+    """The members with the memory image of the point's own saved state."""
+    if not planned.saved_state or not planned.saved_state.memory_path:
+        return planned.members
+    number = 1 + sum(each.member.role is Role.MEMORY for each in planned.members)
+    return (*planned.members, memory_member(planned.timestamp, number, planned.saved_state.memory_path))
+
+
+def _source(planned: PlannedMember) -> ImageSource:
+    return standing.open_source(planned.path, planned.from_raw)
+
+
 def _write(
-    domain: Domain, planned: BackupPlan, writer: ArchiveWriter, taken: saved_state.Taken | None
-) -> PublishedArchive:
-    """Copies the files of the plan, which nobody writes to now, and publishes the archive."""
-    members, configuration = list(planned.members), planned.configuration
-    if taken and planned.saved_state and planned.saved_state.memory_path:
-        number = 1 + sum(each.member.role is Role.MEMORY for each in members)
-        members.append(memory_member(planned.timestamp, number, planned.saved_state.memory_path))
-        configuration = with_saved_state(configuration, taken.snapshot_xml)
-    before = {member.path: _files.evidence(member.path) for member in members}
-    stored = tuple(_add(writer, member) for member in members)
-    _refuse_changed(domain, planned, before)
+    run: _Run,
+    planned: BackupPlan,
+    writer: _Writer,
+    taken: saved_state.Taken | None,
+    proved: Mapping[str, Evidence],
+) -> _Done:
+    """Copies the files of the plan, which nobody writes to now, and publishes the point. `proved`: the files below them."""
+    configuration = planned.configuration
+    if taken and planned.saved_state and (planned.stays or planned.saved_state.memory_path):
+        # the point's own saved state is part of its tree
+        tree = snapshots.tree(run.domain, secrets=run.request.include_secrets)
+        configuration = replace(configuration, saved_states=in_archive(tree))
+    if taken:
+        time.sleep(_SETTLED_S)
+    before = {each.path: _vm_state.evidence(each.path) for each in planned.members}
+    below = {path: each.stat[:-1] for path, each in proved.items()}
+    stored = tuple(_add(writer, member) for member in planned.members)
+    _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
-    return writer.publish(replace(configuration, members=stored, created=created))
+    archive = writer.publish(replace(configuration, members=(*planned.kept, *stored), created=created))
+    copied = {each.former_path: Evidence(each.digest, before[each.former_path]) for each in stored}
+    return _Done(archive, taken.frozen_ms if taken else 0, sum(each.size_bytes for each in stored), copied)
 
 
-def _add(writer: ArchiveWriter, planned: PlannedMember) -> Member:
-    source = RawAsQcow2Source(planned.path) if planned.from_raw else FileSource(planned.path)
+def _add(writer: _Writer, planned: PlannedMember) -> Member:
+    source = _source(planned)
     try:
         return writer.add(planned.member, source)
     finally:
@@ -192,7 +357,7 @@ def _add(writer: ArchiveWriter, planned: PlannedMember) -> Member:
 def _refuse_changed(domain: Domain, planned: BackupPlan, before: dict[str, tuple[int, ...]]) -> None:
     """Nothing of what was copied was written to meanwhile. Raises SourceError: the copy would be torn."""
     what = f"Backup of VM {planned.vm_name}"
-    if not planned.running and (domain.isActive() or domain.hasManagedSaveImage(0)):
+    if not planned.running and not planned.saved_state and (domain.isActive() or domain.hasManagedSaveImage(0)):
         raise SourceError(what, "the VM was started or stopped while it was copied", "Run the backup again.")
     for path, evidence in before.items():
         with suppress(FileNotFoundError):
@@ -213,7 +378,8 @@ def _young_enough(directory: str, uuid: str, request: BackupRequest) -> tuple[ca
             continue
         with suppress(KvmopsError):
             view = catalog.look(path)
-            found += [(point.timestamp, view, point) for point in view.points if view.native and point.vm_uuid == uuid]
+            mine = [point for point in view.points if view.native and point.vm_uuid == uuid]
+            found += [(each.timestamp, view, each) for each in mine if each.timestamp <= time.time() + _FUTURE_S]
     newest = max(found, key=lambda each: each[0], default=None)
     return (newest[1], newest[2]) if newest and newest[0] >= oldest else None
 
@@ -232,7 +398,9 @@ def _archive(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in ("path", "size", "compressed", "incrementable", "points")}
 
 
-def _result(planned: BackupPlan, done: _Done | None, begin: float, context: Context) -> dict[str, Any]:
+def _result(
+    planned: BackupPlan, done: _Done | None, begin: float, context: Context, *, incrementable: bool
+) -> dict[str, Any]:
     """The module's return values; without `done` those of check mode."""
     for text in planned.warnings:
         context.warn(text)
@@ -246,20 +414,22 @@ def _result(planned: BackupPlan, done: _Done | None, begin: float, context: Cont
         "diff": _diff(planned, done),
     }
     if done is None:
-        archive = {
+        archive: dict[str, Any] = {
             "path": planned.archive_path,
             "size": planned.estimated_bytes,
             "compressed": planned.archive_name.endswith(".zst"),
-            "incrementable": False,
             "points": [],
         }
-        return {**result, "archive": archive}
+        if planned.base:
+            archive = _archive(catalog.describe(planned.base.path))
+            archive["size"] += planned.estimated_bytes
+        return {**result, "archive": {**archive, "incrementable": incrementable}}
     return {
         **result,
-        "archive": _archive(catalog.describe(done.archive.path)),
+        "archive": {**_archive(catalog.describe(done.archive.path)), "incrementable": incrementable},
         "point": done.archive.configuration.timestamp,
         "frozen_ms": done.frozen_ms,
-        "bytes_read": done.bytes_read,
+        "bytes_read": done.read_bytes,
         "bytes_written": done.archive.bytes_written,
         "duration": round(time.monotonic() - begin, 2),
     }

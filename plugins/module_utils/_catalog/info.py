@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
@@ -13,9 +14,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Archi
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
+#: Whether an archive can be continued (None: not known here), and why not.
+Judge = Callable[[catalog.View], tuple[Optional[bool], str]]
 
-def info(request: InfoRequest, context: Context) -> dict[str, Any]:
-    """The result of ``backup_info``.
+
+def info(request: InfoRequest, context: Context, judge: Judge | None = None) -> dict[str, Any]:
+    """The result of ``backup_info``. `judge` looks at the VMs of this host; without it nothing is known of them.
 
     Raises ArchiveError for an archive that was named and cannot be read, and for a place that cannot be listed. In a place, an
     archive that cannot be read is listed with the reason.
@@ -40,10 +44,19 @@ def info(request: InfoRequest, context: Context) -> dict[str, Any]:
     if request.point is not None and not selection.archive:
         views = [view for view in views if any(point.timestamp == request.point for point in view.points)]
     views.sort(key=lambda view: (view.newest.vm_name, view.newest.vm_uuid, view.newest.timestamp, view.path))
-    result: dict[str, Any] = {"archives": [catalog.entry(view, request.point) for view in views] + unreadable}
+    result: dict[str, Any] = {"archives": [_entry(view, request.point, judge) for view in views] + unreadable}
     if request.query:
         result["matches"] = _matches(request.query, result)
     return result
+
+
+def _entry(view: catalog.View, point: int | None, judge: Judge | None) -> dict[str, Any]:
+    entry = catalog.entry(view, point)
+    if judge and entry["incrementable"] is None:
+        entry["incrementable"], why = judge(view)
+        if why:
+            entry["warnings"].append(f"no increment can be added: {why}" if entry["incrementable"] is False else why)
+    return entry
 
 
 def _matches(query: str, result: dict[str, Any]) -> Any:

@@ -22,6 +22,8 @@ def keep_facts(archive: str, point: int) -> dict[str, Any]:
 
 def is_published(facts: Mapping[str, Any]) -> bool:
     """Whether the saved state in this journal stays, because the point that it was taken for is in its archive."""
+    if facts.get(overlays.PHASE) == overlays.Phase.REMOVING:
+        return False  # the run had given it up, and part of it may be gone
     if facts.get(overlays.PUBLISHED):
         return True
     keep = facts.get(KEEP)

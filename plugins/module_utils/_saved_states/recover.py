@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -19,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
     merge,
     overlays,
+    published,
     removal,
     revert,
     way_back,
@@ -36,7 +40,7 @@ def settle(conn: Connection, uuid: str) -> list[str]:
     for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         try:
             # a published point needs its saved state: that one stays
-            if overlays.SAVED_STATE in journal.facts and not journal.facts.get(overlays.PUBLISHED):
+            if overlays.SAVED_STATE in journal.facts and not published.is_published(journal.facts):
                 plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
                 done += way_back.bring_back(conn, _find(conn, uuid), plan, journal, Progress())
             if overlays.REMOVAL in journal.facts:
@@ -49,6 +53,10 @@ def settle(conn: Connection, uuid: str) -> list[str]:
             partial = journal.facts.get(overlays.PARTIAL, "")
             if partial and remove_partial(partial):
                 done.append(f"removed the unfinished archive {partial}")
+            grown = journal.facts.get("archive", "")  # as ArchiveAppender's on_growth tells it
+            with suppress(KvmopsError):  # the archive may be gone or at work; the next append looks again
+                if grown and append.recover(grown):
+                    done.append(f"cut off what was not yet a point of {grown}")
             journal.done()
         finally:
             journal.close()
@@ -62,7 +70,7 @@ def pending(uuid: str) -> list[str]:
         holder = facts.get("holder", {})
         who = f"process {holder.get('pid')} on {holder.get('host')}"
         text = f"a run of {facts.get('operation')} ({who}) ended before it had finished"
-        if overlays.SAVED_STATE in facts and not facts.get(overlays.PUBLISHED):
+        if overlays.SAVED_STATE in facts and not published.is_published(facts):
             plan = overlays.plan_of(facts[overlays.SAVED_STATE])
             text += f"; its saved state {plan.name} of {plan.vm_name} may still be there"
         if overlays.REMOVAL in facts:

@@ -200,6 +200,11 @@ def test_options_reach_their_field() -> None:
             vm="web01",
             path="/b",
             uri="qemu:///session",
+            mode="incremental",
+            incrementable=True,
+            archive="/b/a.tar",
+            increment_limit=7,
+            increment_limit_deletes="own",
             compress=True,
             compress_level=9,
             threads=3,
@@ -215,10 +220,16 @@ def test_options_reach_their_field() -> None:
         )
     )
     assert backup == backup_request.BackupRequest(
-        vm="web01", path="/b", uri="qemu:///session", compress=True, compress_level=9, threads=3,
+        vm="web01", path="/b", uri="qemu:///session", mode=backup_request.Mode.INCREMENTAL, incrementable=True,
+        archive="/b/a.tar", increment_limit=7, increment_limit_deletes=backup_request.Deletes.OWN,
+        compress=True, compress_level=9, threads=3,
         consistency=backup_request.ConsistencyWish.CRASH, include_iso=False, include_secrets=True, max_age_s=72000,
         wait_timeout_s=1800, bandwidth_bps=50 * 2**20, notes="n", check_mode=True, diff=True,
     )  # fmt: skip
+    assert backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", mode="auto")).incrementable
+    for wrong in ({"archive": "/b/a.tar"}, {"increment_limit": -1}, {"mode": "incremental", "increment_limit": 1}):
+        with pytest.raises(RefusedError):
+            backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", **wrong))
     with pytest.raises(RefusedError, match="max_age"):
         backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", max_age="soon"))
     restore = restore_request.from_params(
@@ -240,7 +251,7 @@ def test_options_reach_their_field() -> None:
         )
     )
     assert restore == restore_request.RestoreRequest(
-        "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, True, True,
+        "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, False, True, True,
         "qemu:///session", True, True,
     )  # fmt: skip
     found = ChangeRequest.of(

@@ -9,15 +9,20 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Consistency, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    Configuration,
+    Consistency,
+    Member,
+    Role,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     TargetFacts,
     VmFacts,
     plan,
-    with_saved_state,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
@@ -247,9 +252,109 @@ def test_transient_vm():
     assert any("transient" in text for text in made.warnings)
 
 
-def test_own_saved_state_becomes_current():
-    before = make(facts(agent=AgentState.OK)).configuration
-    after = with_saved_state(
-        before, "<domainsnapshot><name>kvmops-1</name><parent><name>p</name></parent></domainsnapshot>"
+def base_of(*members, taken=(), isos=()):
+    point = Configuration(
+        timestamp=NOW - 10, domain_xml="<domain/>", vm_name="web", vm_uuid=UUID, members=tuple(members), incrementable=True
     )
-    assert [(s.name, s.parent, s.current) for s in after.saved_states] == [("kvmops-1", "p", True)]
+    names = frozenset([*(member.name for member in members), *taken])
+    return Base("/backups/old.tar", False, (point,), names, frozenset(isos))
+
+
+def archived(name, path, role=Role.DISK, target="vda", **more):
+    return Member(name, role, 5, "d", target=target, former_path=path, **more)
+
+
+CHAIN = {
+    "definition": xml(disk(path="/images/web.qcow2.kvmops-1")),
+    "images": [image(), image("/images/web.qcow2.kvmops-1", size=2**20, backing_path="/images/web.qcow2")],
+}
+
+
+def increment(vm, base, **request):
+    return plan(
+        vm, TARGET, BackupRequest(vm="web", path="/backups", mode=Mode.AUTO, incrementable=True, **request), now=NOW,
+        tool_version="1", base=base, reason="it stands",
+    )  # fmt: skip
+
+
+def test_increment_adds_only_what_is_new():
+    base = base_of(archived("vda_0.qcow2", "/images/web.qcow2", active=True), taken=["vda_3.snapshot", "vdb_9.snapshot"])
+    made = increment(facts(agent=AgentState.OK, **CHAIN), base)
+    assert [(p.member.name, p.member.parent, p.member.active) for p in made.members] == [
+        ("vda_4.snapshot", "vda_0.qcow2", True)
+    ]
+    assert made.kept == (replace(base.newest.members[0], active=False),)
+    assert made.archive_path == "/backups/old.tar"
+    assert (made.configuration.mode, made.configuration.incrementable, made.stays) == ("incremental", True, True)
+    assert made.estimated_bytes < 3 * 2**20
+    assert made.saved_state.overlays[0].overlay_path == f"/images/web.qcow2.kvmops-{NOW}"
+    assert "/backups/old.tar" in made.saved_state.description
+    assert made.reason == "it stands"
+
+
+def test_increment_is_later_than_its_archive_and_of_a_free_name():
+    base = base_of(archived("vda_0.qcow2", "/images/web.qcow2", active=True))
+    ahead = replace(base, points=(replace(base.newest, timestamp=NOW + 100),))
+    assert increment(facts(**CHAIN), ahead).timestamp == NOW + 101
+    taken = describe(f"<domainsnapshot><name>kvmops-{NOW}</name></domainsnapshot>", current=False)
+    assert increment(facts(saved_states=(taken,), **CHAIN), base).timestamp == NOW + 1
+
+
+def test_disks_are_told_apart_by_target():
+    """Two disks on one template: each has its own copy of it in the archive."""
+    vm = facts(
+        definition=xml(disk("vda", "/i/a"), disk("vdb", "/i/b")),
+        images=[image("/i/t"), image("/i/a", backing_path="/i/t"), image("/i/b", backing_path="/i/t")],
+    )
+    base = base_of(archived("vda_0.qcow2", "/i/t", active=True), archived("vdb_0.qcow2", "/i/t", target="vdb", active=True))
+    made = increment(vm, base)
+    assert [(p.member.name, p.member.parent) for p in made.members] == [
+        ("vda_1.snapshot", "vda_0.qcow2"),
+        ("vdb_1.snapshot", "vdb_0.qcow2"),
+    ]
+
+
+def test_cd_images_and_memory_are_stored_once():
+    cd = "<disk type='file' device='cdrom'><source file='/isos/t.iso'/><target dev='sda' bus='sata'/><readonly/></disk>"
+    vm = facts(
+        definition=xml(disk(path="/images/web.qcow2.kvmops-1"), cd),
+        images=[*CHAIN["images"], image("/isos/t.iso", "raw", size=5)],
+        saved_states=(
+            describe("<domainsnapshot><name>a</name><memory snapshot='external' file='/i/a.m'/></domainsnapshot>", current=False),
+            describe("<domainsnapshot><name>b</name><memory snapshot='external' file='/i/b.m'/></domainsnapshot>", current=True),
+        ),
+    )  # fmt: skip
+    old = [
+        archived("vda_0.qcow2", "/images/web.qcow2", active=True),
+        archived("0_t.iso", "/isos/t.iso", Role.ISO, "sda", active=True),
+        archived(f"{NOW - 10}_1.memory", "/i/a.m", Role.MEMORY, ""),
+    ]
+    same = increment(vm, base_of(*old, isos=["/isos/t.iso"]))
+    assert [p.member.name for p in same.members] == ["vda_1.snapshot", f"{NOW}_1.memory"]
+    assert [m.name for m in same.kept] == ["vda_0.qcow2", "0_t.iso", f"{NOW - 10}_1.memory"]
+    changed = increment(vm, base_of(*old))
+    assert [p.member.name for p in changed.members] == ["vda_1.snapshot", "1_t.iso", f"{NOW}_1.memory"]
+    assert "0_t.iso" not in [m.name for m in changed.kept]
+
+
+def test_incrementable_full_keeps_its_saved_state_also_of_a_vm_that_is_off():
+    for running in (True, False):
+        made = make(facts(running=running), incrementable=True)
+        assert (made.stays, made.configuration.mode, made.configuration.incrementable) == (True, "full", True)
+        assert made.saved_state.overlays
+        assert "Deleting or reverting it ends" in made.saved_state.description
+    assert not make(facts()).stays
+
+
+def test_what_cannot_be_incrementable():
+    transient = replace(facts(), persistent_xml="")
+    with pytest.raises(RefusedError, match="transient"):
+        make(transient, incrementable=True)
+    lun = "<disk type='block' device='lun'><source dev='/dev/x'/><target dev='sda'/></disk>"
+    with pytest.raises(RefusedError, match="no disk that can be frozen"):
+        make(facts(definition=xml(lun)), incrementable=True)
+    for kind, more in {"ZFS": {"kind": "zfs"}, "block device": {"is_device": True}}.items():
+        vm = facts(running=False, images=[image(fmt="raw", **more)], definition=xml(disk(fmt="raw")))
+        make(vm)
+        with pytest.raises(RefusedError, match=kind):
+            make(vm, incrementable=True)

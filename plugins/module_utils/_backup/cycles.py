@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Where cycles of full and increments end: saved states that serve no archive any more, and the merge at the limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import own, standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Deletes
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
+    CancelledError,
+    KvmopsError,
+    RefusedError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain, again
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge
+
+
+@dataclass(frozen=True)
+class Served:
+    """An archive that saved states of a VM serve. `stands` None: not known here; `needs`: the tree of its newest point."""
+
+    states: tuple[str, ...]
+    stands: bool | None
+    same_place: bool
+    needs: frozenset[str]
+
+
+def obsolete(served: Mapping[str, Served]) -> tuple[list[str], list[str]]:
+    """Saved states of ours that a full starting a new cycle merges, and the archives whose standing chain that ends. Pure.
+
+    `served`: by path of the archive. In the place of the new archive the new cycle takes over from the older ones. Elsewhere
+    a chain that stands is left alone, unless it stands on what goes anyway.
+    """
+    gone = {path for path, each in served.items() if each.same_place or each.stands is False}
+    while True:
+        names = {name for path in gone for name in served[path].states}
+        more = {path for path, each in served.items() if path not in gone and each.needs & names}
+        if not more:
+            break
+        gone |= more
+    ended = [path for path in sorted(gone) if served[path].stands and not served[path].same_place]
+    return [name for path, each in served.items() if path in gone for name in each.states], ended
+
+
+def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, context: Context) -> tuple[str, ...]:
+    """Before a full that starts a cycle: merges the saved states that obsolete() names; those that went.
+
+    A merge that is refused is a warning: the backup is worth more than a short chain. Other errors are raised; the next run's
+    recovery goes on from there.
+    """
+    names, ended = obsolete(served_archives(conn, domain, facts, directory, context))
+    if not names:
+        return ()
+    for path in ended:
+        context.warn(f"{path} cannot be continued any more: the saved states that it stands on are being merged")
+    _vm_state.end_cycle(facts.uuid, f"a new archive was begun in {directory}")
+    try:
+        return _remove(conn, domain, names, context)
+    except RefusedError as error:
+        context.warn(f"saved states of earlier backups could not be merged, so the chain stays longer. {error}")
+        return ()
+
+
+def served_archives(
+    conn: Connection, domain: Domain, facts: VmFacts, directory: str, context: Context
+) -> dict[str, Served]:
+    """The archives that the VM's saved states were made for, by the path that they had then."""
+    states: dict[str, list[str]] = {}
+    for state in own.of_vm(facts.saved_states):
+        states.setdefault(state.archive, []).append(state.name)
+    found = {}
+    for path, names in states.items():
+        same_place = os.path.realpath(os.path.dirname(path)) == os.path.realpath(directory)
+        there = _where(path)
+        stands: bool | None = None
+        needs: frozenset[str] = frozenset()
+        if there:
+            try:
+                reason = standing.stands(conn, domain, facts, there, context.progress, read_limit_bytes=0).reason
+                stands = not reason
+                needs = frozenset(state.name for state in catalog.look(there).newest.saved_states)
+            except ArchiveError:
+                stands = False
+        elif _is_gone(path):
+            stands = False
+        elif not same_place:
+            context.warn(
+                f"{', '.join(names)} stay on the VM: they serve {path}, and its directory cannot be looked at now"
+            )
+        found[path] = Served(tuple(names), stands, same_place, needs)
+    return found
+
+
+def finish_merge(conn: Connection, domain: Domain, uuid: str, context: Context) -> tuple[str, ...]:
+    """What an earlier run has decided to merge and could not; those that went. A failure is a warning: the backup goes on."""
+    state = _vm_state.load(uuid)
+    if not state.to_merge:
+        return ()
+    there = {each.name for each in snapshots.tree(domain, secrets=False)}
+    names = [name for name in state.to_merge if name in there]
+    try:
+        merged = _remove(conn, domain, names, context) if names else ()
+    except CancelledError:
+        raise
+    except KvmopsError as error:
+        context.warn(
+            f"saved states that an earlier run should have merged are still there: {', '.join(names)}. {error}"
+        )
+        return ()
+    _vm_state.save(uuid, replace(_vm_state.load(uuid), to_merge=()))
+    return merged
+
+
+def merge_at_limit(
+    conn: Connection, domain: Domain, uuid: str, archive: str, deletes: Deletes, context: Context
+) -> tuple[str, ...]:
+    """The archive has reached its limit: its cycle ends and the VM's saved states are merged; those that went.
+
+    Raises KvmopsError naming what is left; the next run finishes it.
+    """
+    conn, domain = again(conn, domain)  # libvirtd may have been restarted while the backup ran
+    states = snapshots.tree(domain, secrets=False)
+    names = [each.name for each in (states if deletes is Deletes.ALL else own.of_vm(states))]
+    state = replace(
+        _vm_state.load(uuid), ended=f"{archive} has reached its increment_limit", begun=(), to_merge=tuple(names)
+    )
+    _vm_state.save(uuid, state)
+    try:
+        merged = _remove(conn, domain, names, context)
+    except KvmopsError as error:
+        left = list(names)
+        with suppress(KvmopsError):
+            there = {each.name for each in snapshots.tree(domain, secrets=False)}
+            left = [name for name in names if name in there]
+        raise KvmopsError(
+            f"Merging the saved states of VM {domain.name()}",
+            f"the backup is in {archive}, but still there are {', '.join(left) or 'layers of them'}: {error}",
+            "The next backup of this VM goes on with it.",
+        ) from error
+    _vm_state.save(uuid, replace(_vm_state.load(uuid), to_merge=()))
+    return merged
+
+
+def _remove(conn: Connection, domain: Domain, names: Sequence[str], context: Context) -> tuple[str, ...]:
+    context.progress.phase("merge")
+    removed = merge.remove_saved_states(conn, domain, names, context)
+    for note in removed.notes:
+        context.warn(note)
+    return tuple(removed.names)
+
+
+def _where(path: str) -> str:
+    """Where the archive is now: it may have been compressed or uncompressed since; "" if it is not there."""
+    twin = path[: -len(".zst")] if path.endswith(".zst") else f"{path}.zst"
+    return next((each for each in (path, twin) if os.path.isfile(each)), "")
+
+
+def _is_gone(path: str) -> bool:
+    """Whether its directory is there and holds other things: an empty one may be a place that is not mounted."""
+    try:
+        return bool(os.listdir(os.path.dirname(path)))
+    except OSError:
+        return False

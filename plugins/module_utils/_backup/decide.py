@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Increment or full, and why: which archive a run goes on with, if any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
+
+_DAY_S = 86400
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`base` None: a full. `reason` says why this mode; `proved` is evidence found on the way, worth keeping."""
+
+    reason: str
+    base: Base | None = None
+    proved: Mapping[str, Evidence] = field(default_factory=dict)
+
+
+def decide(
+    conn: Connection, domain: Domain, facts: VmFacts, directory: str, request: BackupRequest, now: int, context: Context
+) -> Decision:
+    """What this run makes. Changes nothing. Raises RefusedError where an increment was asked for and cannot be."""
+    if request.mode is Mode.FULL:
+        return Decision("full backup as asked")
+    if request.increment_limit == 1:
+        return Decision("increment_limit is 1: every run is a full")
+    path = request.archive or newest_incrementable(directory, facts, now)
+    if not path:
+        why = f"no archive in {directory} was made incrementable for this VM ({facts.uuid})"
+        return _no_increment(request, facts, why)
+    if request.archive and not os.path.isabs(path):
+        path = os.path.join(directory, path)
+    try:
+        found = standing.stands(conn, domain, facts, path, context.progress, threads=request.threads)
+        if found.reason:
+            return _no_increment(request, facts, f"{path} cannot be continued: {found.reason}")
+        with open_archive(path) as reader:
+            base = Base(
+                path=path,
+                compressed=reader.compressed,
+                points=reader.points,
+                names=frozenset(entry.name for entry in reader.entries),
+                same_isos=found.same_isos,
+            )
+    except ArchiveError as error:
+        return _no_increment(request, facts, f"{path} cannot be continued: {error}")
+    return Decision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
+
+
+def newest_incrementable(directory: str, facts: VmFacts, now: int) -> str:
+    """The archive of the VM in this place that is the newest of those made incrementable; "" if there is none."""
+    return newest_of(views_of(directory, facts.uuid), {state.name for state in facts.saved_states}, now)
+
+
+def newest_of(views: Sequence[catalog.View], saved_states: set[str], now: int) -> str:
+    """See newest_incrementable; `saved_states`: names of those on the VM. Pure.
+
+    An archive from the future (the clock was wrong once) counts only while the VM has its saved state: it would keep every
+    later archive from being continued.
+    """
+
+    def counts(view: catalog.View) -> bool:
+        own = next((state.name for state in view.newest.saved_states if state.current), "")
+        return view.newest.timestamp <= now + _DAY_S or own in saved_states
+
+    made = [view for view in views if view.newest.incrementable]
+    usable = [view for view in made if counts(view)] or made
+    return max(usable, key=lambda view: view.newest.timestamp).path if usable else ""
+
+
+def views_of(directory: str, uuid: str) -> list[catalog.View]:
+    """The archives of ours that belong to a VM in a place; those that cannot be read are nobody's."""
+    found = []
+    for path in catalog.find([directory]):
+        with suppress(KvmopsError):
+            view = catalog.look(path)
+            if view.native and view.newest.vm_uuid == uuid:
+                found.append(view)
+    return select.without_twins(found)
+
+
+def not_before(views: Sequence[catalog.View], now: int) -> int:
+    """The unix time for a new full: after every point of the VM in this place, unless those are from a far future. Pure."""
+    known = [point.timestamp for view in views for point in view.points if point.timestamp <= now + 2 * _DAY_S]
+    return max([now, *(timestamp + 1 for timestamp in known)])
+
+
+def _no_increment(request: BackupRequest, facts: VmFacts, why: str) -> Decision:
+    if request.mode is Mode.INCREMENTAL:
+        raise RefusedError(
+            f"Incremental backup of VM {facts.name}",
+            why,
+            "Make a full one with mode: auto, or with mode: full and incrementable: true.",
+        )
+    return Decision(why)

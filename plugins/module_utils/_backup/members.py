@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Which files of a VM a point adds to its archive, and which members of older points it goes on using. Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    CHUNK_BYTES,
+    Configuration,
+    Member,
+    Role,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+
+_NUMBERED = re.compile(r"(.+)_([0-9]+)\.(?:qcow2|snapshot)|([0-9]+)_.+\.iso")
+_MEMBER_OVERHEAD_BYTES = 8192  # header and fill
+
+
+@dataclass(frozen=True)
+class Base:
+    """The archive that an increment is added to.
+
+    `points`: oldest first; the VM stands on the newest. `names`: every member in the file. `same_isos`: paths of CD images
+    that are still what the archive has of them.
+    """
+
+    path: str
+    compressed: bool
+    points: tuple[Configuration, ...]
+    names: frozenset[str]
+    same_isos: frozenset[str] = frozenset()
+
+    @property
+    def newest(self) -> Configuration:
+        """The point that the VM stands on."""
+        return self.points[-1]
+
+
+@dataclass(frozen=True)
+class PlannedMember:
+    """A member and the file it is made from; `from_raw`: a raw image that is stored as qcow2."""
+
+    member: Member
+    path: str
+    from_raw: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The members of a point: those that its archive has already, and those to be added."""
+
+    kept: tuple[Member, ...]
+    new: tuple[PlannedMember, ...]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a VM's members are made from; as in `plan.VmFacts`."""
+
+    view: DomainView
+    images: Mapping[str, Image]
+    saved_states: Sequence[SavedStateInfo]
+    saved_state_disks: Mapping[str, Sequence[Disk]]
+    nvram_bytes: int
+
+
+def of_point(
+    sources: Sources, judgements: Sequence[tuple[Disk, Judgement]], timestamp: int, base: Base | None = None
+) -> Stored:
+    """Every member that a point made now needs; with `base`, what that archive has of it is not stored again."""
+    layers = [m for m in base.newest.members if m.role in (Role.DISK, Role.LAYER)] if base else []
+    known = {(m.target, os.path.realpath(m.former_path)): m for m in layers}
+    # the tops change: what was active at the newest point is below now
+    kept = {key: replace(member, active=False) for key, member in known.items()}
+    new: list[PlannedMember] = []
+    for disk, judgement in judgements:
+        if judgement.verdict in (Verdict.FREEZE, Verdict.COPY):
+            held = {path: member.name for (target, path), member in known.items() if target == disk.target}
+            new += _layers(sources, disk, held, _next_number(base, names.stem(disk.target)))
+            active = (disk.target, os.path.realpath(disk.path))
+            if active in kept:
+                kept[active] = replace(kept[active], active=True)
+    isos, new_isos = _isos(sources, judgements, base)
+    new += new_isos
+    if sources.nvram_bytes:
+        path = sources.view.nvram_path
+        name = f"{timestamp}.nvram"
+        new.append(
+            PlannedMember(
+                Member(name, Role.NVRAM, 0, image_format="raw", original_format="raw", former_path=path), path
+            )
+        )
+    memories = [m for m in base.newest.members if m.role is Role.MEMORY] if base else []
+    old = {member.former_path for member in memories}
+    paths = [each.memory_path for each in sources.saved_states if each.memory == "external"]
+    new += [memory_member(timestamp, n, path) for n, path in enumerate((p for p in paths if p not in old), 1)]
+    return Stored((*kept.values(), *isos, *memories), tuple(new))
+
+
+def memory_member(timestamp: int, number: int, path: str) -> PlannedMember:
+    """An external memory image as a member; `number` counts those that a point adds."""
+    name = f"{timestamp}_{number}.memory"
+    return PlannedMember(Member(name=name, role=Role.MEMORY, size_bytes=0, image_format="raw", former_path=path), path)
+
+
+def size_bytes(planned: PlannedMember, images: Mapping[str, Image], nvram_bytes: int) -> int:
+    """Estimated size of a member in the archive, headers and fill included."""
+    image = images.get(planned.path) or images.get(os.path.realpath(planned.path))
+    if image is None:
+        return nvram_bytes + CHUNK_BYTES // 512 if planned.member.role is Role.NVRAM else 0
+    own = min(image.allocated_bytes, image.size_bytes) if planned.from_raw else image.size_bytes
+    return own + _MEMBER_OVERHEAD_BYTES
+
+
+def _next_number(base: Base | None, stem: str | None) -> int:
+    """The first free number of a disk's layers, or with None of the CD images, in the whole archive."""
+    numbers = [-1]
+    for name in base.names if base else ():
+        match = _NUMBERED.fullmatch(name)
+        if match and match.group(1) == stem:
+            numbers.append(int(match.group(2) or match.group(3)))
+    return max(numbers) + 1
+
+
+def _isos(
+    sources: Sources, judgements: Sequence[tuple[Disk, Judgement]], base: Base | None
+) -> tuple[list[Member], list[PlannedMember]]:
+    """The CD images that are inserted now: those in the archive already, and the others. Each image once."""
+    known = {m.former_path: m for m in base.newest.members if m.role is Role.ISO} if base else {}
+    same = base.same_isos if base else frozenset()
+    kept: dict[str, Member] = {}
+    new: dict[str, PlannedMember] = {}
+    number = _next_number(base, None)
+    for disk, judgement in judgements:
+        if judgement.verdict is not Verdict.ISO or disk.path in kept or disk.path in new:
+            continue
+        if disk.path in known and disk.path in same:
+            kept[disk.path] = replace(known[disk.path], target=disk.target)
+            continue
+        stem, _suffix = os.path.splitext(os.path.basename(disk.path))
+        member = Member(
+            name=f"{number + len(new)}_{names.stem(stem)}.iso",
+            role=Role.ISO,
+            size_bytes=0,
+            target=disk.target,
+            image_format="raw",
+            original_format="raw",
+            former_path=disk.path,
+            pool=sources.images[disk.path].pool,
+            active=True,
+        )
+        new[disk.path] = PlannedMember(member, disk.path)
+    return list(kept.values()), list(new.values())
+
+
+def _layers(sources: Sources, disk: Disk, held: Mapping[str, str], number: int) -> list[PlannedMember]:
+    """Every layer of a disk, of all branches of its saved states, each after the one that it stands on.
+
+    `held`: names of those that the archive has, by real path; they are left out. `number`: of the first of the others.
+    """
+    order: dict[str, str] = {}  # path as the VM has it, by real path
+
+    def visit(path: str) -> None:
+        real = os.path.realpath(path)
+        image = _image(sources, path)
+        if image is None or real in order or real in held:
+            return
+        if image.backing_path:
+            visit(image.backing_path)
+        order[real] = path
+
+    for state in sources.saved_states:
+        for former in sources.saved_state_disks.get(state.name, ()):
+            if former.target == disk.target:
+                visit(former.path)
+    visit(disk.path)
+    stem, below, found = names.stem(disk.target), dict(held), []
+    for n, (real, path) in enumerate(order.items(), number):
+        image = _image(sources, path)
+        if image is None:
+            continue
+        below[real] = f"{stem}_{n}.{'snapshot' if image.backing_path else 'qcow2'}"
+        member = Member(
+            name=below[real],
+            role=Role.LAYER if image.backing_path else Role.DISK,
+            size_bytes=0,
+            target=disk.target,
+            virtual_size_bytes=image.virtual_size_bytes,
+            image_format="qcow2",
+            original_format=image.format,
+            parent=below.get(os.path.realpath(image.backing_path), "") if image.backing_path else "",
+            former_path=path,
+            pool=image.pool,
+            active=real == os.path.realpath(disk.path),
+        )
+        found.append(PlannedMember(member, path, from_raw=image.format == "raw"))
+    return found
+
+
+def _image(sources: Sources, path: str) -> Image | None:
+    return sources.images.get(path) or sources.images.get(os.path.realpath(path))

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Does a VM stand on an archive's newest point: gathers what `chain` judges by, and reads again what nothing proves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import (
+    FileSource,
+    ImageSource,
+    RawAsQcow2Source,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
+
+# NFS tells times by what the server and this host's cache think of them: every so many points the bytes have the word
+_NFS_EVERY_POINTS = 5
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The verdict. `reason` "": the archive can be continued; `proved`: evidence that was found or renewed on the way.
+
+    `unread_bytes`: what would have to be read to be sure (only where the caller has limited that; `reason` is "" then).
+    `same_isos`: CD images of the point that are still what the archive has.
+    """
+
+    reason: str
+    proved: Mapping[str, Evidence] = field(default_factory=dict)
+    unread_bytes: int = 0
+    same_isos: frozenset[str] = frozenset()
+
+
+def vm_now(conn: Connection, domain: Domain, facts: VmFacts) -> chain.VmNow:
+    """The VM as the chain sees it."""
+    seen = views.gather(conn, domain) if facts.running else views.NOWHERE
+    found = []
+    for disk in facts.view.disks:
+        image = facts.images.get(disk.path)
+        verdict = disks.judge(
+            disk, image, running=facts.running, saved_states=False, include_iso=True, incrementable=True
+        )
+        if image and disks.is_stored(verdict):
+            headers = _headers(facts, disk.path)
+            found.append(
+                chain.DiskNow(disk.target, headers, image.virtual_size_bytes, seen.disk(disk.target).qemu or ())
+            )
+    return chain.VmNow(facts.name, facts.uuid, facts.saved_states, tuple(found))
+
+
+def stands(
+    conn: Connection,
+    domain: Domain,
+    facts: VmFacts,
+    archive: str,
+    progress: Progress,
+    *,
+    read_limit_bytes: int | None = None,
+    threads: int = 0,
+) -> Standing:
+    """Whether the archive can be continued. Changes nothing; the caller keeps what was `proved`.
+
+    `read_limit_bytes`: with more than this to read again the verdict is left open. Raises ArchiveError for a file that cannot be
+    read as an archive.
+    """
+    with open_archive(archive) as reader:
+        point = reader.point()
+        state = _vm_state.load(facts.uuid)
+        reason = chain.judge(reader.points, vm_now(conn, domain, facts), state)
+        if reason:
+            return Standing(reason)
+        found, missing = _evidence(chain.frozen_files(point))
+        if missing:
+            return Standing(f"{missing.former_path} is gone, which point {point.timestamp} stands on")
+        suspects = chain.suspects(point, state, found, _distrusted(reader.points, facts))
+        unread = sum(member.size_bytes for member in suspects)
+        if read_limit_bytes is not None and unread > read_limit_bytes:
+            return Standing("", unread_bytes=unread)
+        proved = {
+            m.former_path: Evidence(m.digest, found[m.former_path])
+            for m in chain.frozen_files(point)
+            if m not in suspects
+        }
+        for member in suspects:
+            if not _is_same(reader, member, threads, progress):
+                return Standing(f"{member.former_path} was written to or replaced since point {point.timestamp}")
+            # written to while it was read: the tuple from before does not fit any more, and it will be read again
+            proved[member.former_path] = Evidence(member.digest, found[member.former_path])
+        isos = _same_isos(reader, facts, threads, progress)
+    return Standing("", proved, 0, isos)
+
+
+def open_source(path: str, from_raw: bool) -> ImageSource:
+    """The bytes that a file has as a member."""
+    return RawAsQcow2Source(path) if from_raw else FileSource(path)
+
+
+def _headers(facts: VmFacts, path: str) -> tuple[str, ...]:
+    found: list[str] = []
+    while path and os.path.realpath(path) not in found:
+        found.append(os.path.realpath(path))
+        image = facts.images.get(path) or facts.images.get(os.path.realpath(path))
+        path = image.backing_path if image else ""
+    return tuple(found)
+
+
+def _evidence(members: Sequence[Member]) -> tuple[dict[str, tuple[int, ...]], Member | None]:
+    """Evidence of the files by path, and the first member whose file is not there."""
+    found = {}
+    for member in members:
+        try:
+            found[member.former_path] = _vm_state.evidence(member.former_path)
+        except OSError:
+            return found, member
+    return found, None
+
+
+def _distrusted(points: Sequence[Configuration], facts: VmFacts) -> frozenset[str]:
+    if len(points) % _NFS_EVERY_POINTS:
+        return frozenset()
+    return frozenset(path for path, image in facts.images.items() if image.fs_type.startswith("nfs"))
+
+
+def _is_same(reader: ArchiveReader, member: Member, threads: int, progress: Progress) -> bool:
+    progress.phase("compare", member.target or member.name, member.size_bytes)
+    try:
+        source = open_source(member.former_path, member.original_format == "raw" and member.role is Role.DISK)
+        try:
+            return reader.matches(member, source, threads=threads, progress=progress)
+        finally:
+            source.close()
+    except SourceError:
+        return False
+
+
+def _same_isos(reader: ArchiveReader, facts: VmFacts, threads: int, progress: Progress) -> frozenset[str]:
+    """CD images of the newest point that are inserted now and have not changed."""
+    inserted = {disk.path for disk in facts.view.disks if disk.device == "cdrom"}
+    isos = [m for m in reader.point().members if m.role is Role.ISO and m.former_path in inserted]
+    state = _vm_state.load(facts.uuid)
+    same = set()
+    for member in isos:
+        known = state.frozen.get(member.former_path)
+        with suppress(OSError):
+            proved = known == Evidence(member.digest, _vm_state.evidence(member.former_path))
+            if proved or _is_same(reader, member, threads, progress):
+                same.add(member.former_path)
+    return frozenset(same)

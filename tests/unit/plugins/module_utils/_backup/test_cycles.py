@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which archive is looked at, which saved states are ours, and which of them nothing needs any more (SPEC B5, B6, B21)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SavedState
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, decide, own
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.cycles import Served
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+
+NOW = 1_800_000_000
+DAY = 86400
+
+
+def view(path, *timestamps, incrementable=True):
+    points = tuple(
+        Configuration(
+            timestamp=each, domain_xml="", vm_name="web", vm_uuid="u", members=(), incrementable=incrementable,
+            saved_states=(SavedState(f"kvmops-{each}", "", "", True),),
+        )
+        for each in timestamps
+    )  # fmt: skip
+    return View(path, 0, False, True, points)
+
+
+def test_the_newest_made_incrementable_is_looked_at():
+    old, new = view("old", NOW - 9 * DAY, NOW - 8 * DAY), view("new", NOW - 2 * DAY)
+    plain = view("plain", NOW - DAY, incrementable=False)
+    for order in itertools.permutations((old, new, plain)):
+        assert decide.newest_of(order, set(), NOW) == "new"
+    assert decide.newest_of([plain], set(), NOW) == ""
+    assert decide.newest_of([], set(), NOW) == ""
+
+
+def test_an_archive_from_the_future_does_not_hide_later_ones():
+    """The clock was ten years ahead once: that archive is continued as long as the VM stands on it, and no longer."""
+    future, present = view("future", NOW + 3650 * DAY), view("present", NOW - DAY)
+    assert decide.newest_of([future, present], {f"kvmops-{NOW + 3650 * DAY}"}, NOW) == "future"
+    assert decide.newest_of([future, present], {f"kvmops-{NOW - DAY}"}, NOW) == "present"
+    assert decide.newest_of([future], set(), NOW) == "future"
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ([], NOW),
+        ([NOW - DAY], NOW),
+        ([NOW], NOW + 1),
+        ([NOW + DAY], NOW + DAY + 1),  # the clock went back a day: points stay in order
+        ([NOW + 3650 * DAY, NOW - 5], NOW),
+    ],
+)
+def test_time_of_a_new_full(known, expected):
+    assert decide.not_before([view("a", *known)] if known else [], NOW) == expected
+
+
+def test_our_saved_states_are_known_by_name_and_description():
+    def made(name, description):
+        document = snapshots.document(name, description, [("vda", "/i/x")], [])
+        return snapshots.describe(document, current=False)
+
+    ours = made("kvmops-17", own.description("/backups/a b_20261122T010000Z_6f1a2b3c.tar"))
+    assert own.of_vm([ours]) == (own.OwnState("kvmops-17", "/backups/a b_20261122T010000Z_6f1a2b3c.tar"),)
+    others = [
+        made("kvmops-17", "Temporary, made by kvmops.backup for /b/x.tar; it goes when the copy is done."),
+        made("kvmops-17", ""),
+        made("before upgrade", own.description("/backups/x.tar")),
+        made("kvmops-17x", own.description("/backups/x.tar")),
+    ]
+    assert own.of_vm(others) == ()
+
+
+def test_overlay_names_do_not_grow():
+    path = "/i/web.qcow2"
+    for number in range(1, 4):
+        path = own.overlay_path(path, f"kvmops-{number}")
+    assert path == "/i/web.qcow2.kvmops-3"
+    assert own.overlay_path("/i/web.before-upgrade", "kvmops-1") == "/i/web.before-upgrade.kvmops-1"
+
+
+def served(*states, stands, same_place=False, needs=()):
+    return Served(tuple(states), stands, same_place, frozenset(needs))
+
+
+OBSOLETE = {
+    "nothing of ours": ({}, [], []),
+    "older cycle here": ({"a": served("k1", "k2", stands=True, same_place=True)}, ["k1", "k2"], []),
+    "broken here": ({"a": served("k1", stands=False, same_place=True)}, ["k1"], []),
+    "gone here": ({"a": served("k1", stands=None, same_place=True)}, ["k1"], []),
+    "stands elsewhere": ({"a": served("k1", stands=True, needs=["k1"])}, [], []),
+    "not known elsewhere": ({"a": served("k1", stands=None)}, [], []),
+    "broken elsewhere": ({"a": served("k1", stands=False)}, ["k1"], []),
+    "stands elsewhere, on what goes": (
+        {
+            "a": served("k1", stands=True, same_place=True, needs=["k1"]),
+            "b": served("k2", "k3", stands=True, needs=["k1", "k2", "k3"]),
+        },
+        ["k1", "k2", "k3"],
+        ["b"],
+    ),
+    "through another one": (
+        {
+            "a": served("k1", stands=False, needs=["k1"]),
+            "b": served("k2", stands=True, needs=["k1", "k2"]),
+            "c": served("k3", stands=True, needs=["k2", "k3"]),
+            "d": served("k4", stands=True, needs=["k4"]),
+        },
+        ["k1", "k2", "k3"],
+        ["b", "c"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OBSOLETE)
+def test_obsolete(kind):
+    found, names, ended = OBSOLETE[kind]
+    assert cycles.obsolete(found) == (names, ended)
