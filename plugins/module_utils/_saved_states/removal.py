@@ -155,7 +155,8 @@ def _plan_disk(work: _Work, target: str) -> None:
         for start in (active, *_pinned(work.kept, target), *_elsewhere(work, target))
         for path in reversed(layers.chain(start))
     }
-    pinned = {active, *_pinned(work.kept, target), *_elsewhere(work, target)}
+    # an internal saved state does not mind what becomes of its file's active state
+    pinned = {active, *_frozen(work.kept, target), *_elsewhere(work, target)}
     standing = {path: [above for above in needed if layers.files[above].backing == path] for path in needed}
     free = {path for path in frozen if path in needed and path not in pinned and len(standing[path]) == 1}
     for path in needed:

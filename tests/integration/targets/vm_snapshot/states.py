@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import os
 
-import libvirt
-
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, connection, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import layers, merge, recover, removal
@@ -82,4 +80,3 @@ def assert_consistent(vm, gone=()):
             if disk.kind is not layers.Kind.NONE:
                 assert disk.path in found.files, (state.name, disk)
     assert recover.pending(vm.domain.UUIDString()) == []
-    libvirt.virGetLastError()

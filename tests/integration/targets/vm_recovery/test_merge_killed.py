@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirtd SIGKILLed inside the removal of saved states of a two-disk VM with a chain, once and twice in a row (S4b, S26)."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import cycle
+import pytest
+from cycle import Before
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, connection, snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge, removal
+from ansible_collections.kvmops.backup.tests.lab import daemons
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+
+STATES = ("s1", "s2", "s3")
+PLACES = {
+    "pivot": (blockjobs, "pivot", removal.ALL, 0.04),
+    "ready": (blockjobs, "start_commit", removal.ALL, 0.1),
+    "inner": (blockjobs, "start_inner_commit", ["s1", "s2"], 0.1),
+    "metadata": (snapshots, "forget", ["s1", "s2"], 0.02),
+}
+
+
+class Removal:
+    """As much of a Cycle as killed_libvirtd() needs."""
+
+    def __init__(self, vm, names):
+        self.conn = connection.connect(daemons.URI)
+        self.domain = connection.find_domain(self.conn, vm.name)
+        self.names = names
+
+    def whole(self):
+        merge.remove_saved_states(self.conn, self.domain, self.names, Context(Progress(), lambda text: None))
+
+    def die(self):
+        """Its journal is closed already."""
+
+
+def build(vm):
+    """A chain of saved states, each with something that the guest wrote in between."""
+    directory = Path(cycle.plan_for(vm).overlays[0].base_path).parent
+    targets = list(vm.disks())
+    for name in STATES:
+        overlays = [(target, f"{directory}/{target}.{name}") for target in targets]
+        snapshots.create(vm.domain, snapshots.document(name, "", overlays, []), memory=False, quiesce=False)
+    vm.wait_for_marker(cycle.patiently(vm, vm.last_marker).number + 1)
+
+
+def settle_with_help(vm):
+    """settle(); libvirt 9 can lose a running VM or believe in a job that has ended: the advice given then works."""
+    for _dummy in range(3):
+        try:
+            return cycle.settle(vm)
+        except SplitViewError as refused:
+            print(f"refused: {refused}")
+            status = Path(f"/run/libvirt/qemu/{vm.name}.xml")
+            assert f"in {status}" in str(refused)
+            daemons.stop()
+            status.write_text(re.sub(r"<mirror .*?</mirror>", "", status.read_text(), flags=re.DOTALL))
+            daemons.start()
+            wait_for("the agent to be connected again", vm.agent.answers, 20)
+    return cycle.settle(vm)
+
+
+def settle_and_kill(vm, delay_s):
+    """The first settling is interrupted by another death of libvirtd."""
+    errors = []
+
+    def run():
+        try:
+            cycle.settle(vm)
+        except KvmopsError as error:
+            errors.append(error)
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    time.sleep(delay_s)
+    daemons.kill()
+    worker.join(90)
+    assert not worker.is_alive()
+    daemons.start()
+    return errors
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_inside_the_removal(two, moments, place):
+    module, function, names, limit_s = PLACES[place]
+    before = Before(two)
+    for number, delay_s in enumerate(moments(limit_s)[::4]):
+        build(two)
+        run = Removal(two, names)
+        error = cycle.killed_libvirtd(run, run.whole, (module, function), delay_s)
+        daemons.start()
+        if number % 2:
+            print(f"killed again: {settle_and_kill(two, 0.2 + 5 * delay_s)}")
+        done = settle_with_help(two)
+        print(f"{place}: killed after {delay_s:.3f} s: {error}; settled: {done}")
+        cycle.assert_writing(two)
+        left = [node.name for node in snapshots.tree(two.domain)]
+        assert left in ([], ["s3"], list(STATES)), left
+        Removal(two, removal.ALL).whole()
+        before.same()
+        cycle.assert_writing(two)
+
+
+def test_disks_are_clean_after_all_that(two, lab):
+    cycle.assert_clean_after_shutdown(two, lab.path("raw"))
