@@ -18,6 +18,14 @@ def _directory(system: str, variable: str, fallback: str) -> str:
     return path
 
 
+def read_only_file() -> str:
+    """The administrator's list of places that nothing may be written to; see _settings."""
+    if os.geteuid() == 0:
+        return "/etc/kvmops-backup/read-only"
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "kvmops-backup", "read-only")
+
+
 def state_dir() -> str:
     """Journals, locks and evidence; survives a reboot."""
     return _directory("/var/lib", "XDG_STATE_HOME", ".local/state")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _settings, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
 
@@ -62,7 +62,7 @@ class Place:
     mount_point: str
     device: str
     is_network_fs: bool
-    read_only: bool
+    read_only: str  # why nothing may be written there, "" where it may
     writable: bool
     free_bytes: int
     total_bytes: int
@@ -143,7 +143,8 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
     """The directory that ``pool`` or ``path`` (one of them) names, ready to be written to.
 
     Raises TargetError when the pool is unknown, inactive or not of files, when the directory is missing, not mounted though
-    its pool is a file system, read-only, not writable, hanging, or on LVM without a file system.
+    its pool is a file system, read-only (mounted so, or by the host's settings), not writable, hanging, or on LVM without a
+    file system.
     """
     if bool(pool) == bool(path):
         raise TargetError("The target", "give either pool or path")
@@ -171,8 +172,7 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
             f"Run: virsh pool-destroy {expected.name} && virsh pool-start {expected.name}",
         )
     if place.read_only:
-        why = f"{place.mount_point} is mounted read-only"
-        raise TargetError(what, why, "Choose another target or mount it read-write.")
+        raise TargetError(what, place.read_only, "Choose another target.")
     if not place.writable:
         why = f"{path} is not writable for this user"
         raise TargetError(what, why, "Run as root (become: true) or change its permissions.")
@@ -189,7 +189,8 @@ def _describe(path: str, known: Sequence[Pool]) -> Place:
     facts = _answers(os.statvfs, directory)
     is_device = _answers(_is_block_device, real)
     owner = _pool_of(real, known)
-    read_only = bool(facts.f_flag & os.ST_RDONLY) or mount.read_only
+    read_only = f"{mount.mount_point} is mounted read-only" if facts.f_flag & os.ST_RDONLY or mount.read_only else ""
+    read_only = read_only or _declared_read_only(real, owner)
     return Place(
         path=real,
         directory=directory,
@@ -206,6 +207,14 @@ def _describe(path: str, known: Sequence[Pool]) -> Place:
         free_bytes=facts.f_bavail * facts.f_frsize,
         total_bytes=facts.f_blocks * facts.f_frsize,
     )
+
+
+def _declared_read_only(path: str, owner: Pool | None) -> str:
+    """Why the host's settings forbid to write there; "" where they do not."""
+    for name in sorted(_settings.read_only_places()):
+        if _within(path, name) if name.startswith("/") else owner is not None and owner.name == name:
+            return f"{name} is named as read-only in {_paths.read_only_file()}"
+    return ""
 
 
 def _kind(path: str, is_device: bool, fs_type: str, owner: Pool | None) -> PlaceKind:

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ansible_collections.kvmops.backup.tests.lab import daemons
-from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, PlaybookResult
-from ansible_collections.kvmops.backup.tests.lab.vm import Lab
+from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, ModuleResult, PlaybookResult
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab
 
 PLAY = """
 - hosts: all
@@ -51,6 +52,32 @@ def test_an_existing_pool_is_left_as_it_is(lab: Lab, ansible: Ansible) -> None:
     ansible.playbook(PLAY, hypervisor_pools=[{"name": "there already", "path": str(directory)}])
 
     assert directory.stat().st_mode & 0o777 == 0o750
+
+
+def test_read_only_places_are_for_reading(lab: Lab, ansible: Ansible, run_module: Callable[..., ModuleResult]) -> None:
+    pool, plain = lab.create_pool("kept"), lab.path("plain")
+    lab.create_vm("guarded", [Disk(size_mib=16)], start=False)
+    archive = run_module("vm_backup", vm="guarded", pool="kept")["archive"]["path"]
+
+    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=["kept", str(plain)]))
+    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=["kept", str(plain)])) == []
+    assert changed_tasks(ansible.playbook(PLAY)) == []  # not named: not lifted
+
+    files = sorted(pool.iterdir())
+    for options in ({"pool": "kept"}, {"path": str(pool)}, {"path": str(plain)}):
+        message = run_module("vm_backup", vm="guarded", fails=True, **options).message
+        assert "named as read-only in /etc/kvmops-backup/read-only" in message
+        assert "read-only" in run_module("vm_restore", source=archive, name="copy", fails=True, **options).message
+    for options in ({"state": "absent", "force": True}, {"compressed": True}, {"protected": True}):
+        assert "read-only" in run_module("backup_archive", archive=archive, fails=True, **options).message
+    assert sorted(pool.iterdir()) == files
+    assert run_module("backup_verify", archive=archive)["archives"][0]["ok"]
+    assert run_module("backup_info", pool="kept")["archives"]
+    assert run_module("vm_restore", source=archive, name="copy", path=str(lab.path("restored"))).changed
+    lab.adopt("copy")
+
+    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=[]))
+    assert run_module("backup_archive", archive=archive, protected=True).changed
 
 
 def test_a_pool_without_a_path_is_refused(lab: Lab, ansible: Ansible) -> None:

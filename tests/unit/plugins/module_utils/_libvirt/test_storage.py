@@ -54,6 +54,39 @@ def test_the_nearest_pool_owns_a_path(tmp_path, known):
     assert storage.describe(object(), str(tmp_path / "innermost")).pool == "outer"
 
 
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    path = tmp_path / "settings"
+    monkeypatch.setattr("ansible_collections.kvmops.backup.plugins.module_utils._paths.read_only_file", lambda: str(path))
+    return path
+
+
+@pytest.mark.parametrize("named", ["backups", "TMP/target", "TMP/other/../target", "TMP"])
+def test_places_that_the_host_names_as_read_only(tmp_path, known, settings, named):
+    target = tmp_path / "target"
+    target.mkdir()
+    known.append(storage.Pool("backups", "dir", True, str(target), ""))
+    settings.write_text(f"# kept\n\n  {named.replace('TMP', str(tmp_path))}  \n")
+    for way in ({"pool": "backups"}, {"path": str(target)}):
+        with pytest.raises(TargetError, match=f"named as read-only in {settings}"):
+            storage.resolve_target(object(), **way)
+    assert "read-only" in storage.describe(object(), str(target / "a.tar")).read_only
+
+
+@pytest.mark.parametrize("text", ["", "# backups\n", "backup\n", "TMP/targe\n", "target\n"])
+def test_other_places_stay_as_they_are(tmp_path, known, settings, text):
+    (tmp_path / "target").mkdir()
+    known.append(storage.Pool("backups", "dir", True, str(tmp_path / "target"), ""))
+    settings.write_text(text.replace("TMP", str(tmp_path)))
+    assert storage.resolve_target(object(), pool="backups").read_only == ""
+
+
+def test_settings_that_cannot_be_read_protect_everything(tmp_path, known, settings):
+    settings.mkdir()
+    with pytest.raises(TargetError, match="cannot be read"):
+        storage.resolve_target(object(), path=str(tmp_path))
+
+
 def test_good_targets(tmp_path, known):
     known.append(storage.Pool("backups", "dir", True, str(tmp_path), ""))
     assert storage.resolve_target(object(), pool="backups").directory == str(tmp_path)
