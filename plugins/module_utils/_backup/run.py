@@ -56,6 +56,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     overlays,
     published,
     recover,
+    restores,
     saved_state,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
@@ -97,6 +98,12 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_backup``; the module's return values. Raises KvmopsError."""
     begin = time.monotonic()
     conn = connect(request.uri)
+    for text in (
+        restores.pending(request.uri, request.vm)
+        if request.check_mode
+        else restores.settle(conn, request.uri, request.vm)
+    ):
+        context.warn(text)
     domain = find_domain(conn, request.vm)
     uuid = str(domain.UUIDString())
     if not request.pool and not request.path:
