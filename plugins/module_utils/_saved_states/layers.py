@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
@@ -31,6 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import left
 
 _FORMATS = ("qcow2", "raw")
 
@@ -99,6 +100,7 @@ class Layers:
     active: Mapping[str, str]  # target: file of every disk with a local file that is not read-only
     files: Mapping[str, Layer]  # files that are there, by path
     other_vms: Mapping[str, str]  # file: VM that has it in a chain of its own
+    left: Mapping[str, str] = field(default_factory=dict)  # see left.py: path and <disk>
 
     def state(self, name: str) -> State | None:
         """The saved state of that name."""
@@ -145,7 +147,8 @@ def look(conn: Connection, domain: Domain) -> Layers:
                 _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
     others = _other_vms(conn, uuid)
-    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others)
+    kept = left.load(uuid)
+    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept)
 
 
 def path_of(conn: Connection, disk: domain_xml.Disk) -> str:

@@ -30,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     copying,
     former,
     layers,
+    left,
     overlays,
     removal,
     way_back,
@@ -87,11 +88,12 @@ def remove(
         journal.record(**{_MERGED: True})
     if domain is not None:
         _tidy_definitions(conn, domain, plan)
-        _delete_inner(domain, plan)
+        _delete_inner(conn, domain, plan)
         for name in plan.names:
             snapshots.forget(domain, name)
     for path in plan.files:
         _unlink(conn, plan, path)
+    left.save(plan.vm_uuid, plan.left)
     return list(plan.names)
 
 
@@ -223,12 +225,13 @@ def _tidy_definitions(conn: Connection, domain: Domain, plan: RemovalPlan) -> No
             snapshots.redefine(domain, xml, current=state.current)
 
 
-def _delete_inner(domain: Domain, plan: RemovalPlan) -> None:
+def _delete_inner(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
     """Internal saved states out of the files that stay."""
+    now = layers.look(conn, domain)
     for state in plan.inner:
-        if state.name not in qemu_img.info(state.path, "qcow2").internal_snapshots:
+        if state.path not in now.files or state.name not in now.files[state.path].internal:
             continue
-        if domain.isActive() and state.live:
+        if now.running and state.path in now.active.values():
             snapshots.delete_internal(domain, state.name)
         else:
             qemu_img.delete_internal(state.path, state.name)

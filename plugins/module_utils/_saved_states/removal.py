@@ -77,6 +77,7 @@ class RemovalPlan:
     merges: tuple[Merge, ...]
     inner: tuple[InnerState, ...]
     files: tuple[str, ...]  # to unlink in the end: merged layers, dead branches, memory images
+    left: Mapping[str, str] = field(default_factory=dict)  # layers that stay though nothing names them: see left.py
     notes: tuple[str, ...] = ()
 
     @property
@@ -93,7 +94,7 @@ def from_facts(facts: Mapping[str, Any]) -> RemovalPlan:
     )
     lists = {name: tuple(facts[name]) for name in ("names", "kept", "files", "notes")}
     inner = tuple(InnerState(**each) for each in facts["inner"])
-    return RemovalPlan(facts["vm_uuid"], facts["vm_name"], merges=merges, inner=inner, **lists)
+    return RemovalPlan(facts["vm_uuid"], facts["vm_name"], merges=merges, inner=inner, left=facts["left"], **lists)
 
 
 def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
@@ -124,6 +125,7 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
         merges=tuple(work.merges),
         inner=inner,
         files=tuple(dict.fromkeys([*gone, *work.dead, *(path for path in memories if path and path not in still)])),
+        left=work.left,
         notes=tuple(work.notes),
     )
 
@@ -135,12 +137,14 @@ class _Work:
     kept: list[State]
     merges: list[Merge] = field(default_factory=list)
     dead: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def _plan_disk(work: _Work, target: str) -> None:
     layers = work.layers
-    frozen = _frozen(work.removed, target)
+    left = {path: xml for path, xml in layers.left.items() if _is_of(layers, path, target)}
+    frozen = {**left, **_frozen(work.removed, target)}
     made = [disk.overlay_path for state in work.removed for disk in state.disks if disk.target == target]
     own = [path for path in dict.fromkeys([*frozen, *made]) if path in layers.files]
     active = layers.active.get(target, "")
@@ -160,10 +164,15 @@ def _plan_disk(work: _Work, target: str) -> None:
     standing = {path: [above for above in needed if layers.files[above].backing == path] for path in needed}
     free = {path for path in frozen if path in needed and path not in pinned and len(standing[path]) == 1}
     for path in needed:
-        if path in frozen and path not in pinned and len(standing[path]) > 1:
-            work.notes.append(f"{path} stays: {len(standing[path])} branches stand on it")
         if path in free and layers.files[path].backing not in free:
-            work.merges.append(_merge(work, target, path, free, standing, active))
+            work.merges.append(_merge(work, target, (path, frozen[path]), free, standing, active))
+    bases = {merge.top_path: merge.base_path for merge in work.merges}
+    for path in needed:
+        if path in frozen and path not in pinned and len(standing[path]) > 1:
+            stays = bases.get(path, path)
+            work.left[stays] = frozen[stays]
+            if path not in left:
+                work.notes.append(f"{stays} stays for now: {len(standing[path])} branches stand on it")
     for path in own:
         if path in needed:
             continue
@@ -171,6 +180,13 @@ def _plan_disk(work: _Work, target: str) -> None:
             work.notes.append(f"{path} stays: it stands on {active}, and may be newer than what the VM has")
         else:
             work.dead.append(path)
+
+
+def _is_of(layers: Layers, path: str, target: str) -> bool:
+    """Whether a layer belongs to that disk: the VM's image, or one of its saved states', stands on it."""
+    starts = [layers.active.get(target, "")]
+    starts += [disk.path for state in layers.states for disk in state.disks if disk.target == target]
+    return any(path in layers.chain(start) for start in starts)
 
 
 def _frozen(states: Iterable[State], target: str) -> dict[str, str]:
@@ -198,13 +214,18 @@ def _elsewhere(work: _Work, target: str) -> list[str]:
 
 
 def _merge(
-    work: _Work, target: str, base: str, free: set[str], standing: Mapping[str, Sequence[str]], active: str
+    work: _Work,
+    target: str,
+    lowest: tuple[str, str],
+    free: set[str],
+    standing: Mapping[str, Sequence[str]],
+    active: str,
 ) -> Merge:
-    """The longest run of layers that all end in `base`."""
+    """The longest run of layers that all end in the `lowest` (path and <disk>)."""
+    base, definition = lowest
     run = [standing[base][0]]
     while run[0] in free:
         run.insert(0, standing[run[0]][0])
-    definition = _frozen(work.removed, target)[base]
     files = work.layers.files
     return Merge(
         target=target,

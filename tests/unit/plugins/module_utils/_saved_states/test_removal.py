@@ -31,6 +31,7 @@ class Model:
         self.backing = {ORIGINAL: TEMPLATE if thin else ""}
         if thin:
             self.holds[TEMPLATE], self.backing[TEMPLATE] = {9: "template"}, ""
+        self.left = {}
         self.inside = {}  # file: {internal saved state: what it saw}
         self.active = ORIGINAL
         self.states = []  # name, kind, file, overlay, parent
@@ -82,7 +83,7 @@ class Model:
             )
             for number, (name, kind, path, overlay, parent) in enumerate(self.states)
         )
-        return Layers("u", "web", running, False, states, {"vda": self.active}, files, {})
+        return Layers("u", "web", running, False, states, {"vda": self.active}, files, {}, self.left)
 
     def stays(self, gone):
         """What the VM and every saved state that stays see."""
@@ -112,6 +113,7 @@ class Model:
         ]
         for state in plan.inner:
             del self.inside[state.path][state.name]
+        self.left = plan.left
         for path in plan.files:
             assert path != TEMPLATE
             del self.holds[path], self.backing[path]
@@ -144,9 +146,11 @@ def test_nobody_who_stays_sees_a_change(seed):
     model.apply(plan)
     assert model.stays(()) == before
     assert model.holds.get(TEMPLATE, {}) == template
-    if gone == names:
-        assert set(model.holds) - {TEMPLATE} == {ORIGINAL}
-        assert model.active == ORIGINAL
+    model.apply(removal.plan_removal(model.layers(running=False), removal.ALL))
+    assert model.stays(()) == {"now": before["now"]}
+    assert model.holds.get(TEMPLATE, {}) == template
+    assert set(model.holds) - {TEMPLATE} == {ORIGINAL}
+    assert model.active == ORIGINAL
 
 
 def chain(length, thin=False):
@@ -198,6 +202,20 @@ def test_a_file_of_another_vm():
         removal.plan_removal(replace(layers, other_vms={ORIGINAL: "db01"}), ["s0"])
     assert "db01" in str(caught.value)
     removal.plan_removal(replace(layers, other_vms={ORIGINAL: "db01"}), ["s1"])
+
+
+def test_a_layer_that_was_left_is_forgotten_with_its_record():
+    """Without the record nothing tells it from a template: it stays, and the VM is right all the same."""
+    model = chain(2)
+    model.revert("s0")
+    model.external()
+    before = model.stays(["s0"])
+    model.apply(removal.plan_removal(model.layers(), ["s0"]))
+    assert model.left == {ORIGINAL: f"<disk><source file='{ORIGINAL}'/></disk>"}
+    assert model.stays(()) == before
+    model.left = {}
+    model.apply(removal.plan_removal(model.layers(), removal.ALL))
+    assert model.stays(()) == {"now": before["now"]} and model.backing[model.active] == ORIGINAL
 
 
 def test_a_disk_that_became_smaller():

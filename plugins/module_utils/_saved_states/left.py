@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Layers that removed saved states had frozen and that stay for now, because several branches stand on them.
+
+Nothing else tells them from the template below a thin clone, which is never merged into. ``<state>/layers/<uuid>.json``; where
+it is lost, such a layer stays for good and does no harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+
+
+def load(uuid: str) -> dict[str, str]:
+    """The layers of a VM that are still the same files: path, and the <disk> of the time when it was the active image."""
+    found: dict[str, str] = {}
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
+        open(_path(uuid), encoding="utf-8") as stream,
+    ):
+        for path, each in json.load(stream).items():
+            with suppress(OSError):
+                if each["file"] == _identity(path):
+                    found[path] = str(each["disk_xml"])
+    return found
+
+
+def save(uuid: str, layers: Mapping[str, str]) -> None:
+    """Keep them, durably. Raises KvmopsError where the state directory cannot take it."""
+    path = _path(uuid)
+    if not layers and not os.path.exists(path):
+        return
+    data = {name: {"file": _identity(name), "disk_xml": xml} for name, xml in layers.items() if os.path.exists(name)}
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(f"{path}.new", "w", encoding="utf-8") as stream:
+            json.dump(data, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(f"{path}.new", path)
+        _files.sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise KvmopsError(
+            f"The state file {path}", str(error), "Free space on the file system of the state directory."
+        ) from error
+
+
+def _identity(path: str) -> list[int]:
+    found = os.stat(path)
+    return [found.st_dev, found.st_ino]
+
+
+def _path(uuid: str) -> str:
+    return os.path.join(_paths.state_dir(), "layers", f"{uuid}.json")
