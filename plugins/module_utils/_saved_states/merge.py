@@ -9,7 +9,6 @@ then the bookkeeping, the files last.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
@@ -91,8 +90,7 @@ def remove(
         _delete_inner(conn, domain, plan)
         for name in plan.names:
             snapshots.forget(domain, name)
-    for path in plan.files:
-        _unlink(conn, plan, path)
+    _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
     return list(plan.names)
 
@@ -237,20 +235,22 @@ def _delete_inner(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
             qemu_img.delete_internal(state.path, state.name)
 
 
-def _unlink(conn: Connection, plan: RemovalPlan, path: str) -> None:
-    """Remove a file that nobody needs any more; one that came into use since the plan was made stays."""
-    if not os.path.lexists(path):
-        return
+def _unlink(conn: Connection, plan: RemovalPlan) -> None:
+    """Remove the files that nobody needs any more; one that came into use since the plan was made stays."""
+    used = {}
     for domain in conn.listAllDomains():
         for flag in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
             for disk in domain_xml.parse(domain.XMLDesc(flag)).disks:
-                if path in [layers.path_of(conn, disk), *(views.real(link.path) for link in disk.chain)]:
-                    raise SplitViewError(
-                        f"The file {path}",
-                        f"it shall be removed, but {domain.name()} still has it",
-                        "Nothing more was done; look at that VM's disks.",
-                    )
-    way_back.remove_file(path)
+                for path in (layers.path_of(conn, disk), *(views.real(link.path) for link in disk.chain)):
+                    used[path] = str(domain.name())
+    for path in plan.files:
+        if path in used:
+            raise SplitViewError(
+                f"The file {path}",
+                f"it shall be removed, but {used[path]} still has it",
+                "Nothing more was done; look at that VM's disks.",
+            )
+        way_back.remove_file(path)
 
 
 def _require_unused(found: layers.Layers, plan: RemovalPlan) -> None:

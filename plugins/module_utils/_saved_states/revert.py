@@ -25,6 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snap
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    is_connection_lost,
     libvirt,
     translate,
 )
@@ -67,8 +68,9 @@ class Fresh:
 class RevertPlan:
     """What it takes to bring the saved state ``name`` back.
 
-    ``definition`` is the <domain> to define (external), ``state_xml`` what libvirt shall know about the saved state then,
-    ``former_xml`` what it knows now; ``memory_path`` "": the VM is off afterwards, unless internal memory resumes it.
+    ``definition`` is the <domain> to define (external), ``state_xml`` what libvirt shall know about the saved state then;
+    the ``former`` ones are those of now, ``former_current`` that of the saved state that is the current one, "" for none.
+    ``memory_path`` "": the VM is off afterwards, unless internal memory resumes it.
     ``discarded`` are the files that only the state of now lies in.
     """
 
@@ -79,10 +81,11 @@ class RevertPlan:
     fresh: tuple[Fresh, ...]
     actives: tuple[str, ...]  # the images that the VM writes to now
     definition: str
+    former_definition: str
     state_xml: str
     former_xml: str
+    former_current: str
     memory_path: str
-    resumes: bool
     discarded: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -114,7 +117,7 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
         for disk in (copied if internal else frozen)
     )
     discarded = _discarded(layers, {disk.path for disk in frozen})
-    require_free(layers, [*discarded, *(disk.path for disk in frozen if internal)], what)
+    require_free(layers, [*discarded, *(disk.path for disk in frozen if internal and disk not in copied)], what)
     root = _xml.parse(state.info.xml, what)
     if internal:
         replaced = {each.base_path: (each.path, each.base_format) for each in fresh}
@@ -132,10 +135,11 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
         fresh=fresh,
         actives=tuple(layers.active.values()),
         definition=then,
+        former_definition=definition,
         state_xml=state_xml,
         former_xml=state.info.xml,
+        former_current=next((each.info.xml for each in layers.states if each.info.current), ""),
         memory_path=state.info.memory_path if state.info.memory == "external" else "",
-        resumes=state.info.memory != "no" and state.info.state != "shutoff",
         discarded=discarded,
         notes=tuple(notes),
     )
@@ -293,22 +297,22 @@ def _with_overlays(xml: str, fresh: tuple[Fresh, ...], discarded: tuple[str, ...
 
 
 def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, progress: Progress) -> None:
-    """Carry the plan out. The caller has seen that nobody else is at work on the VM, and holds its lock."""
+    """Carry the plan out. The caller has seen that nobody else is at work on the VM, and holds its lock.
+
+    Raises KvmopsError: with everything as it was, though the VM may be off, and the journal done; or with the connection
+    lost and the journal there for resume().
+    """
     journal.record(**{overlays.REVERT: asdict(plan), _PHASE: Phase.PREPARING})
-    progress.phase("prepare")
     try:
+        progress.phase("prepare")
         for each in plan.fresh:
             _make(plan, each, progress)
+        journal.record(**{_PHASE: Phase.COMMITTED})
     except (KvmopsError, OSError):
         _take_back(conn, domain, plan)
+        journal.done()
         raise
-    journal.record(**{_PHASE: Phase.COMMITTED})
-    try:
-        if domain.isActive():
-            domain.destroy()
-    except libvirt.libvirtError as error:
-        raise translate(error, f"The VM {plan.vm_name}") from error
-    _forward(conn, domain, plan)
+    _forward(conn, domain, plan, journal)
 
 
 def resume(conn: Connection, domain: Domain | None, plan: RevertPlan, journal: Journal) -> str:
@@ -320,19 +324,28 @@ def resume(conn: Connection, domain: Domain | None, plan: RevertPlan, journal: J
     if journal.facts.get(_PHASE) != Phase.COMMITTED:
         _take_back(conn, domain, plan)
         return f"{what} was taken back"
-    if not domain.isActive() and domain.hasManagedSaveImage(0):
-        raise RefusedError(
-            what, "it has a managed-save image", f"Start the VM (virsh start {plan.vm_name}) and try again."
-        )
-    stands = _stands_on(conn, domain)
-    news = {each.path for each in plan.fresh}
-    if domain.isActive() and not (plan.internal and not plan.fresh) and not news <= stands:
-        if not stands <= set(plan.actives):
-            raise SplitViewError(what, f"the VM runs on {', '.join(sorted(stands))}", "Look at its disks by hand.")
+    if not domain.isActive():
+        if domain.hasManagedSaveImage(0):
+            hint = f"Start the VM (virsh start {plan.vm_name}) and try again."
+            raise RefusedError(what, "it has a managed-save image", hint)
+        _forward(conn, domain, plan, journal)
+        return f"{what} was finished"
+    runs_on = _active_images(conn, domain, live=True)
+    if plan.internal and not plan.fresh:
+        # libvirt starts the VM with the saved state loaded or not at all: either way its disks are whole
+        _discard(conn, domain, plan)
+        return f"{what} ended with the VM running"
+    if {each.path for each in plan.fresh} <= runs_on:
+        if plan.internal:
+            snapshots.redefine(domain, plan.state_xml, current=True)
+            _discard(conn, domain, plan)
+            return f"{what} was finished"
+        _forward(conn, domain, plan, journal)
+        return f"{what} was finished"
+    if runs_on <= set(plan.actives):
         _take_back(conn, domain, plan)
         return f"{what} was taken back: the VM runs as it did before"
-    _forward(conn, domain, plan)
-    return f"{what} was finished"
+    raise SplitViewError(what, f"the VM runs on {', '.join(sorted(runs_on))}", "Look at its disks by hand.")
 
 
 def _make(plan: RevertPlan, fresh: Fresh, progress: Progress) -> None:
@@ -348,62 +361,79 @@ def _make(plan: RevertPlan, fresh: Fresh, progress: Progress) -> None:
     copying.sync(fresh.path)
 
 
-def _forward(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
+def _forward(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
     """From the new files to the end; every step sees by itself whether it has been done."""
-    if plan.internal:
-        _forward_internal(conn, domain, plan)
-    else:
-        _forward_external(conn, domain, plan)
+    try:
+        if plan.internal:
+            _forward_internal(domain, plan)
+        else:
+            _forward_external(conn, domain, plan)
+    except (KvmopsError, libvirt.libvirtError) as error:
+        if any(is_connection_lost(each) for each in (error, error.__cause__) if isinstance(each, Exception)):
+            raise
+        _take_back(conn, domain, plan)
+        journal.done()
+        hint = "Nothing of the VM is lost, but it may be off now: start it."
+        raise KvmopsError(f"Reverting {plan.vm_name} to {plan.name}", str(error), hint) from error
     _discard(conn, domain, plan)
 
 
 def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
-    try:
-        if not {each.path for each in plan.fresh} <= _stands_on(conn, domain):
-            conn.defineXML(plan.definition)
-        snapshots.redefine(domain, plan.state_xml, current=True)
-        untouched = not any(qemu_img.has_data(each.path) for each in plan.fresh)
-        if plan.memory_path and not domain.isActive() and untouched:
-            flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
-            head = _xml.parse(conn.saveImageGetXMLDesc(plan.memory_path, flags), f"The memory image {plan.memory_path}")
-            news = {each.target: each.path for each in plan.fresh}
-            for disk in head.iterfind("devices/disk"):
-                if _target(disk) in news:
-                    stand_on(disk, news[_target(disk)])
-            conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
-    except libvirt.libvirtError as error:
-        raise translate(error, f"Reverting {plan.vm_name} to {plan.name}") from error
+    news = {each.target: each.path for each in plan.fresh}
+    # a definition that libvirt does not take is found out while the VM still runs
+    if not set(news.values()) <= _active_images(conn, domain, live=False):
+        conn.defineXML(plan.definition)
+    if domain.isActive() and not set(news.values()) <= _active_images(conn, domain, live=True):
+        domain.destroy()
+    snapshots.redefine(domain, plan.state_xml, current=True)
+    untouched = not any(qemu_img.has_data(path) for path in news.values())
+    if plan.memory_path and not domain.isActive() and untouched:
+        flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
+        head = _xml.parse(conn.saveImageGetXMLDesc(plan.memory_path, flags), f"The memory image {plan.memory_path}")
+        for disk in head.iterfind("devices/disk"):
+            if _target(disk) in news:
+                stand_on(disk, news[_target(disk)])
+        conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
 
 
-def _forward_internal(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
-    if domain.isActive():
-        return  # libvirt starts the VM with the saved state loaded, or not at all
+def _forward_internal(domain: Domain, plan: RevertPlan) -> None:
     if plan.fresh:
         snapshots.redefine(domain, plan.state_xml, current=False)
+    if domain.isActive():
+        domain.destroy()  # libvirt would load the saved state into the QEMU that runs, from the images that it has
     snapshots.revert_internal(domain, plan.name)
 
 
 def _discard(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
-    stands = _stands_on(conn, domain)
+    used = _active_images(conn, domain, live=True) | _active_images(conn, domain, live=False)
     for path in plan.discarded:
-        if path not in stands:
+        if path not in used:
             way_back.remove_file(path)
 
 
 def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> None:
-    """The new files go; what libvirt knows about the saved state is what it was."""
-    stands = _stands_on(conn, domain) if domain is not None else set()
-    for each in plan.fresh:
-        if each.path in stands:
-            raise SplitViewError(f"The VM {plan.vm_name}", f"it has {each.path} already", "Look at its disks by hand.")
-        way_back.remove_file(each.path)
-    if domain is not None and any(state.name == plan.name for state in snapshots.tree(domain)):
-        current = next(state for state in snapshots.tree(domain) if state.name == plan.name)
-        if plan.fresh and former.words(current.xml) != former.words(plan.former_xml):
-            snapshots.redefine(domain, plan.former_xml, current=current.current)
+    """The definition and what libvirt knows about saved states are what they were; the new files go."""
+    news = {each.path for each in plan.fresh}
+    if domain is not None:
+        if news & _active_images(conn, domain, live=True):
+            raise SplitViewError(f"The VM {plan.vm_name}", "it runs on the new files already", "Look at it by hand.")
+        try:
+            if news & _active_images(conn, domain, live=False):
+                conn.defineXML(plan.former_definition)
+        except libvirt.libvirtError as error:
+            raise translate(error, f"The definition of {plan.vm_name}") from error
+        there = {state.name: state for state in snapshots.tree(domain)}
+        if plan.name in there and former.words(there[plan.name].xml) != former.words(plan.former_xml):
+            snapshots.redefine(domain, plan.former_xml, current=there[plan.name].current)
+        current = snapshots.describe(plan.former_current, current=True).name if plan.former_current else ""
+        if current in there and not there[current].current:
+            snapshots.redefine(domain, plan.former_current, current=True)
+    for path in news:
+        way_back.remove_file(path)
 
 
-def _stands_on(conn: Connection, domain: Domain) -> set[str]:
-    """Every active image in any view."""
+def _active_images(conn: Connection, domain: Domain, *, live: bool) -> set[str]:
+    """What the VM writes to now (live), or would after its next start."""
     disks = views.gather(conn, domain).disks
-    return {chain[0] for disk in disks for chain in (disk.qemu, disk.live, disk.persistent) if chain}
+    chains = [chain for disk in disks for chain in ((disk.qemu, disk.live) if live else (disk.persistent,))]
+    return {chain[0] for chain in chains if chain}
