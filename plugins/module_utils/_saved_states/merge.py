@@ -9,6 +9,7 @@ then the bookkeeping, the files last.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
@@ -237,7 +238,7 @@ def _delete_inner(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
 
 def _unlink(conn: Connection, plan: RemovalPlan) -> None:
     """Remove the files that nobody needs any more; one that came into use since the plan was made stays."""
-    used = {}
+    used: dict[str, str] = {}
     for domain in conn.listAllDomains():
         for flag in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
             for disk in domain_xml.parse(domain.XMLDesc(flag)).disks:
@@ -250,7 +251,8 @@ def _unlink(conn: Connection, plan: RemovalPlan) -> None:
                 f"it shall be removed, but {used[path]} still has it",
                 "Nothing more was done; look at that VM's disks.",
             )
-        way_back.remove_file(path)
+        if not os.path.exists(path) or os.path.isfile(path):  # a block device is not ours to remove
+            way_back.remove_file(path)
 
 
 def _require_unused(found: layers.Layers, plan: RemovalPlan) -> None:

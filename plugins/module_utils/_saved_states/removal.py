@@ -105,6 +105,10 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
     what = f"Saved states of {layers.vm_name}"
     if unknown:
         raise RefusedError(what, f"there is no {', '.join(sorted(unknown))}")
+    for state in removed:
+        elsewhere = [disk.target for disk in state.disks if disk.kind is Kind.EXTERNAL and not disk.path]
+        if elsewhere:
+            raise RefusedError(what, f"{state.name} has {', '.join(elsewhere)}, which is no file of this host")
     kept = [state for state in layers.states if state.name not in wanted]
     work = _Work(layers, removed, kept)
     targets = dict.fromkeys([*layers.active, *(disk.target for state in removed for disk in state.disks)])

@@ -154,6 +154,10 @@ def _require_whole(layers: Layers, state: State, what: str) -> None:
             raise RefusedError(
                 what, f"its file {disk.path} is not there", "Bring the file back, or remove the saved state."
             )
+        if disk.kind is Kind.EXTERNAL and disk.path.startswith("/dev/"):
+            raise RefusedError(
+                what, f"{disk.path} is a device: there is no place beside it for the overlay of a revert"
+            )
         below = layers.files[layers.chain(disk.path)[-1]].backing
         if below:
             raise RefusedError(what, f"{below}, which it stands on, is not there", "Bring the file back.")

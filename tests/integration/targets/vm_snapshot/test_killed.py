@@ -133,3 +133,32 @@ def test_revert(lab, chosen, name):
         assert vm.is_running() or current == ["d2"]
         files = sorted(os.listdir(os.path.dirname(next(iter(vm.disks().values())))))
         assert len([each for each in files if ".reverted-" in each]) <= 4, files
+
+
+@pytest.mark.parametrize("name", ["all", "s2"])
+def test_removal_then_power_off(lab, chosen, name):
+    """The worker is killed, and the guest's power goes, before anybody can settle anything."""
+    vm = lab.create_vm("unplugged", [Disk(), Disk("raw")])
+    for state in ("s1", "s2", "s3"):
+        states.external(vm, state)
+    count = stepwise(0, vm, name, "absent")
+    states.remove(vm)
+    for kill_at in chosen(count)[1::2]:
+        for state in ("s1", "s2", "s3"):
+            states.external(vm, state)
+        vm.wait_for_marker(vm.last_marker().number + 1)
+        stepwise(kill_at, vm, name, "absent")
+        vm.destroy()
+        now, frozen = visible(vm), states.frozen(vm)
+        print(f"killed before {kill_at} of {count}: {states.settle(vm)}")
+        left = states.names(vm)
+        assert left in (["s1", "s2", "s3"], [each for each in ("s1", "s2", "s3") if name not in (each, "all")])
+        assert visible(vm) == now
+        kept = {key for key in frozen if key[0] in left and key[0] != name}
+        assert {key: digest for key, digest in states.frozen(vm).items() if key in kept} == {
+            key: frozen[key] for key in kept
+        }
+        states.assert_consistent(vm)
+        states.remove(vm)
+        assert visible(vm) == now
+        vm.start()
