@@ -512,12 +512,16 @@ def soon(true: Callable[[], bool]) -> bool:
 
 def reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
     """Tell the progress of a merge that begins; a wish to cancel is not heard."""
-    reported = 0
+    reported = announced = 0
     with suppress(CancelledError):
         progress.phase("merge", target)
 
-    def report(done_bytes: int, _total_bytes: int) -> None:
-        nonlocal reported
+    def report(done_bytes: int, total_bytes: int) -> None:
+        nonlocal reported, announced
+        if total_bytes > 1.1 * announced:  # it grows while the guest writes
+            announced, reported = total_bytes, 0
+            with suppress(CancelledError):
+                progress.phase("merge", target, total_bytes)
         with suppress(CancelledError):
             progress.advance(max(0, done_bytes - reported))
         reported = max(reported, done_bytes)
