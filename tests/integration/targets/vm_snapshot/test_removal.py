@@ -21,8 +21,7 @@ def chain_of(vm, length, memory=False):
         states.external(vm, f"s{number}", memory=memory and number % 2 == 1)
 
 
-@pytest.mark.parametrize("length", [1, 2, 10])
-@pytest.mark.parametrize("power", ["running", "off"])
+@pytest.mark.parametrize(("length", "power"), [(1, "running"), (10, "running"), (2, "off"), (10, "off")])
 def test_all_of_a_chain(lab, length, power):
     vm = lab.create_vm("chain", [Disk(), Disk("raw")])
     vm.wait_for_marker(1)

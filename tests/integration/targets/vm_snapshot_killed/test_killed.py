@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 def stepwise(kill_at, vm, snapshot, state):
     """stepwise.py; the number of events if it was not to be killed."""
-    program = str(Path(states.__file__).with_name("stepwise.py"))
+    program = str(Path(__file__).with_name("stepwise.py"))
     done = subprocess.run(
         [sys.executable, program, str(kill_at), vm.name, snapshot, state], capture_output=True, text=True, check=False
     )
@@ -119,6 +119,8 @@ def test_revert(lab, chosen, name):
     states.external(vm, "now", memory=True)
     count = stepwise(0, vm, name, "reverted")
     for kill_at in chosen(count):
+        if name == "i0" and "i0" in [state.name for state in states.look(vm).states if state.info.current]:
+            states.external(vm, f"over{kill_at}")  # so that the next revert needs a copy again
         stepwise(0, vm, "now", "reverted")
         stepwise(kill_at, vm, name, "reverted")
         print(f"killed before {kill_at} of {count}: {states.settle(vm)}")
@@ -131,8 +133,9 @@ def test_revert(lab, chosen, name):
             wait_for("the agent", vm.agent.answers, 60)
             assert vm.agent.shell("cat /run/mark").strip() == name
         assert vm.is_running() or current == ["d2"]
-        files = sorted(os.listdir(os.path.dirname(next(iter(vm.disks().values())))))
-        assert len([each for each in files if ".reverted-" in each]) <= 4, files
+        wanted = {os.path.basename(path) for path in states.look(vm).files}
+        files = {each for each in os.listdir(os.path.dirname(next(iter(vm.disks().values())))) if ".memory" not in each}
+        assert files == wanted
 
 
 @pytest.mark.parametrize("name", ["all", "s2"])
