@@ -119,7 +119,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         merged = cycles.finish_merge(conn, domain, uuid, context)
         fresh = _young_enough(place.directory, uuid, request)
         if fresh:
-            return {**_unchanged(*fresh), "merged_saved_states": list(merged)}
+            return {**_unchanged(*fresh), "changed": bool(merged), "merged_saved_states": list(merged)}
         planned, done, cleared = _attempt(run)
         merged += cleared
         if request.notes:

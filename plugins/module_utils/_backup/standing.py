@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.source import
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
+from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence, VmState
 
 # NFS tells times by what the server and this host's cache think of them: every so many points the bytes have the word
 _NFS_EVERY_POINTS = 5
@@ -99,8 +99,9 @@ def stands(
                 return Standing(f"{member.former_path} was written to or replaced since point {point.timestamp}")
             # written to while it was read: the tuple from before does not fit any more, and it will be read again
             proved[member.former_path] = Evidence(member.digest, found[member.former_path])
-        isos = _same_isos(reader, facts, threads, progress)
-    return Standing("", proved, 0, isos)
+        # whether a CD image is stored again does not matter to whoever only looks
+        isos = _same_isos(reader, facts, state, threads, progress) if read_limit_bytes is None else {}
+    return Standing("", {**proved, **isos}, 0, frozenset(isos))
 
 
 def open_source(path: str, from_raw: bool) -> ImageSource:
@@ -146,16 +147,17 @@ def _is_same(reader: ArchiveReader, member: Member, threads: int, progress: Prog
         return False
 
 
-def _same_isos(reader: ArchiveReader, facts: VmFacts, threads: int, progress: Progress) -> frozenset[str]:
-    """CD images of the newest point that are inserted now and have not changed."""
+def _same_isos(
+    reader: ArchiveReader, facts: VmFacts, state: VmState, threads: int, progress: Progress
+) -> dict[str, Evidence]:
+    """CD images of the newest point that are inserted now and have not changed, with the evidence."""
     inserted = {disk.path for disk in facts.view.disks if disk.device == "cdrom"}
-    isos = [m for m in reader.point().members if m.role is Role.ISO and m.former_path in inserted]
-    state = _vm_state.load(facts.uuid)
-    same = set()
-    for member in isos:
-        known = state.frozen.get(member.former_path)
+    same = {}
+    for member in reader.point().members:
+        if member.role is not Role.ISO or member.former_path not in inserted:
+            continue
         with suppress(OSError):
-            proved = known == Evidence(member.digest, _vm_state.evidence(member.former_path))
-            if proved or _is_same(reader, member, threads, progress):
-                same.add(member.former_path)
-    return frozenset(same)
+            found = Evidence(member.digest, _vm_state.evidence(member.former_path))
+            if state.frozen.get(member.former_path) == found or _is_same(reader, member, threads, progress):
+                same[member.former_path] = found
+    return same

@@ -1,0 +1,164 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Clocks that jump, two runs at once, other people's jobs, kills in the middle (SPEC B6, B18; reliability S1, S16, S18, S24)."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import chains
+import libvirt
+import pytest
+
+from ansible_collections.kvmops.backup.tests.lab import kills, markers, modules
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+
+DAY = 86400
+#: Runs a module whose clock shows another time: shifted by so many seconds, or (with "at") standing still.
+_CLOCK = """
+import runpy, sys, time
+real, kind, value = time.time, sys.argv[1], float(sys.argv[2])
+time.time = (lambda: value) if kind == "at" else (lambda: real() + value)
+sys.argv = sys.argv[3:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def at_another_time(kind, value, **arguments):
+    argv = [sys.executable, "-c", _CLOCK, kind, str(value), *modules.module_argv("vm_backup", arguments)[2:]]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    result = modules.module_result("vm_backup", done.stdout, done.stderr)
+    assert not result.failed, result.message
+    return result
+
+
+def test_clock(lab, run_module):
+    vm = lab.create_vm("late", [Disk(size_mib=16)], start=False)
+    target = lab.path("backups")
+    arguments = {"vm": "late", "path": str(target), "mode": "auto"}
+    first = run_module("vm_backup", **arguments)
+    known = {first["point"]: chains.frozen_now(vm)}
+    for kind, value in (
+        ("by", -DAY),
+        ("at", time.time()),
+        ("at", time.time()),
+        ("by", 3650 * DAY),
+        ("by", 0),
+        ("by", -DAY),
+    ):
+        result = at_another_time(kind, value, **arguments)
+        assert result["mode"] == "incremental", result["reason"]
+        assert result["point"] > max(known)
+        known[result["point"]] = chains.frozen_now(vm)
+    archive = result["archive"]["path"]
+    assert [each["point"] for each in result["archive"]["points"]] == sorted(known)
+    assert chains.digests_of_points(archive, lab.path("out")) == known
+    # points of the far future neither count as young nor keep later archives from being continued
+    assert run_module("vm_backup", max_age="20h", **arguments).changed
+    run_module("vm_snapshot", vm="late", snapshot="all", state="absent")
+    healed = run_module("vm_backup", **arguments)
+    assert healed["mode"] == "full"
+    assert healed["point"] < time.time() + DAY
+    later = run_module("vm_backup", **arguments)
+    assert (later["mode"], later["archive"]["path"]) == ("incremental", healed["archive"]["path"])
+    back = at_another_time("by", -DAY, **{**arguments, "mode": "full", "incrementable": True})
+    assert back["point"] > later["point"]
+    assert at_another_time("by", -DAY, **arguments)["archive"]["path"] == back["archive"]["path"]
+
+
+def test_two_at_once_and_a_dead_one(lab, run_module):
+    vm = lab.create_vm("shared", [Disk(size_mib=16)], start=False)
+    target = lab.path("backups")
+    arguments = {"vm": "shared", "path": str(target), "mode": "auto"}
+    run_module("vm_backup", **arguments)
+    known = {}
+    argv = modules.module_argv("vm_backup", {**arguments, "bandwidth": "64K"})
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        wait_for("the saved state of the first run", lambda: len(vm.domain.snapshotListNames()) == 2, 60)
+        busy = run_module("vm_backup", fails=True, **arguments)
+        assert f"process {first.pid} on" in busy.message
+        first.kill()
+    result = run_module("vm_backup", **arguments)
+    assert result["mode"] == "incremental", result["reason"]
+    assert any("put right" in text for text in result.warnings)
+    known[result["point"]] = chains.frozen_now(vm)
+    assert len(vm.domain.snapshotListNames()) == 2
+    found = chains.digests_of_points(result["archive"]["path"], lab.path("out"))
+    assert len(found) == 2
+    assert known.items() <= found.items()
+
+
+@pytest.fixture(scope="module")
+def victim(module_lab):
+    """A writing VM with two disks."""
+    return module_lab.create_vm("victim", [Disk(), Disk("raw", size_mib=32)])
+
+
+def test_foreign_job(lab, victim, run_module):
+    target = lab.path("backups")
+    arguments = {"vm": "victim", "path": str(target), "mode": "auto"}
+    run_module("vm_backup", **arguments)
+    before = victim.domain.snapshotListNames()
+    copy = lab.path("foreign") / "copy.qcow2"
+    victim.domain.backupBegin(
+        "<domainbackup mode='pull'><server transport='unix' socket='/run/kvmops-lab/nbd'/><disks>"
+        f"<disk name='vda' type='file'><scratch file='{copy}'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>"
+    )
+    try:
+        refused = run_module("vm_backup", fails=True, **arguments)
+        assert "backup job" in refused.message
+        assert victim.domain.snapshotListNames() == before
+        assert victim.domain.jobStats()["type"] != libvirt.VIR_DOMAIN_JOB_NONE
+    finally:
+        victim.domain.abortJob()
+    assert run_module("vm_backup", **arguments)["mode"] == "incremental"
+
+
+SYSTEM_CALLS = ("pwrite64", "fsync", "fdatasync")
+LIBVIRT_CALLS = (("virDomain.snapshotCreateXML", "before"), ("virDomain.snapshotCreateXML", "after"))
+
+
+def test_killed(lab, victim, run_module):
+    """Before the commit the point is not there and the VM is as before, after it the chain goes on; nothing is ever lost."""
+    target = lab.path("backups")
+    arguments = {"vm": "victim", "path": str(target), "mode": "auto"}
+    full = run_module("vm_backup", **{**arguments, "mode": "full", "incrementable": True})
+    archive = full["archive"]["path"]
+    known = {full["point"]: chains.frozen_now(victim)}
+    counted = kills.count_system_calls("vm_backup", arguments, SYSTEM_CALLS)
+    seed = random.randrange(2**32)
+    print("seed", seed, "calls", counted)
+    chance = random.Random(seed)
+    wanted = [(name, n) for name in SYSTEM_CALLS for n in {1, counted[name], chance.randint(1, counted[name])}]
+    if os.environ.get("KVMOPS_SWEEP") == "all":
+        wanted = [(name, n) for name in SYSTEM_CALLS for n in range(1, counted[name] + 1)]
+    for place, number in [*wanted, *LIBVIRT_CALLS]:
+        print("kill at", place, number)
+        if isinstance(number, int):
+            kills.kill_at_system_call("vm_backup", arguments, place, number)
+        else:
+            kills.kill_around_libvirt_call("vm_backup", arguments, place, number)
+        wait_for("the guest to be thawed", lambda: victim.agent.freeze_status() == "thawed", 20)
+        left = run_module("backup_verify", archive=archive)["archives"][0]
+        assert left["ok"], left
+        result = run_module("vm_backup", **arguments)
+        assert (result["mode"], result["archive"]["path"]) == ("incremental", archive), (
+            place,
+            number,
+            result["reason"],
+        )
+        known[result["point"]] = chains.frozen_now(victim)
+        assert len(victim.domain.snapshotListNames()) == len(result["archive"]["points"])
+        assert os.listdir("/var/lib/kvmops-backup/journal") == []
+    found = chains.digests_of_points(archive, lab.path("out"))
+    assert known.items() <= found.items()
+    numbers = [each.number for each in markers.parse_log(victim.log())]
+    assert numbers == list(range(1, len(numbers) + 1))
+    done = run_module("vm_backup", increment_limit=2, **arguments)
+    assert len(done["merged_saved_states"]) == len(found) + 1
+    assert victim.domain.snapshotListNames() == []
