@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 import libvirt
 import pytest
+from lxml import etree
 
 from ansible_collections.kvmops.backup.tests.lab import kills, truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
@@ -25,13 +26,25 @@ Run = Callable[..., ModuleResult]
 SYSTEM_CALLS = ("renameat2", "fsync", "fdatasync", "unlink", "ftruncate")
 SECURE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
 
+#: Every call that changes something, in this order; the second definition is the commit.
 CALLS = [
-    ("virConnect.defineXML", 1),
     ("virDomain.undefineFlags", 1),
+    ("virConnect.defineXML", 1),
     ("virDomainSnapshot.delete", 1),
     ("virDomainSnapshot.delete", 2),
+    ("virDomain.snapshotCreateXML", 1),
+    ("virDomain.snapshotCreateXML", 2),
+    ("virConnect.defineXML", 2),
     ("virStoragePool.refresh", 1),
 ]
+SCENES = ["same-vm", "another-vm-of-that-name", "with-saved-states"]
+
+
+def redefine(domain: libvirt.virDomain, states: list[str]) -> None:
+    """Gives a VM saved states, the last of them the current one."""
+    for xml in states:
+        current = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if xml is states[-1] else 0
+        domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | current)
 
 
 @dataclass
@@ -45,24 +58,26 @@ class Scene:
     old_xml: str
     old_files: dict[Path, bytes]
     states: list[str]
+    new_states: list[str]
 
     def reset(self) -> None:
         """The old VM as it was."""
         for domain in self.lab.connection.listAllDomains():
             LabVm(self.lab, domain.name()).remove()
+        for path in next(iter(self.old_files)).parent.iterdir():
+            path.unlink()
         for path, content in self.old_files.items():
-            path.unlink(missing_ok=True)
             path.write_bytes(content)
         domain = self.lab.connection.defineXML(self.old_xml)
-        for xml in self.states:
-            domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+        redefine(domain, self.states)
         self.lab.adopt(self.name)
 
     def world(self) -> dict[str, Any]:
         """All definitions with their saved states, all files, the journal."""
         vms = {}
         for domain in self.lab.connection.listAllDomains():
-            vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), sorted(domain.snapshotListNames()))
+            states = {each.getName(): (each.getXMLDesc(1), each.isCurrent()) for each in domain.listAllSnapshots()}
+            vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), states)
         files = {
             path: path.read_bytes()
             for path in self.lab.directory.rglob("*")
@@ -73,28 +88,24 @@ class Scene:
     def is_new(self) -> bool:
         """The restored VM stands, alone and whole."""
         vm = LabVm(self.lab, self.name)
-        found = {target: truth.content_sha256(path, path.suffix[1:]) for target, path in vm.disks().items()}
+        found = {
+            target: truth.content_sha256(path, "raw" if path.suffix == ".raw" else "qcow2")
+            for target, path in vm.disks().items()
+        }
         left = [path for path in self.lab.directory.rglob("*") if "kvmops" in path.name]
         single = len(self.lab.connection.listAllDomains()) == 1
-        return found == self.at_point and not left and single and vm.domain.snapshotListNames() == []
+        return (
+            found == self.at_point and not left and single and sorted(vm.domain.snapshotListNames()) == self.new_states
+        )
 
 
-def scene(lab: Lab, run_module: Run, *, other_uuid: bool) -> Scene:
+def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
     vm = lab.create_vm("old", [Disk("qcow2", 16, ext4=False), Disk("raw", 16, ext4=False)], start=False)
     disks = vm.disks()
     lab.create_pool("killed-pool", disks["vda"].parent)
     run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 1M", str(disks["vda"]))
     run("qemu-io", "-f", "raw", "-c", "write -P 2 1M 1M", str(disks["vdb"]))
     at_point = {target: truth.content_sha256(path, path.suffix[1:]) for target, path in disks.items()}
-    archive = str(run_module("vm_backup", vm="old", path=str(lab.path("backups")))["archive"]["path"])
-    run("qemu-io", "-f", "qcow2", "-c", "write -P 3 2M 1M", str(disks["vda"]))
-    run("qemu-io", "-f", "raw", "-c", "write -P 4 2M 1M", str(disks["vdb"]))
-    xml = vm.xml(inactive=True)
-    if other_uuid:
-        uuid = vm.domain.UUIDString()
-        vm.remove()
-        xml = xml.replace(uuid, "11111111-2222-4333-8444-555555555555")
-        lab.connection.defineXML(xml)
     # no memory of the libvirt kind: bookkeeping only, the disks are raw too
     states = []
     for name in ("first", "second"):
@@ -105,9 +116,29 @@ def scene(lab: Lab, run_module: Run, *, other_uuid: bool) -> Scene:
             + f"<memory snapshot='no'/><disks><disk name='vda' snapshot='external'><source file='{target}'/></disk>"
             f"<disk name='vdb' snapshot='no'/></disks>{LabVm(lab, 'old').xml(inactive=True)}</domainsnapshot>"
         )
-    found = Scene(lab, archive, "old", at_point, xml, {path: path.read_bytes() for path in disks.values()}, states)
+    new_states = []
+    if kind == "with-saved-states":
+        redefine(vm.domain, states)
+        new_states = ["first", "second"]
+    archive = str(run_module("vm_backup", vm="old", path=str(lab.path("backups")))["archive"]["path"])
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 3 2M 1M", str(disks["vda"]))
+    run("qemu-io", "-f", "raw", "-c", "write -P 4 2M 1M", str(disks["vdb"]))
+    xml, uuid = vm.xml(inactive=True), vm.domain.UUIDString()
+    if kind == "another-vm-of-that-name":
+        vm.remove()
+        xml = xml.replace(uuid, "11111111-2222-4333-8444-555555555555")
+        lab.connection.defineXML(xml)
+    states = [state.replace(uuid, domain_uuid(xml)) for state in states]
+    found = Scene(
+        lab, archive, "old", at_point, xml, {path: path.read_bytes() for path in disks.values()}, states, new_states
+    )
     found.reset()
     return found
+
+
+def domain_uuid(xml: str) -> str:
+    """The uuid in a definition."""
+    return str(etree.fromstring(xml).findtext("uuid"))
 
 
 def arguments(place: Scene) -> dict[str, Any]:
@@ -131,9 +162,9 @@ def settle_and_judge(place: Scene, before: dict[str, Any], where: str) -> str:
     return "new"
 
 
-@pytest.mark.parametrize("other_uuid", [False, True], ids=["same-vm", "another-vm-of-that-name"])
-def test_killed_at_system_calls(lab: Lab, run_module: Run, other_uuid: bool) -> None:
-    place = scene(lab, run_module, other_uuid=other_uuid)
+@pytest.mark.parametrize("kind", SCENES)
+def test_killed_at_system_calls(lab: Lab, run_module: Run, kind: str) -> None:
+    place = scene(lab, run_module, kind)
     before = place.world()
     counted = kills.count_system_calls("vm_restore", arguments(place), SYSTEM_CALLS)
     assert place.is_new()
@@ -143,7 +174,7 @@ def test_killed_at_system_calls(lab: Lab, run_module: Run, other_uuid: bool) -> 
         if name == "renameat2" or os.environ.get("KVMOPS_SWEEP") == "all":
             wanted = list(range(1, number + 1))
         else:
-            wanted = [number] if other_uuid else sorted({1, number})
+            wanted = [number] if kind != "same-vm" else sorted({1, number})
         for nth in wanted:
             place.reset()
             done = kills.kill_at_system_call("vm_restore", arguments(place), name, nth)
@@ -152,28 +183,29 @@ def test_killed_at_system_calls(lab: Lab, run_module: Run, other_uuid: bool) -> 
     assert {"old", "new"} == set(outcomes), outcomes
 
 
-@pytest.mark.parametrize("other_uuid", [False, True], ids=["same-vm", "another-vm-of-that-name"])
-def test_killed_around_libvirt_calls(lab: Lab, run_module: Run, other_uuid: bool) -> None:
-    place = scene(lab, run_module, other_uuid=other_uuid)
+@pytest.mark.parametrize("kind", SCENES)
+def test_killed_around_libvirt_calls(lab: Lab, run_module: Run, kind: str) -> None:
+    place = scene(lab, run_module, kind)
     before = place.world()
     outcomes = []
     for method, number in CALLS:
-        if method == ("virDomainSnapshot.delete" if other_uuid else "virDomain.undefineFlags"):
+        if method == ("virDomainSnapshot.delete" if kind == "another-vm-of-that-name" else "virDomain.undefineFlags"):
             continue  # undefining takes the saved states with it
+        if method == "virDomain.snapshotCreateXML" and kind != "with-saved-states":
+            continue
         for when in ("before", "after"):
             place.reset()
             done = kills.kill_around_libvirt_call("vm_restore", arguments(place), method, when, number)
             assert done.returncode == -9, (method, when, done.stdout, done.stderr)
             outcome = settle_and_judge(place, before, f"{when} {method} {number}")
-            # the definition is the commit
-            committed = method.endswith((".delete", ".refresh")) or (method, when) == ("virConnect.defineXML", "after")
-            assert outcome == ("new" if committed else "old"), (method, when)
+            committed = method.endswith(".refresh") or (method, number, when) == ("virConnect.defineXML", 2, "after")
+            assert outcome == ("new" if committed else "old"), (method, number, when)
             outcomes.append(outcome)
     assert outcomes
 
 
 def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module: Run) -> None:
-    place = scene(lab, run_module, other_uuid=False)
+    place = scene(lab, run_module, "same-vm")
     kills.kill_around_libvirt_call("vm_restore", arguments(place), "virConnect.defineXML", "before")
     before = place.world()
     assert len(before["journal"]) == 1
@@ -186,7 +218,7 @@ def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module:
 
 
 def test_what_an_interrupted_restore_wrote_to_is_missing(lab: Lab, run_module: Run) -> None:
-    place = scene(lab, run_module, other_uuid=False)
+    place = scene(lab, run_module, "same-vm")
     kills.kill_around_libvirt_call("vm_restore", arguments(place), "virConnect.defineXML", "before")
     before = place.world()
     disks = next(iter(place.old_files)).parent
@@ -209,7 +241,7 @@ def test_what_an_interrupted_restore_wrote_to_is_missing(lab: Lab, run_module: R
 def test_a_failing_system_call_is_an_error_that_leaves_the_old_vm(
     lab: Lab, run_module: Run, call: str, error: str
 ) -> None:
-    place = scene(lab, run_module, other_uuid=False)
+    place = scene(lab, run_module, "same-vm")
     before = place.world()
     outcomes = []
     for nth in (1, 3, 5):

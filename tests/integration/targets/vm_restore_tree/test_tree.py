@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Callable
@@ -12,6 +13,7 @@ import pytest
 import saved_states as saved
 from saved_states import Saved
 
+from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, run_module
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 
@@ -103,3 +105,63 @@ def test_every_saved_state_of_a_restored_tree_is_right(module_lab: Lab, scene: S
         if state.memory:
             assert saved.remembers(copy) == name
         copy.destroy()
+
+
+def test_the_memory_of_the_point_resumes_the_guest(module_lab: Lab, scene: Scene) -> None:
+    """The backup of the running VM: its own saved state is the current one, the disk a fresh overlay on what it froze."""
+    done = run_module("vm_restore", source=scene.running_archive, name="resumed", path=str(module_lab.path("resumed")))
+    copy = module_lab.adopt("resumed")
+    (own,) = set(done["snapshots"]) - set(scene.states)
+    tree = saved.tree(module_lab, "resumed")
+    assert tree.pop(own) == ("a4", True)
+    assert tree == {name: (parent, False) for name, (parent, _current) in scene.tree.items()}
+    at_point = saved.shown(copy)
+    copy.start()
+    copy.wait_for_marker(1)
+    copy.destroy()
+    assert saved.shown(copy) != at_point
+    run_module("vm_snapshot", vm="resumed", snapshot=own, state="reverted")
+    assert copy.is_running() and copy.agent.shell(f"cat {saved.MARKER}").strip() == "at the backup"
+    copy.wait_for_marker(copy.wait_for_marker(1).number + 2)
+    copy.destroy()
+    # reverting by our own module, an external and an internal one that others stand on
+    for name in ("a4", "a5", "b2"):
+        run_module("vm_snapshot", vm="resumed", snapshot=name, state="reverted")
+        if scene.states[name].memory:
+            assert copy.agent.shell(f"cat {saved.MARKER}").strip() == name
+            copy.destroy()
+        else:
+            assert saved.shown(copy) == scene.digests[name]
+    copy.remove()
+
+
+def test_flatten_gives_one_image_per_disk(module_lab: Lab, scene: Scene) -> None:
+    place = module_lab.path("flat")
+    done = run_module("vm_restore", source=scene.archive, name="flat", path=str(place), flatten=True)
+    flat = module_lab.adopt("flat")
+    assert done["snapshots"] == [] and saved.tree(module_lab, "flat") == {} and saved.shown(flat) == scene.current
+    assert sorted(path.name for path in place.iterdir()) == ["flat-vda.qcow2", "flat-vdb.qcow2"]
+    for path in flat.disks().values():
+        image = json.loads(run("qemu-img", "info", "--output=json", str(path)))
+        assert "backing-filename" not in image and not image.get("snapshots")
+        run("qemu-img", "check", "-q", str(path))
+    assert not run_module("vm_restore", source=scene.archive, name="flat", path=str(place), flatten=True).changed
+    text = run_module("vm_restore", source=scene.archive, name="flat", path=str(place), fails=True).message
+    assert "a VM named flat exists" in text  # the tree is something else
+    flat.remove()
+
+
+def test_restored_in_place_with_force(module_lab: Lab, scene: Scene) -> None:
+    """Last, for it replaces the VM: the tree under its own names, and the end of the VM's backup cycle."""
+    vm = scene.vm
+    saved.take(vm, "since")
+    done = run_module("vm_restore", source=scene.archive, force=True)
+    assert done.changed and saved.tree(module_lab, "tree") == scene.tree and saved.shown(vm) == scene.current
+    assert not [path for path in vm.disks()["vda"].parent.iterdir() if "kvmops-old" in path.name]
+    for state in scene.states.values():
+        assert saved.digests(state) == scene.digests[state.name], state.name  # every file where it was
+    assert not run_module("vm_restore", source=scene.archive).changed
+    run_module("vm_snapshot", vm="tree", snapshot="a6", state="reverted")
+    assert vm.agent.shell(f"cat {saved.MARKER}").strip() == "a6"
+    vm.destroy()
+    assert run_module("vm_restore", source=scene.archive, force=True).changed and saved.shown(vm) == scene.current
