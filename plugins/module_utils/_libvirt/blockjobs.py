@@ -97,6 +97,15 @@ def start_inner_commit(domain: Domain, target: str, base: str, top: str) -> None
         raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
 
 
+def shorten(domain: Domain, target: str, base: str) -> None:
+    """Make libvirt see that the active image stands on ``base`` directly, which it does in QEMU: a pull with nothing to pull."""
+    try:
+        domain.blockRebase(target, _listed(domain, target).get(base, base), 0, 0)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The chain of {target} of {domain.name()}") from error
+    wait_ended(domain, target, lambda _done, _total: None)
+
+
 def _listed(domain: Domain, target: str) -> dict[str, str]:
     """The names of a disk's images in the live definition, by resolved path: libvirt compares names."""
     disk = domain_xml.parse(domain.XMLDesc(0)).disk(target)
