@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Hosti
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 HEADER_BYTES = 92
-MAX_DATA_BYTES = 8 * 2**20
+MAX_DATA_BYTES = 2**20
 _MAGIC, _UNFINISHED = b"LibvirtQemudSave", b"LibvirtQemudPart"
 _NUMBERS = struct.Struct("<19I")
 _VERSION, _DATA_BYTES, _CODEC, _COOKIE_OFFSET = 0, 1, 3, 4

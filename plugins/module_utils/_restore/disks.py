@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libraries import et
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
 _TEMPLATE = "(thin clones of a template are not restored by this version)"
+_MAX_LAYERS = 200  # of one disk, as for libvirt
 _SOURCE_ATTRIBUTES = ("file", "dev", "volume", "name", "dir", "path")
 
 
@@ -135,20 +136,19 @@ def _tops(configuration: Configuration) -> dict[str, Member]:
 def _tops_then(configuration: Configuration, disks: Sequence[DiskElement]) -> dict[str, Member]:
     """The member that held each disk of an earlier definition."""
     images = [member for member in configuration.members if member.role in (Role.DISK, Role.LAYER, Role.ISO)]
+    # a file that was moved from one target to another is in the archive under both
+    places: dict[tuple[str, str, str], Member] = {}
+    for member in images:
+        for pool, source in (("", member.former_path), (member.pool, os.path.basename(member.former_path))):
+            places[member.target, pool, source] = member
+            places.setdefault(("", pool, source), member)
     found = {}
     for disk in disks:
-        fitting = [member for member in images if disk.source and _is_source(member, disk)]
-        # a file that was moved from one target to another is in the archive under both
-        fitting.sort(key=lambda member: member.target != disk.target)
-        if fitting:
-            found[disk.target] = fitting[0]
+        here, anywhere = (disk.target, disk.pool, disk.source), ("", disk.pool, disk.source)
+        member_then = places.get(here) or places.get(anywhere)
+        if disk.source and member_then is not None:
+            found[disk.target] = member_then
     return found
-
-
-def _is_source(member: Member, disk: DiskElement) -> bool:
-    if disk.pool:
-        return (member.pool, os.path.basename(member.former_path)) == (disk.pool, disk.source)
-    return member.former_path == disk.source
 
 
 def _chain(top: Member, configuration: Configuration) -> tuple[tuple[Member, ...], str]:
@@ -159,8 +159,8 @@ def _chain(top: Member, configuration: Configuration) -> tuple[tuple[Member, ...
         parent = members.get(chain[0].parent)
         if parent is None:
             return tuple(chain), f"{chain[0].name} needs {chain[0].parent}, which is not in the archive {_TEMPLATE}"
-        if parent in chain:
-            return tuple(chain), f"the layers below {top.name} form a circle"
+        if parent in chain or len(chain) >= _MAX_LAYERS:
+            return tuple(chain), f"the layers below {top.name} form a circle, or there are more than {_MAX_LAYERS}"
         chain.insert(0, parent)
     if chain[0].role is Role.LAYER:
         return tuple(chain), f"{chain[0].name} stands on an image that is not in the archive {_TEMPLATE}"

@@ -47,19 +47,20 @@ class Needed:
 class Layout:
     """All files of the restored VM but its NVRAM; `files` have their members' order of need, layers below first.
 
-    `tops`: by target of a disk of the VM, the file that it shows; `places`: of each file by path.
+    `tops`: by target of a disk of the VM, the file that it shows; `places`: of each file that stays, by path.
     """
 
     files: tuple[PlannedFile, ...]
     made: tuple[MadeFile, ...]
     tops: Mapping[str, PlannedFile | MadeFile]
     places: Mapping[str, Place]
+    by_member: Mapping[str, PlannedFile]
     warnings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def of_member(self, name: str) -> PlannedFile:
         """The file of a member."""
-        return next(file for file in self.files if file.member.name == name)
+        return self.by_member[name]
 
 
 def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskFormat, flat: frozenset[str]) -> Layout:
@@ -95,7 +96,8 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
             backing_format=below.format if below is not None else "",
             temporary=temporary,
         )
-        placed[files[member.name].path] = place
+        if not temporary:
+            placed[files[member.name].path] = place
     made = [replace(each, backing=files[needed.disks[each.target][-1].name].path) for each in made]
     stood_on = {member.parent for member in members.values()}
     for target, chain in needed.disks.items():
@@ -117,14 +119,13 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
         made.append(overlay)
         tops[target] = overlay
         placed[overlay.path] = place
-    memories = []
     for member, state in needed.memories:
         place = where.places[member.name]
         path = os.path.join(place.path, namer.of_memory(place, member, state))
-        memories.append(PlannedFile(member=member, path=path, format="raw", pool=place.pool))
+        files[member.name] = PlannedFile(member=member, path=path, format="raw", pool=place.pool)
         placed[path] = place
     problems = (*where.problems, *_unknown_formats(members.values()))
-    return Layout((*files.values(), *memories), tuple(made), tops, placed, where.warnings, problems)
+    return Layout(tuple(files.values()), tuple(made), tops, placed, files, where.warnings, problems)
 
 
 def clashes(

@@ -161,9 +161,7 @@ def _draft(
     merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
     files = layout.decide(needed, host, who, request.disk_format, merged)
     nvram = _nvram(configuration, root, who, host, bare)
-    wanted = {path: place for path, place in files.places.items() if not os.path.basename(path).startswith(".layer-")}
-    if nvram is not None:
-        wanted[nvram.path] = host.nvram_place
+    wanted = {**files.places, **({nvram.path: host.nvram_place} if nvram is not None else {})}
     set_aside, clashes = layout.clashes(wanted, host, who.replaced, others, request.force)
     problems = [*who.problems, *fate.problems, *files.problems, *clashes]
     if nvram is not None and host.nvram_place.problem:

@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.tree import StateDisk, TreeState
 
+_MAX_HEADS_BYTES = 32 * 2**20  # libvirt leaves 64 KiB for each
 Heads = Mapping[str, memory_image.Head]  # of external memory images, by member
 
 
@@ -76,12 +77,16 @@ class Outcome:
 
 def memory_heads(read: Callable[[str, int, int], bytes], configuration: Configuration) -> Heads:
     """Heads of the memory images that saved states have; ``read``: bytes of a member from an offset. Raises HostileError."""
-    heads = {}
+    heads: dict[str, memory_image.Head] = {}
+    total = 0
     for state in tree.read(configuration):
         image = _image(state, configuration)
         if image is not None and image.name not in heads:
             what = f"The memory image {image.name} of the saved state {state.name}"
             length = memory_image.head_bytes(read(image.name, 0, memory_image.HEADER_BYTES), what)
+            total += length
+            if total > _MAX_HEADS_BYTES:
+                raise HostileError(what, f"the heads of all images have more than {_MAX_HEADS_BYTES} bytes")
             heads[image.name] = memory_image.parse(read(image.name, 0, length), what)
     return heads
 
