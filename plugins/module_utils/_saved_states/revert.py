@@ -116,7 +116,7 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
         Fresh(disk.target, disk.path, layers.files[disk.path].format, _free_name(layers, disk.path, stamp))
         for disk in (copied if internal else frozen)
     )
-    discarded = _discarded(layers, {disk.path for disk in frozen})
+    discarded, notes = _discarded(layers, {disk.path for disk in frozen})
     require_free(layers, [*discarded, *(disk.path for disk in frozen if internal and disk not in copied)], what)
     root = _xml.parse(state.info.xml, what)
     if internal:
@@ -125,8 +125,6 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
     else:
         then = _definition(root, state, fresh, definition, layers, what)
         state_xml = _with_overlays(state.info.xml, fresh, discarded)
-    missing = [target for target in layers.active if state.disk(target) is None]
-    notes = [f"{target} was not part of the VM then; its file {layers.active[target]} stays" for target in missing]
     return RevertPlan(
         vm_uuid=layers.vm_uuid,
         vm_name=layers.vm_name,
@@ -199,24 +197,20 @@ def _is_stood_on(layers: Layers, path: str) -> bool:
     return path in needed
 
 
-def _discarded(layers: Layers, wanted: set[str]) -> tuple[str, ...]:
-    """Active overlays that hold nothing but the state of now; never what a saved state has frozen or lies in."""
-    needed = {
-        link
-        for path in (
-            *wanted,
-            *(disk.path for state in layers.states for disk in state.disks if disk.kind is not Kind.NONE),
-        )
-        for link in layers.chain(path)
-    }
-    return tuple(
-        path
-        for path in layers.active.values()
-        if path not in needed
-        and path in layers.files
-        and not layers.files[path].internal
-        and layers.holders(layers.files[path].backing)
-    )
+def _discarded(layers: Layers, wanted: set[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Active overlays that hold nothing but the state of now, and notes about other images that nothing will name then."""
+    states = [disk.path for state in layers.states for disk in state.disks if disk.kind is not Kind.NONE]
+    needed = {link for path in (*wanted, *states) for link in layers.chain(path)}
+    gone, notes = [], []
+    for target, path in layers.active.items():
+        if path in needed or path not in layers.files:
+            continue
+        backing = layers.files[path].backing
+        if not layers.files[path].internal and (layers.holders(backing) or backing in layers.left):
+            gone.append(path)
+        else:
+            notes.append(f"{path}, which {target} is now, stays; the VM does not have it any more")
+    return tuple(gone), notes
 
 
 def _free_name(layers: Layers, path: str, stamp: int) -> str:
@@ -231,7 +225,7 @@ def _free_name(layers: Layers, path: str, stamp: int) -> str:
 
 def original_of(layers: Layers, path: str) -> str:
     """The lowest file of a chain that is the VM's own: frozen by one of its saved states, or the file itself."""
-    own = [link for link in layers.chain(path) if layers.holders(link)]
+    own = [link for link in layers.chain(path) if layers.holders(link) or link in layers.left]
     return own[-1] if own else path
 
 

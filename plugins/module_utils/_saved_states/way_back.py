@@ -437,6 +437,7 @@ def _merge_off(work: _Work, target: str) -> None:
     overlay = work.overlay(target)
     work.step(target, Step.COMMITTING)
     qemu_img.commit(overlay.overlay_path, overlay.base_path)
+    work.step(target, Step.PIVOTING)  # whoever starts the VM after the next line starts it on the base, rightly
     if (
         work.domain is not None
         and _seen(views.gather(work.conn, work.domain).disk(target).persistent, overlay) is Seen.OVERLAY
