@@ -60,12 +60,16 @@ def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, 
     A merge that is refused is a warning: the backup is worth more than a short chain. Other errors are raised; the next run's
     recovery goes on from there.
     """
-    names, ended = obsolete(served_archives(conn, domain, facts, directory, context))
+    served = served_archives(conn, domain, facts, directory, context)
+    names, ended = obsolete(served)
     if not names:
         return ()
     for path in ended:
         context.warn(f"{path} cannot be continued any more: the saved states that it stands on are being merged")
-    _vm_state.end_cycle(facts.uuid, f"a new archive was begun in {directory}")
+    state = _vm_state.load(facts.uuid)
+    begun = [own.first_point(each.states) for each in served.values() if not set(each.states) & set(names)]
+    others = tuple(full for full in begun if not state.why_ended(full))
+    _vm_state.save(facts.uuid, replace(state, ended=f"a new archive was begun in {directory}", begun=others))
     try:
         return _remove(conn, domain, names, context)
     except RefusedError as error:

@@ -31,6 +31,11 @@ def name(timestamp: int) -> str:
     return f"kvmops-{timestamp}"
 
 
+def first_point(names: Iterable[str]) -> int:
+    """Unix time of the full that the first of these saved states of ours, all of one archive, was made with."""
+    return min(int(each.rpartition("-")[2]) for each in names)
+
+
 def description(archive_path: str) -> str:
     """What libvirt shows about a saved state that stays."""
     return f"{_SERVES}{archive_path}{_WARNING}"

@@ -163,7 +163,12 @@ def test_options_around_it(lab, run_module):
     assert backup(second, mode="incremental", fails=True).failed
     info = run_module("backup_info", archive=other["archive"]["path"])["archives"][0]
     assert info["incrementable"] is False
-    assert any("is gone" in text for text in info["warnings"])
+    assert any("a new archive was begun in" in text for text in info["warnings"])
+    beside = backup(second, mode="auto")
+    assert (beside["mode"], beside["merged_saved_states"]) == ("full", [])
+    newer = backup(second, incrementable=True)  # begins anew there, and leaves the cycle below it alone
+    assert newer["merged_saved_states"] == [f"kvmops-{beside['point']}"]
+    assert backup(mode="auto")["mode"] == "incremental"
     vm.remove()
     assert run_module("backup_info", archive=fresh["archive"]["path"])["archives"][0]["incrementable"] is None
 

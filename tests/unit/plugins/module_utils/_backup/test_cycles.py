@@ -121,3 +121,7 @@ OBSOLETE = {
 def test_obsolete(kind):
     found, names, ended = OBSOLETE[kind]
     assert cycles.obsolete(found) == (names, ended)
+
+
+def test_first_point_of_an_archive():
+    assert own.first_point(["kvmops-20", "kvmops-9", "kvmops-100"]) == 9
