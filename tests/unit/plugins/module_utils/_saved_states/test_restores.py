@@ -40,6 +40,7 @@ def operation(directory: Path) -> Operation:
             (("c", "<domaincheckpoint/>"),),
         ),
         pools=("vms",),
+        states=(StateRecord("n", "<domainsnapshot/>", False),),
         inodes={f"{directory}/a": 5},
     )
 
@@ -59,3 +60,11 @@ def test_a_missing_mount_is_not_taken_for_missing_files(tmp_path: Path, gone: bo
         place.mkdir()
     with pytest.raises(KvmopsError, match="Mount what belongs there"):
         restores.conclude(None, wanted)
+
+
+def test_a_vm_is_concerned_by_name_and_uuid_be_it_the_old_or_the_new_one(tmp_path: Path) -> None:
+    found = replace(operation(tmp_path), name="web-2")
+    assert all(found.concerns(each) for each in ("web-2", "u", "web", "v"))
+    assert not any(found.concerns(each) for each in ("", "w", "web-3"))
+    assert not replace(found, old=None).concerns("web")
+    assert found.pending_token != found.token
