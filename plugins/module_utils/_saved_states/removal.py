@@ -105,6 +105,11 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
     what = f"Saved states of {layers.vm_name}"
     if unknown:
         raise RefusedError(what, f"there is no {', '.join(sorted(unknown))}")
+    for target, path in layers.active.items():
+        chain = layers.chain(path)
+        missing = layers.files[chain[-1]].backing if chain else path
+        if removed and missing:
+            raise RefusedError(what, f"{missing}, which {target} stands on, is not there", "Bring the file back.")
     for state in removed:
         elsewhere = [disk.target for disk in state.disks if disk.kind is Kind.EXTERNAL and not disk.path]
         if elsewhere:

@@ -245,6 +245,14 @@ def test_a_branch_that_may_be_newer_than_the_disk():
     assert removal.plan_removal(replace(layers, files=files), removal.ALL).files == (overlay,)
 
 
+def test_a_missing_file():
+    layers = chain(2).layers()
+    files = {path: layer for path, layer in layers.files.items() if path != ORIGINAL}
+    with pytest.raises(RefusedError) as caught:
+        removal.plan_removal(replace(layers, files=files), removal.ALL)
+    assert ORIGINAL in str(caught.value)
+
+
 def test_unknown_name():
     with pytest.raises(RefusedError) as caught:
         removal.plan_removal(chain(1).layers(), ["s7"])
