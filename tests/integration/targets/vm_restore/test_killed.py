@@ -37,7 +37,7 @@ CALLS = [
     ("virConnect.defineXML", 2),
     ("virStoragePool.refresh", 1),
 ]
-SCENES = ["same-vm", "another-vm-of-that-name", "with-saved-states"]
+SCENES = ["same-vm", "another-vm-of-that-name", "with-saved-states", "flattened"]
 
 
 def redefine(domain: libvirt.virDomain, states: list[str]) -> None:
@@ -59,6 +59,7 @@ class Scene:
     old_files: dict[Path, bytes]
     states: list[str]
     new_states: list[str]
+    options: dict[str, Any]
 
     def reset(self) -> None:
         """The old VM as it was."""
@@ -116,10 +117,10 @@ def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
             + f"<memory snapshot='no'/><disks><disk name='vda' snapshot='external'><source file='{target}'/></disk>"
             f"<disk name='vdb' snapshot='no'/></disks>{LabVm(lab, 'old').xml(inactive=True)}</domainsnapshot>"
         )
-    new_states = []
-    if kind == "with-saved-states":
+    if kind in ("with-saved-states", "flattened"):
         redefine(vm.domain, states)
-        new_states = ["first", "second"]
+    new_states = ["first", "second"] if kind == "with-saved-states" else []
+    options = {"flatten": True} if kind == "flattened" else {}
     archive = str(run_module("vm_backup", vm="old", path=str(lab.path("backups")))["archive"]["path"])
     run("qemu-io", "-f", "qcow2", "-c", "write -P 3 2M 1M", str(disks["vda"]))
     run("qemu-io", "-f", "raw", "-c", "write -P 4 2M 1M", str(disks["vdb"]))
@@ -129,9 +130,8 @@ def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
         xml = xml.replace(uuid, "11111111-2222-4333-8444-555555555555")
         lab.connection.defineXML(xml)
     states = [state.replace(uuid, domain_uuid(xml)) for state in states]
-    found = Scene(
-        lab, archive, "old", at_point, xml, {path: path.read_bytes() for path in disks.values()}, states, new_states
-    )
+    files = {path: path.read_bytes() for path in disks.values()}
+    found = Scene(lab, archive, "old", at_point, xml, files, states, new_states, options)
     found.reset()
     return found
 
@@ -143,12 +143,12 @@ def domain_uuid(xml: str) -> str:
 
 def arguments(place: Scene) -> dict[str, Any]:
     """Those of the restore that is killed."""
-    return {"source": place.archive, "force": True}
+    return {"source": place.archive, "force": True, **place.options}
 
 
 def settle_and_judge(place: Scene, before: dict[str, Any], where: str) -> str:
     """What the next run (without force) finds and leaves: the old VM as it was, or the new one."""
-    argv = module_argv("vm_restore", {"source": place.archive})
+    argv = module_argv("vm_restore", {"source": place.archive, **place.options})
     done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     result = module_result("vm_restore", done.stdout, done.stderr)
     if result.failed:
