@@ -122,8 +122,14 @@ class LabVm:
         raise LabError(f"{self.name}: no {text!r} on the console within {timeout_s:.0f} s")
 
     def last_marker(self, disk: str = "vda") -> Marker:
-        """The newest marker on a disk as the guest sees it (through the agent)."""
-        return Marker.parse(self.agent.shell(f"tail -n 1 /disk/{disk}/log"))
+        """The newest marker on a disk as the guest sees it (through the agent); waits for the first one."""
+
+        def newest() -> Marker | None:
+            with suppress(LabError):
+                return Marker.parse(self.agent.shell(f"tail -n 1 /disk/{disk}/log"))
+            return None
+
+        return wait_for(f"a marker on {disk} of {self.name}", newest, 60)
 
     def log(self, disk: str = "vda") -> str:
         """All markers on a disk as the guest sees it (through the agent); see markers.parse_log."""
@@ -133,10 +139,8 @@ class LabVm:
         """Waits until the writer has written at least marker ``number``."""
 
         def reached() -> Marker | None:
-            with suppress(LabError):
-                marker = self.last_marker()
-                return marker if marker.number >= number else None
-            return None
+            marker = self.last_marker()
+            return marker if marker.number >= number else None
 
         return wait_for(f"marker {number} of {self.name}", reached, timeout_s)
 
