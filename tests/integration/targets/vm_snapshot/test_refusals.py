@@ -175,6 +175,8 @@ def test_thin_clone(lab, run_module, power):
     run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(template), str(clone))
     digest = truth.file_sha256(template)
     vm = lab.create_vm("clone", [Disk(path=clone)], start=power == "running")
+    if power == "running":
+        vm.wait_for_marker(1)
     for name in ("s1", "s2"):
         if power == "running":
             vm.wait_for_marker(vm.last_marker().number + 1)

@@ -49,6 +49,7 @@ def check(vm, name, kind, frozen):
 
 def test_every_saved_state_of_a_tree(lab, run_module):
     vm = lab.create_vm("tree", [Disk(size_mib=32), Disk(size_mib=32)])
+    vm.wait_for_marker(1)
     directory = os.path.dirname(vm.disks()["vda"])
     kinds = dict(TRUNK) | {name: kind for branch in BRANCHES.values() for name, kind in branch}
     for name, kind in TRUNK:

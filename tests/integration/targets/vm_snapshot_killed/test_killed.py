@@ -81,6 +81,7 @@ def test_removal_off(lab, chosen, name):
 @pytest.mark.parametrize("name", ["all", "s1", "s2"])
 def test_removal_running(lab, chosen, name):
     vm = lab.create_vm("running", [Disk(), Disk("raw")])
+    vm.wait_for_marker(1)
 
     def build():
         for state in ("s1", "s2", "s3"):
@@ -142,6 +143,7 @@ def test_revert(lab, chosen, name):
 def test_removal_then_power_off(lab, chosen, name):
     """The worker is killed, and the guest's power goes, before anybody can settle anything."""
     vm = lab.create_vm("unplugged", [Disk(), Disk("raw")])
+    vm.wait_for_marker(1)
     for state in ("s1", "s2", "s3"):
         states.external(vm, state)
     count = stepwise(0, vm, name, "absent")
@@ -164,4 +166,4 @@ def test_removal_then_power_off(lab, chosen, name):
         states.assert_consistent(vm)
         states.remove(vm)
         assert visible(vm) == now
-        vm.start()
+        vm.start().wait_for_marker(1)
