@@ -205,3 +205,28 @@ def test_limit_and_the_user(lab, run_module):
     assert backup(increment_limit=1)["mode"] == "full"
     assert backup(increment_limit=1)["mode"] == "full"
     assert vm.domain.snapshotListNames() == []
+
+
+def test_memory(lab, run_module):
+    """A VM without an agent: every point has the memory of its moment, once; the merge takes the images away."""
+    vm = lab.create_vm("mute", [Disk(size_mib=32)], agent=False)
+    target = lab.path("backups")
+    folder = vm.disks()["vda"].parent
+    files = fingerprint.names(folder)
+    known = {}
+    for number in range(3):
+        result = run_module("vm_backup", vm="mute", path=str(target), mode="auto")
+        assert (result["mode"], result["consistency"]) == ("incremental" if number else "full", "memory"), result[
+            "reason"
+        ]
+        known[result["point"]] = chains.frozen_now(vm)
+        vm.console_line("GUEST-UP")
+    archive = result["archive"]["path"]
+    memories = [name for name in chains.run("tar", "-tf", archive).split() if name.endswith(".memory")]
+    assert memories == [f"{point}_1.memory" for point in known]
+    assert chains.digests_of_points(archive, lab.path("out")) == known
+    assert run_module("backup_verify", archive=archive)["archives"][0]["ok"]
+    done = run_module("vm_backup", vm="mute", path=str(target), mode="auto", increment_limit=4)
+    assert len(done["merged_saved_states"]) == 4
+    assert fingerprint.names(folder) == files
+    vm.console_line("GUEST-UP")

@@ -326,3 +326,11 @@ def test_renamed(victim):
     finally:
         victim.lab.connection.lookupByName("other").rename("victim")
     victim.expect_increment()
+
+
+def test_restored_in_place(victim):
+    victim.off()
+    newest = max(victim.known.items(), key=lambda each: max(each[1]))[0]
+    victim.run_module("vm_restore", source=newest, force=True)
+    victim.write()
+    victim.expect("the VM was restored in place")
