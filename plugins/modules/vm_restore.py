@@ -14,6 +14,8 @@ author:
 description:
   - Puts a virtual machine back from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
     C(.tar.zst) of qcow2 images and a libvirt domain XML. A bare domain C(.xml) becomes a VM without disks.
+  - The saved states of the point come back with it, internal and external, with and without memory, and can be reverted
+    to with M(kvmops.backup.vm_snapshot).
   - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
     becomes a VM, and a failed restore leaves nothing behind.
   - Everything that the host lacks (pool, network or bridge, machine type, CPU, firmware, emulator, space) is named
@@ -108,6 +110,7 @@ options:
 seealso:
   - module: kvmops.backup.vm_backup
   - module: kvmops.backup.backup_info
+  - module: kvmops.backup.vm_snapshot
 """
 
 EXAMPLES = r"""
@@ -129,6 +132,12 @@ EXAMPLES = r"""
     source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
     point: 1795309200
     force: true
+
+- name: A copy without saved states, one image per disk
+  kvmops.backup.vm_restore:
+    source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
+    name: web01-plain
+    flatten: true
 """
 
 RETURN = r"""

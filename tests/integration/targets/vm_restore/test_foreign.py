@@ -68,8 +68,15 @@ def test_a_foreign_overlay_stands_on_its_restored_base(lab: Lab, run_module: Run
     file.write_text(file.read_text().replace("vda.qcow2", "vda.snapshot"))
     run("tar", "-C", str(folder), "-cf", str(lab.directory / "x.tar"), ".")
     run("rm", "-r", str(folder))
-    done = run_module("vm_restore", source=str(lab.directory / "x.tar"), path=str(lab.path("restored")))
+    place = lab.path("restored")
+    done = run_module("vm_restore", source=str(lab.directory / "x.tar"), path=str(place))
     assert truth.content_sha256(lab.adopt("layered").disks()["vda"], "qcow2") == content, done.output
+    flat = run_module("vm_restore", source=str(lab.directory / "x.tar"), name="flat", path=str(place), flatten=True)
+    image = lab.adopt("flat").disks()["vda"]
+    assert truth.content_sha256(image, "qcow2") == content and "flat-vda.qcow2" in {
+        path.name for path in place.iterdir()
+    }
+    assert "backing file" not in run("qemu-img", "info", str(image)) and len(flat["disks"]) == 2
 
 
 @pytest.mark.parametrize("trick", ["backing", "data-file", "not-qcow2", "foreign-base"])
