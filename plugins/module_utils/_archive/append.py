@@ -68,7 +68,7 @@ def _timestamps(reader: ArchiveReader) -> Iterable[int]:
         if point is not None:
             yield point
         elif names.is_digests_member(entry.name):
-            yield int(entry.name.partition(".")[0])
+            yield names.digests_time(entry.name)
 
 
 def recover(path: str) -> str:
@@ -142,10 +142,16 @@ class _Archive:
         return self.index.file_offsets[-2] if self.index else self.tar_end
 
     def cut_off(self, fd: int) -> None:
-        """Truncates the file to its end, durably. The remains are known by their mark until they are gone."""
+        """Truncates the file to its end, durably. What is left of the remains is known by their mark until it is the last."""
+        if self.index is None:
+            _files.write_all(fd, remains.mark(0), self.mark_at, self.path)
+            _files.sync(fd, self.path)
         _files.resize(fd, self.end, self.path)
         if self.index is None:
-            _files.write_all(fd, bytes(self.end - self.mark_at), self.mark_at, self.path)
+            behind = self.mark_at + tar.BLOCK
+            _files.write_all(fd, bytes(self.end - behind), behind, self.path)
+            _files.sync(fd, self.path)
+            _files.write_all(fd, bytes(tar.BLOCK), self.mark_at, self.path)
         _files.sync(fd, self.path)
 
     def has_own_frames(self) -> bool:

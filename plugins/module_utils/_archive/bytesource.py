@@ -19,6 +19,7 @@ Buffer = Union[bytes, memoryview]
 MAX_WINDOW_BYTES = 128 * 2**20  # what `zstd -d` accepts unasked; bounds our memory too
 MAX_EXPANSION_BYTES = 2**20  # zstd stores what it cannot compress, at 3 bytes for each block
 _READ_AHEAD = 2**20
+_ATTEMPTS = 5
 _ZERO_FRAME_BYTES = 8 * 2**10
 
 
@@ -243,10 +244,13 @@ Bytes = Union[PlainBytes, FramedBytes, StreamedBytes]
 def open_bytes(file: BinaryIO, path: str) -> tuple[Bytes, bool]:
     """The tar stream in an open file, and whether it is compressed. Raises ArchiveError for anything else."""
     fd = file.fileno()
-    size = os.fstat(fd).st_size
     magic = _pread(fd, 4, 0, path)
     number = int.from_bytes(magic.ljust(4, b"\0"), "little")
-    table = frames.live_index(fd, size)
+    for _attempt in range(_ATTEMPTS):
+        size = os.fstat(fd).st_size
+        table = frames.live_index(fd, size)
+        if table or os.fstat(fd).st_size == size:
+            break  # else an append has just changed where the table is
     # The seek table at the end tells a compressed archive whose first bytes are damaged.
     if magic == frames.ZSTD_MAGIC or number & 0xFFFFFFF0 == 0x184D2A50 or table:
         index = table or frames.walk(fd, size)

@@ -131,9 +131,10 @@ def live_index(fd: int, size: int) -> Optional[FrameIndex]:
 
 def _old_end(fd: int, size: int) -> Optional[int]:
     """Where the archive ends by the trailer of an append under way."""
-    if size < TRAILER_BYTES:
+    data = os.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES))
+    if len(data) < TRAILER_BYTES:
         return None
-    magic, old_end, _timestamp = _TRAILER.unpack(os.pread(fd, TRAILER_BYTES, size - TRAILER_BYTES))
+    magic, old_end, _timestamp = _TRAILER.unpack(data)
     return int(old_end) if magic == _TRAILER_MAGIC and old_end < size else None
 
 
@@ -148,9 +149,10 @@ def _uncommitted(fd: int, table: FrameIndex) -> Optional[int]:
 
 def read_seek_table(fd: int, size: int) -> Optional[FrameIndex]:
     """The index by the seek table that ends at offset `size`; None where there is none that fits the bytes before it."""
-    if size < 8 + _FOOTER.size:
+    footer = os.pread(fd, _FOOTER.size, max(0, size - _FOOTER.size))
+    if len(footer) < _FOOTER.size:
         return None
-    count, descriptor, magic = _FOOTER.unpack(os.pread(fd, _FOOTER.size, size - _FOOTER.size))
+    count, descriptor, magic = _FOOTER.unpack(footer)
     table = count * _ENTRY_BYTES + _FOOTER.size
     if magic != SEEKABLE or descriptor or table + 8 > size or not 0 < count <= MAX_FRAMES:
         return None

@@ -54,6 +54,11 @@ def is_digests_member(member_name: str) -> bool:
     return bool(_DIGESTS.fullmatch(member_name))
 
 
+def digests_time(member_name: str) -> int:
+    """Unix time in the name of a digests member."""
+    return int(member_name.partition(".")[0])
+
+
 def checked_member(name: str) -> str:
     """The plain base name of a member, a leading `./` removed; "" for the entry of the directory itself.
 

@@ -100,6 +100,7 @@ class ArchiveReader:
             self.bytes, self.compressed = open_bytes(self._file, path)
             self._heads: dict[str, bytes] = {}
             self.heads_bytes = 0
+            self._bad_heads: dict[str, DamagedError] = {}
             self.native = False
             self.bad_images: dict[str, str] = {}
             self.structure: Optional[DamagedError] = None
@@ -128,8 +129,12 @@ class ArchiveReader:
 
     @functools.cached_property
     def remains(self) -> Remains:
-        """What stands behind the end of a native archive."""
-        return remains.find(self.bytes, self.end, self.size_bytes) if self.native else Remains()
+        """What stands behind the end of a native archive; nothing is known where a broken header hides the end."""
+        if not self.native or self.structure:
+            return Remains()
+        found = remains.find(self.bytes, self.end, self.size_bytes)
+        # What changes while it is looked at can only be an append.
+        return found if found.ours or not self.changed() else Remains("an append under way")
 
     @property
     def pending(self) -> str:
@@ -139,10 +144,9 @@ class ArchiveReader:
     def _find_members(self, use_salvage: bool) -> None:
         entries, end, damage = self._walk()
         self._set_members(entries, end)
-        if damage is None and (not use_salvage or self.points or self.broken):
-            return
-        found = () if not use_salvage or isinstance(self.bytes, StreamedBytes) else salvage.layout(self.bytes)
-        if found:
+        whole = damage is None and self.remains.ours and bool(self.points or self.broken)
+        found = () if whole or not use_salvage or isinstance(self.bytes, StreamedBytes) else salvage.layout(self.bytes)
+        if len(found) > len(entries):
             self.structure = damage or DamagedError(
                 f"archive {self.path}", "zeros stand where a member should be", offset=self.end, length=tar.BLOCK
             )
@@ -155,9 +159,25 @@ class ArchiveReader:
                 raise damage
             self.structure = damage
             self.broken += (BrokenPoint("", 0, damage),)
+        elif self.points:
+            self.broken += tuple(self._lost_points())
+
+    def _lost_points(self) -> Iterator[BrokenPoint]:
+        """Points of which parts are there, but nothing says where their configuration is: zeros stand in place of a header."""
+        times = {names.point_of(entry.name) for entry in self.entries}
+        for entry in self.entries:
+            if self.native and names.is_digests_member(entry.name) and names.digests_time(entry.name) not in times:
+                error = DamagedError(
+                    f"archive {self.path}", f"the configuration that belongs to {entry.name} is missing"
+                )
+                yield BrokenPoint(entry.name, names.digests_time(entry.name), error)
+        if self.remains.lost:
+            error = DamagedError(f"archive {self.path}", self.remains.text, offset=self.end, length=tar.BLOCK)
+            yield BrokenPoint("", 0, error)
 
     def _set_members(self, entries: tuple[Entry, ...], end: int) -> None:
         self.entries, self.end = entries, end
+        self.__dict__.pop("remains", None)  # it is what stands behind that end
         self._by_name = {entry.name: entry for entry in entries}
         self.points, self.broken = self._points()
 
@@ -189,7 +209,13 @@ class ArchiveReader:
             limit = _HEAD_BYTES
         else:
             return
-        self._heads[entry.name] = self.bytes.fetch(entry.offset, min(entry.size_bytes, limit))
+        try:
+            self._heads[entry.name] = self.bytes.fetch(entry.offset, min(entry.size_bytes, limit))
+        except DamagedError as error:
+            if not self.bytes.random_access:
+                raise
+            # Where the next member is does not hang on the bytes of this one.
+            self._heads[entry.name], self._bad_heads[entry.name] = b"", error
         self.heads_bytes += len(self._heads[entry.name])
         if self.heads_bytes > MAX_CONFIGURATION_BYTES:
             raise HostileError("archive", f"it has more than {MAX_CONFIGURATION_BYTES} bytes of XML")
@@ -207,6 +233,8 @@ class ArchiveReader:
             raise HostileError(f"archive {self.path}", f"it has {len(configurations)} configurations")
         for entry in configurations:
             try:
+                if entry.name in self._bad_heads:
+                    raise self._bad_heads[entry.name]
                 point = config.decode(self._heads[entry.name], entry.name, entry.mtime)
                 if point is not None and self.native and not point.format_version:
                     raise DamagedError(
@@ -477,7 +505,7 @@ def open_archive(path: str, *, use_salvage: bool = False) -> ArchiveReader:
             damage = reader.structure
         except DamagedError as error:
             damage = error
-        if damage and str(damage) != last and _written_since(path, begin):
+        if damage and str(damage) != last and written_since(path, begin):
             last = str(damage)  # perhaps the last write of an append was caught
             if reader:
                 reader.close()
@@ -488,7 +516,7 @@ def open_archive(path: str, *, use_salvage: bool = False) -> ArchiveReader:
     return ArchiveReader(path, use_salvage=use_salvage)
 
 
-def _written_since(path: str, begin_ns: int) -> bool:
+def written_since(path: str, begin_ns: int) -> bool:
     """Whether a file was written to after, or not much before that time: file systems know it to 10 ms, servers have clocks."""
     try:
         return os.stat(path).st_mtime_ns > begin_ns - _CLOCK_NS

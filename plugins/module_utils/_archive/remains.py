@@ -21,8 +21,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Kvmop
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
 
 COMMIT_BYTES = 2 * tar.BLOCK  # zero before the commit: the header's place, and the head of the digests
-_MARK = re.compile(rb"kvmops append, point ([0-9]{1,11})\n\0*")
+_MARK = re.compile(rb"kvmops append, point [0-9]{1,11}\n\0*")
 _PIECE = 2**20
+_NEXT = "the next append removes it"
+_APPEND = f"of an append that is under way or was interrupted; {_NEXT}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Remains:
 
 
 def mark(timestamp: int) -> bytes:
-    """The block that tells the remains of an append, until everything but the commit is durable."""
+    """The block that tells the remains of an append, until everything but the commit is durable. 0: which is being cut off."""
     return f"kvmops append, point {timestamp}\n".encode().ljust(tar.BLOCK, b"\0")
 
 
@@ -45,15 +47,14 @@ def find(source: Bytes, end: int, size_bytes: int) -> Remains:
     if isinstance(source, PlainBytes):
         return _plain(source, end)
     if isinstance(source, FramedBytes) and source.index.pending:
-        return Remains(f"{size_bytes - source.index.end} bytes of an interrupted append")
+        return Remains(f"{size_bytes - source.index.end} bytes {_APPEND}")
     return Remains()
 
 
 def _plain(source: PlainBytes, end: int) -> Remains:
     begin = end + COMMIT_BYTES
-    marked = _MARK.fullmatch(source.fetch(begin, tar.BLOCK))
-    if marked:
-        return Remains(f"{source.size - begin} bytes of an interrupted append of point {int(marked.group(1))}")
+    if _MARK.fullmatch(source.fetch(begin, tar.BLOCK)):
+        return Remains(f"{source.size - begin} bytes {_APPEND}")
     if _all_zero(source, begin):
         return Remains()
     header = _first_header(source, begin)
@@ -62,7 +63,7 @@ def _plain(source: PlainBytes, end: int) -> Remains:
     if header is None or not points:
         return Remains(f"{source.size - begin} bytes behind the end of the archive", ours=False)
     if len(points) == 1 and _digests_fit(source, end, header, entries, points[0]):
-        return Remains(f"point {points[0].timestamp}, whose append was interrupted before its last step")
+        return Remains(f"point {points[0].timestamp}, whose append was interrupted before its last step; {_NEXT}")
     lost = tuple(point.timestamp for point in points)
     return Remains(
         f"the header at offset {end} is gone, behind which are the points {', '.join(map(str, lost))}", False, lost

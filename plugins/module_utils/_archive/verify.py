@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
@@ -17,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader impo
     ArchiveReader,
     BrokenPoint,
     open_archive,
+    written_since,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError
@@ -40,20 +42,20 @@ class Report:
     notices: tuple[str, ...] = ()
 
 
-def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int = 0) -> Report:
+def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int = 0, attempts: int = 3) -> Report:
     """Verifies an archive file. Never raises for damage, however grave; raises ArchiveError for a file that cannot be opened
-    or is no archive, HostileError for what is refused."""
+    or is no archive, HostileError for what is refused. `attempts`: where points are added to the archive meanwhile."""
+    begin = time.time_ns()
     try:
         reader = open_archive(path, use_salvage=True)
     except DamagedError as error:
         return Report(False, PARTIAL, 0, 0, (Damage(error.member, error.offset, error.length, (), str(error)),))
     with reader:
         report = verify(reader, progress=progress, threads=threads)
-        if report.ok or any(item.member for item in report.damage) or not reader.changed():
-            return report
-    # A point was added meanwhile: what looked like bytes between and behind the members was its commit.
-    with open_archive(path, use_salvage=True) as reader:
-        return verify(reader, progress=progress, threads=threads)
+    if attempts > 1 and not report.ok and not any(item.member for item in report.damage) and written_since(path, begin):
+        # Perhaps a point was added meanwhile, and what looked like damage between or behind the members was its commit.
+        return verify_file(path, progress=progress, threads=threads, attempts=attempts - 1)
+    return report
 
 
 def verify(reader: ArchiveReader, *, progress: Optional[Progress] = None, threads: int = 0) -> Report:
@@ -85,15 +87,20 @@ class _Verification:
                 self._native(workers)
             else:
                 self._foreign(workers)
+        notices = [f"behind its end: {reader.pending}"] if reader.pending else []
+        found = len(self._damage)
         self._tail()
+        if reader.changed():  # what is behind the end, and the end frame itself, are then those of an append
+            del self._damage[found:]
+            notices = ["a point was added while it was verified; what stands behind its end was not looked at"]
         if reader.structure and (not self._damage or any(not broken.member for broken in reader.broken)):
             self._damage.append(Damage("", reader.structure.offset, reader.structure.length, (), str(reader.structure)))
         if not reader.native:
             coverage = PARTIAL if self._unchecked == 0 and reader.entries else STRUCTURE
         else:
             coverage = FULL if self._unchecked == 0 else PARTIAL
-        notices = (f"behind its end: {reader.pending}; the next append removes it",) if reader.pending else ()
-        return Report(not self._damage, coverage, self._checked, self._unchecked, tuple(_merged(self._damage)), notices)
+        damage = tuple(_merged(self._damage))
+        return Report(not damage, coverage, self._checked, self._unchecked, damage, tuple(notices))
 
     def _with_followers(self, broken: BrokenPoint) -> tuple[int, ...]:
         """A broken point and those that stand on it, and on them."""
@@ -157,12 +164,14 @@ class _Verification:
         return known
 
     def _header(self, entry: tar.Entry) -> None:
-        """Our headers are known to the byte, the parts without meaning too. A broken one makes all points unreadable."""
+        """Our headers are known to the byte, the parts without meaning too. A broken one hides the points behind it."""
         expected = [tar.header(entry.name, entry.size_bytes, entry.mtime, entry.header_offset)]
         if entry.name.endswith(".digests"):
             expected.append(tar.bare_header(entry.name, entry.size_bytes, entry.mtime))
         length = entry.offset - entry.header_offset
-        lost = tuple(point.timestamp for point in self._reader.points) if self._reader.structure else ()
+        reader = self._reader
+        behind = (p.timestamp for p in reader.points if reader.entry(p.member_name).offset > entry.header_offset)
+        lost = tuple(behind) if reader.structure else ()
         try:
             if self._reader.bytes.fetch(entry.header_offset, length) in expected:
                 return
@@ -240,7 +249,7 @@ class _Verification:
     def _tail(self) -> None:
         """Behind the end marker there is nothing but zeros, and a compressed archive ends with its seek table."""
         reader, source = self._reader, self._reader.bytes
-        if any(not broken.member for broken in reader.broken):
+        if reader.structure and any(not broken.member for broken in reader.broken):
             return  # where the members end is not known
         position = reader.end
         ours = bool(reader.pending)

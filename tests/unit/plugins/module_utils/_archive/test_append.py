@@ -247,18 +247,33 @@ def test_killed_at_every_system_call(archive: Path) -> None:
 
 
 def test_killed_while_cutting_off(archive: Path) -> None:
+    """At every system call, after a death early in an append and one before the commit."""
     old = archive.read_bytes()
-    assert died_at(9, lambda: add(archive))
-    dead = archive.read_bytes()
-    step = 1
-    while died_at(step, lambda: append.recover(str(archive))):
-        assert not is_old_or_new(archive)
-        assert verify_file(str(archive), threads=1).ok
-        append.recover(str(archive))
-        assert archive.read_bytes() == old
-        archive.write_bytes(dead)
-        step += 1
-    assert step > 2
+    calls = 1
+    while died_at(calls, lambda: add(archive)):
+        archive.write_bytes(old)
+        calls += 1
+    archive.write_bytes(old)
+    uncommitted = calls - 1
+    while True:
+        assert died_at(uncommitted, lambda: add(archive))
+        if not is_old_or_new(archive):
+            break
+        archive.write_bytes(old)
+        uncommitted -= 1
+    for death in (10, uncommitted):
+        archive.write_bytes(old)
+        assert died_at(death, lambda: add(archive))
+        dead = archive.read_bytes()
+        step = 1
+        while died_at(step, lambda: append.recover(str(archive))):
+            assert not is_old_or_new(archive)
+            assert verify_file(str(archive), threads=1).ok, (death, step)
+            append.recover(str(archive))
+            assert archive.read_bytes() == old
+            archive.write_bytes(dead)
+            step += 1
+        assert step > 2 and archive.read_bytes() == old
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed here")
