@@ -216,7 +216,7 @@ archive:
       returned: success
       sample: false
     incrementable:
-      description: Whether increments can be added to it; unknown (null) where O(max_age) was satisfied.
+      description: Whether increments can be added to it, as RV(kvmops.backup.backup_info#module:archives[].incrementable) has it.
       type: bool
       returned: success
       sample: false

@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     BackupPlan,
@@ -119,7 +120,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         merged = cycles.finish_merge(conn, domain, uuid, context)
         fresh = _young_enough(place.directory, uuid, request)
         if fresh:
-            return {**_unchanged(*fresh), "changed": bool(merged), "merged_saved_states": list(merged)}
+            return {**_unchanged(run, *fresh), "changed": bool(merged), "merged_saved_states": list(merged)}
         planned, done, cleared = _attempt(run)
         merged += cleared
         if request.notes:
@@ -144,7 +145,7 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
     fresh = _young_enough(run.place.directory, uuid, run.request)
     if fresh:
-        return {**_unchanged(*fresh), "merged_saved_states": []}
+        return {**_unchanged(run, *fresh), "merged_saved_states": []}
     facts = _facts(run, agent=True)
     planned = _plan(run, facts, _decide(run, facts))
     names: list[str] = []
@@ -391,13 +392,14 @@ def _young_enough(directory: str, uuid: str, request: BackupRequest) -> tuple[ca
     return (newest[1], newest[2]) if newest and newest[0] >= oldest else None
 
 
-def _unchanged(view: catalog.View, point: Configuration) -> dict[str, Any]:
+def _unchanged(run: _Run, view: catalog.View, point: Configuration) -> dict[str, Any]:
+    incrementable, _why = Judge(run.request.uri, run.context, thorough=False)(view)
     return {
         "changed": False,
         "mode": "none",
         "reason": f"point {point.timestamp} of {catalog.iso_time(point.timestamp)} is younger than max_age",
         "point": point.timestamp,
-        "archive": _archive(catalog.entry(view)),
+        "archive": {**_archive(catalog.entry(view)), "incrementable": incrementable},
     }
 
 
