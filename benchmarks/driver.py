@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The archive layer as commands, so that it can be measured beside tar, zstd and qemu-img, a process started on both sides.
 
-pack DISK XML ARCHIVE [LEVEL] | pack-raw DISK XML ARCHIVE | restore ARCHIVE DIRECTORY | verify ARCHIVE | view ARCHIVE | list ARCHIVE
+pack DISK XML ARCHIVE [LEVEL] | pack-raw DISK XML ARCHIVE | append ARCHIVE LAYER XML |
+restore ARCHIVE DIRECTORY | verify ARCHIVE | view ARCHIVE | list ARCHIVE
 """
 
 from __future__ import annotations
@@ -27,6 +28,22 @@ def _pack(disk: str, xml: str, archive: str, level: int = 0, raw: bool = False) 
         stored = writer.add(member, source)
         with open(xml, encoding="utf-8") as file:
             writer.publish(Configuration(_TIMESTAMP, file.read(), "benchmark", _UUID, (stored,)))
+    source.close()
+
+
+def _append(archive: str, layer: str, xml: str) -> None:
+    from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
+    from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+    from ansible_collections.kvmops.backup.plugins.module_utils._image.source import FileSource
+
+    source = FileSource(layer)
+    with ArchiveAppender(archive, timestamp=_TIMESTAMP + 86400, sizes=[source.size_bytes]) as appender:
+        old = appender.newest.members
+        parent = old[-1].name
+        member = Member("vda_1.snapshot", Role.LAYER, 0, target="vda", image_format="qcow2", parent=parent, active=True)
+        stored = appender.add(member, source)
+        with open(xml, encoding="utf-8") as file:
+            appender.publish(Configuration(_TIMESTAMP + 86400, file.read(), "benchmark", _UUID, (*old, stored)))
     source.close()
 
 
@@ -78,6 +95,9 @@ def main(verb: str, *arguments: str) -> None:
     elif verb == "pack-raw":
         disk, xml, archive = arguments
         _pack(disk, xml, archive, raw=True)
+    elif verb == "append":
+        archive, layer, xml = arguments
+        _append(archive, layer, xml)
     elif verb == "restore":
         archive, directory = arguments
         _restore(archive, directory)

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Callable
 
-from ansible_collections.kvmops.backup.benchmarks import file_jobs, report, vm_jobs
+from ansible_collections.kvmops.backup.benchmarks import file_jobs, increment_jobs, report, vm_jobs
 from ansible_collections.kvmops.backup.benchmarks.limits import limits
 from ansible_collections.kvmops.backup.benchmarks.measure import BenchmarkError, Jobs, Result, measure
 from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import LabError
 
 _WORK = Path("/var/lib/libvirt/images/benchmark")
-_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "vm")
+_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "vm")
 
 
 def _arguments() -> argparse.Namespace:
@@ -46,6 +46,7 @@ def _groups(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], J
     yield "compressed", lambda: file_jobs.compressed(source, _WORK)
     yield "flat", lambda: file_jobs.flat_view(_WORK, large_bytes)
     yield "raw", lambda: file_jobs.raw_disk(source, _WORK)
+    yield "increment", lambda: increment_jobs.increments(source, _WORK)
     yield "vm", lambda: vm_jobs.running_vm(source, _WORK)
 
 
