@@ -103,10 +103,11 @@ def test_foreign_job(lab, victim, run_module):
     arguments = {"vm": "victim", "path": str(target), "mode": "auto"}
     run_module("vm_backup", **arguments)
     before = victim.domain.snapshotListNames()
-    copy = lab.path("foreign") / "copy.qcow2"
+    foreign = lab.path("foreign")
+    foreign.chmod(0o777)
     victim.domain.backupBegin(
-        "<domainbackup mode='pull'><server transport='unix' socket='/run/kvmops-lab/nbd'/><disks>"
-        f"<disk name='vda' type='file'><scratch file='{copy}'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>",
+        f"<domainbackup mode='pull'><server transport='unix' socket='{foreign}/nbd'/><disks>"
+        f"<disk name='vda' type='file'><scratch file='{foreign}/scratch'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>",
         None,
     )
     try:
