@@ -11,7 +11,8 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import Seen
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
 AFTER = (
@@ -93,3 +94,28 @@ def test_pending_names_the_dead_run_and_changes_nothing(monkeypatch, tmp_path):
     assert f"process {os.getpid()}" in text and "saved state s of web" in text
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "journal").iterdir()) == before
     assert recover.pending("other") == []
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected"),
+    [
+        (("/p/c", "/p/b", "/p/a", "/p/template"), Seen.OVERLAY),
+        (("/p/c", "/p/b"), Seen.OVERLAY),
+        (("/p/c",), Seen.OVERLAY),
+        (("/p/c", "/p/a"), Seen.OVERLAY),  # what REJOIN makes
+        (("/p/c", "/p/other", "/p/a"), Seen.OTHER),
+        (("/p/b", "/p/a"), Seen.OTHER),
+        (("/p/a", "/p/template"), Seen.BASE),
+        ((), Seen.NONE),
+    ],
+)
+def test_what_a_view_has_of_several_layers(chain, expected):
+    assert way_back._seen(chain, overlays.Overlay("vda", "/p/a", "qcow2", "/p/c", ("/p/b",))) is expected
+
+
+def test_layers_in_between_survive_the_journal():
+    several = plan(overlays=(overlays.Overlay("vda", "/p/a", "qcow2", "/p/c", ("/p/b",)),), expendable=("i",))
+    assert overlays.plan_of(json.loads(json.dumps(overlays.to_facts(several, {})))) == several
+    old = overlays.to_facts(plan(), {})
+    del old["expendable"], old["overlays"][0]["between"]
+    assert overlays.plan_of(old) == plan()

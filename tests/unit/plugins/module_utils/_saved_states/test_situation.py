@@ -285,3 +285,18 @@ def test_every_way_comes_to_its_end() -> None:
         assert not actions, (power, found, now, actions)
         assert O not in (now.qemu, now.live, now.persistent), (power, found, now)
         assert now.content is Content.MISSING
+
+
+@pytest.mark.parametrize(
+    ("power", "found"),
+    [
+        (RUNNING, disk(O, O, O, Content.DATA, inside=("mine",))),
+        (RUNNING, disk(O, B, B, Content.DATA, inside=("mine",))),
+        (OFF, disk(N, N, O, Content.DATA, inside=("mine",))),
+    ],
+)
+def test_no_merge_loses_an_internal_saved_state(power: Power, found: DiskSituation) -> None:
+    with pytest.raises(Blocked) as caught:
+        decide(situation(power, disk(B, B, B, Content.MISSING), found))
+    assert caught.value.kind is RefusedError and "mine" in caught.value.why
+    assert acts(situation(power, replace(found, inside=()))) != []
