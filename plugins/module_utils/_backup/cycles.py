@@ -112,8 +112,8 @@ def finish_merge(conn: Connection, domain: Domain, uuid: str, context: Context) 
     state = _vm_state.load(uuid)
     if not state.to_merge:
         return ()
-    there = {each.name for each in snapshots.tree(domain, secrets=False)}
-    names = [name for name in state.to_merge if name in there]
+    # one of the same name that was made since is not meant
+    names = [each.name for each in snapshots.tree(domain, secrets=False) if _key(each) in state.to_merge]
     try:
         merged = _remove(conn, domain, names, context) if names else ()
     except CancelledError:
@@ -136,9 +136,14 @@ def merge_at_limit(
     """
     conn, domain = again(conn, domain)  # libvirtd may have been restarted while the backup ran
     states = snapshots.tree(domain, secrets=False)
-    names = [each.name for each in (states if deletes is Deletes.ALL else own.of_vm(states))]
+    ours = {each.name for each in own.of_vm(states)}
+    chosen = [each for each in states if deletes is Deletes.ALL or each.name in ours]
+    names = [each.name for each in chosen]
     state = replace(
-        _vm_state.load(uuid), ended=f"{archive} has reached its increment_limit", begun=(), to_merge=tuple(names)
+        _vm_state.load(uuid),
+        ended=f"{archive} has reached its increment_limit",
+        begun=(),
+        to_merge=tuple(_key(each) for each in chosen),
     )
     _vm_state.save(uuid, state)
     try:
@@ -163,6 +168,11 @@ def _remove(conn: Connection, domain: Domain, names: Sequence[str], context: Con
     for note in removed.notes:
         context.warn(note)
     return tuple(removed.names)
+
+
+def _key(state: snapshots.SavedStateInfo) -> str:
+    """What a saved state is remembered by."""
+    return f"{state.created} {state.name}"
 
 
 def _where(path: str) -> str:

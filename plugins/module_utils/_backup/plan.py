@@ -146,6 +146,7 @@ def plan(
     warnings = [*fallback, *differences]
     warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
     warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
+    warnings += _space_to_merge(facts) if stays else []
     return BackupPlan(
         vm_name=facts.name,
         vm_uuid=facts.uuid,
@@ -384,5 +385,22 @@ def _space_beside(facts: VmFacts, saved_state: SavedStatePlan) -> list[str]:
         if free < _LOW_SPACE_BYTES:
             warnings.append(
                 f"only {human_bytes(max(free, 0))} are free beside {path}: what the guest writes meanwhile goes there"
+            )
+    return warnings
+
+
+def _space_to_merge(facts: VmFacts) -> list[str]:
+    """Warnings about file systems on which a merge of all layers could need more than there is."""
+    needed: dict[int, int] = {}
+    for image in facts.images.values():
+        if image.backing_path:
+            needed[image.device_id] = needed.get(image.device_id, 0) + image.allocated_bytes
+    warnings = []
+    for device, size in needed.items():
+        free = facts.free_bytes.get(device, 0)
+        if size > free:
+            path = next(each.path for each in facts.images.values() if each.backing_path and each.device_id == device)
+            warnings.append(
+                f"merging the layers beside {path} may need up to {human_bytes(size)} there, and {human_bytes(free)} are free"
             )
     return warnings

@@ -140,7 +140,7 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
     """What the run would do, without doing any of it."""
     for text in recover.pending(uuid):
         run.context.warn(f"the next run will put right: {text}")
-    left = _vm_state.load(uuid).to_merge
+    left = [each.partition(" ")[2] for each in _vm_state.load(uuid).to_merge]
     if left:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
     fresh = _young_enough(run.place.directory, uuid, run.request)

@@ -151,13 +151,17 @@ def test_options_around_it(lab, run_module):
     copied.write_bytes(Path(archive).read_bytes())
     assert run_module("backup_info", archive=str(copied))["archives"][0]["incrementable"] is True
 
+    packed = run_module("backup_archive", archive=archive, compressed=True)["archive"]["path"]
+    into = backup(mode="auto")
+    assert (into["mode"], into["archive"]["path"]) == ("incremental", packed)
+    archive = run_module("backup_archive", archive=packed, compressed=False)["archive"]["path"]
     other = backup(second, mode="auto")  # another place: a cycle of its own, beside the first
     assert (other["mode"], other["merged_saved_states"]) == ("full", [])
     assert backup(mode="auto")["mode"] == "incremental"
     assert backup(second, mode="auto")["mode"] == "incremental"
     assert run_module("backup_info", archive=other["archive"]["path"])["archives"][0]["incrementable"] is True
     fresh = backup(incrementable=True)
-    assert len(fresh["merged_saved_states"]) == 6  # the other cycle stood on those of the first
+    assert len(fresh["merged_saved_states"]) == 7  # the other cycle stood on those of the first
     assert any(other["archive"]["path"] in text for text in fresh.warnings)
     assert len(vm.domain.snapshotListNames()) == 1
     assert set(chains.chain_lengths(vm).values()) == {2}
@@ -170,6 +174,10 @@ def test_options_around_it(lab, run_module):
     newer = backup(second, incrementable=True)  # begins anew there, and leaves the cycle below it alone
     assert newer["merged_saved_states"] == [f"kvmops-{beside['point']}"]
     assert backup(mode="auto")["mode"] == "incremental"
+    run_module("backup_archive", archive=newer["archive"]["path"], state="absent")
+    after = backup(second, mode="auto")
+    assert after["mode"] == "full"
+    assert after["merged_saved_states"] == [f"kvmops-{newer['point']}"]
     vm.remove()
     assert run_module("backup_info", archive=fresh["archive"]["path"])["archives"][0]["incrementable"] is None
 

@@ -107,7 +107,8 @@ def test_foreign_job(lab, victim, run_module):
     foreign.chmod(0o777)
     victim.domain.backupBegin(
         f"<domainbackup mode='pull'><server transport='unix' socket='{foreign}/nbd'/><disks>"
-        f"<disk name='vda' type='file'><scratch file='{foreign}/scratch'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>",
+        f"<disk name='vda' type='file'><scratch file='{foreign}/scratch'/></disk>"
+        "<disk name='vdb' backup='no'/></disks></domainbackup>",
         None,
     )
     try:
@@ -164,3 +165,35 @@ def test_killed(lab, victim, run_module):
     done = run_module("vm_backup", increment_limit=2, **arguments)
     assert len(done["merged_saved_states"]) == len(found) + 1
     assert victim.domain.snapshotListNames() == []
+
+
+def test_no_space_while_appending(lab, victim, run_module):
+    """The run fails, the archive is as it was, the VM is on its chain, and the next run goes on."""
+    run_module("vm_snapshot", vm="victim", snapshot="all", state="absent")
+    target = lab.path("backups")
+    arguments = {"vm": "victim", "path": str(target), "mode": "auto"}
+    full = run_module("vm_backup", **arguments)
+    archive, before = full["archive"]["path"], victim.domain.snapshotListNames()
+    size, disks = os.path.getsize(archive), victim.disks()
+    for number in (3, 9):
+        inject = [
+            "strace",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-P",
+            archive,
+            "-e",
+            f"inject=pwrite64:error=ENOSPC:when={number}+",
+        ]
+        argv = [*inject, *modules.module_argv("vm_backup", arguments)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        result = modules.module_result("vm_backup", done.stdout, done.stderr)
+        assert result.failed
+        assert "No space left" in result.message
+        assert os.path.getsize(archive) == size
+        assert run_module("backup_verify", archive=archive)["archives"][0]["ok"]
+        assert (victim.domain.snapshotListNames(), victim.disks()) == (before, disks)
+    result = run_module("vm_backup", **arguments)
+    assert (result["mode"], len(result["archive"]["points"])) == ("incremental", 2)
+    assert chains.digests_of_points(archive, lab.path("out"))[result["point"]] == chains.frozen_now(victim)

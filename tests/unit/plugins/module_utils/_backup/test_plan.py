@@ -358,3 +358,14 @@ def test_what_cannot_be_incrementable():
         make(vm)
         with pytest.raises(RefusedError, match=kind):
             make(vm, incrementable=True)
+
+
+def test_room_for_the_merge():
+    vm = facts(
+        definition=xml(disk(path="/i/top")),
+        images=[image("/i/base"), image("/i/top", backing_path="/i/base", allocated=3 * GIB)],
+    )
+    assert make(replace(vm, free_bytes={1: 4 * GIB}), incrementable=True).warnings == ()
+    tight = replace(vm, free_bytes={1: 2 * GIB})
+    assert any("merging the layers beside /i/top" in text for text in make(tight, incrementable=True).warnings)
+    assert make(tight).warnings == ()
