@@ -362,6 +362,7 @@ def test_what_cannot_be_incrementable():
 
 def test_room_for_the_merge():
     vm = facts(
+        agent=AgentState.OK,
         definition=xml(disk(path="/i/top")),
         images=[image("/i/base"), image("/i/top", backing_path="/i/base", allocated=3 * GIB)],
     )
