@@ -204,11 +204,8 @@ class _CoveredFile(PackedFile):
         self._trailer = frames.trailer(index.end, timestamp)
         self._room = min(expected, limit)
         # After the commit the old end frame, the old seek table and the header of the first cover are one skipped frame.
-        self._frames = [
-            (index.file_offsets[n + 1] - index.file_offsets[n], index.stream_offsets[n + 1] - index.stream_offsets[n])
-            for n in range(len(index.file_offsets) - 2)
-        ]
-        self._frames.append((index.end + frames.HEADER_BYTES - index.file_offsets[-2], 0))
+        self._frames = frames.listed_sizes(fd, index)[:-2]
+        self._frames.extend((index.end + frames.HEADER_BYTES - index.file_offsets[-2], 0))
         self._begin = self._end = index.end
         self._cover(0)
 
@@ -235,7 +232,7 @@ class _CoveredFile(PackedFile):
         # After the commit these skip the room that is left, and the header of the new cover.
         self._write(frames.skippable(rest - frames.HEADER_BYTES), at)
         self._write(frames.skippable(frames.HEADER_BYTES), boundary - frames.HEADER_BYTES)
-        self._frames += [(rest, 0), (2 * frames.HEADER_BYTES, 0)]
+        self._frames.extend((rest, 0, 2 * frames.HEADER_BYTES, 0))
 
     def _cover(self, length: int) -> None:
         """Grows the file by a cover with room for so many bytes, durably."""

@@ -14,7 +14,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
@@ -105,10 +105,24 @@ def skippable(payload_bytes: int) -> bytes:
     return struct.pack("<II", COVER, payload_bytes)
 
 
-def seek_table(frames: Sequence[tuple[int, int]]) -> bytes:
-    """Skippable frame that lists (compressed, decompressed) sizes; frames carry their own checksums, so the table has none."""
-    body = b"".join(struct.pack("<II", *sizes) for sizes in frames) + _FOOTER.pack(len(frames), 0, SEEKABLE)
-    return struct.pack("<II", SKIPPABLE, len(body)) + body
+def seek_table(sizes: Iterable[int]) -> bytes:
+    """Skippable frame that lists the compressed and the decompressed size of each frame, by turns; without checksums of them."""
+    entries = array("I", sizes)
+    count = len(entries) // 2
+    if sys.byteorder == "big":
+        entries.byteswap()
+    head = struct.pack("<II", SKIPPABLE, _ENTRY_BYTES * count + _FOOTER.size)
+    return head + entries.tobytes() + _FOOTER.pack(count, 0, SEEKABLE)
+
+
+def listed_sizes(fd: int, index: FrameIndex) -> array[int]:
+    """What `seek_table` was made from, for an index by a seek table."""
+    count = len(index.file_offsets) - 1
+    entries = array("I")
+    entries.frombytes(os.pread(fd, count * _ENTRY_BYTES, index.end - _FOOTER.size - count * _ENTRY_BYTES))
+    if sys.byteorder == "big":
+        entries.byteswap()
+    return entries
 
 
 def trailer(old_end: int, timestamp: int) -> bytes:

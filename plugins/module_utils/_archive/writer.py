@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import threading
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, TypeVar, Union
@@ -82,7 +83,7 @@ class PackedFile:
         self.fd, self._path, self._level = fd, path, level
         self._zero_frame = b""
         self.written = self.size = 0
-        self._frames: list[tuple[int, int]] = []
+        self._frames = array("I")  # compressed and decompressed size of each, by turns
         self._local = threading.local()
 
     def compress(self, data: Union[bytes, memoryview]) -> bytes:
@@ -99,7 +100,7 @@ class PackedFile:
 
     def put(self, frame: bytes, content: int) -> None:
         _files.write_all(self.fd, frame, self.size, self._path)
-        self._frames.append((len(frame), content))
+        self._frames.extend((len(frame), content))
         self.size += len(frame)
         self.written += len(frame)
 

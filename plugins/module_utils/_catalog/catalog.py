@@ -24,7 +24,8 @@ SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
 
 @dataclass(frozen=True)
 class View:
-    """What a file says: its good points, oldest first, and why others are not good. `native`: made by this collection."""
+    """What a file says: its good points, oldest first. `native`: made by this collection. `broken`: why other points are not
+    good, and what an append has left."""
 
     path: str
     size_bytes: int
@@ -92,7 +93,9 @@ def look(path: str, *, refresh: bool = False) -> View:
         return View(path, os.stat(path).st_size, compressed=True, native=False, points=kept)
     with open_archive(path) as reader:
         key = _files.evidence(path)
-        broken = tuple(f"point {point.timestamp} cannot be used: {point.error}" for point in reader.broken)
+        broken = tuple(map(str, reader.broken))
+        if reader.pending:
+            broken += (f"behind its end: {reader.pending}",)
         if not reader.points:
             reader.point()  # raises, with the reason
         if reader.compressed and not reader.native:

@@ -69,6 +69,8 @@ def _check(path: str, request: VerifyRequest, context: Context) -> dict[str, Any
     except ArchiveError as error:
         size = os.stat(path).st_size
         report = archive_verify.Report(False, archive_verify.STRUCTURE, 0, size, (Damage("", 0, size, (), str(error)),))
+    for notice in report.notices:
+        context.warn(f"{path}: {notice}")
     damage = list(report.damage)
     if request.deep:
         damage += _check_images(path, {item.member for item in damage}, request.threads, context)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs one operation in a process of its own, for tests that kill it, watch it or measure it: driver.py OPERATION ARGUMENT…
 
-`write DIR [compressed]`, `append PATH`, `compress PATH`, `uncompress PATH`, `read PATH`; the
+`write DIR [compressed]`, `append PATH [FILE]`, `compress PATH`, `uncompress PATH`, `read PATH`; the
 last line of the output is the peak memory in KiB.
 """
 
@@ -76,7 +76,8 @@ if __name__ == "__main__":
                 threads=THREADS,
             )
         elif operation == "append":
-            archives.append(arguments[0], {"vda_1.snapshot": BIG["vda_0.qcow2"]}, threads=THREADS)
+            content = Path(arguments[1]) if len(arguments) > 1 else BIG["vda_0.qcow2"]
+            archives.append(arguments[0], {"vda_1.snapshot": content}, threads=THREADS)
         elif operation == "compress":
             convert.compress(arguments[0], threads=THREADS)
         elif operation == "uncompress":

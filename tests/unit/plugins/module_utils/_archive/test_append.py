@@ -19,6 +19,7 @@ from pathlib import Path
 
 import archives
 import pytest
+import zstandard
 from test_kill import died_at, strace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
@@ -435,6 +436,24 @@ def test_recompressed_by_other_tools(tmp_path: Path, how: list[str]) -> None:
     assert len(told) == 3
     assert archives.extract(path) == {**archives.SMALL, **LAYERS, **NEXT, "vda_3.snapshot": b"x"}
     assert verify_file(str(path)).ok and is_whole(path)
+
+
+def test_killed_while_it_is_written_anew(tmp_path: Path) -> None:
+    """Old or new, and what is left beside it is the file that the journal knows."""
+    plain = Path(archives.write(tmp_path, archives.SMALL).path)
+    path = tmp_path / "b.tar.zst"
+    path.write_bytes(zstandard.compress(plain.read_bytes()))
+    plain.unlink()
+    old, step = path.read_bytes(), 1
+    while died_at(step, lambda: add(path)):
+        is_old_or_new(path)
+        assert verify_file(str(path), threads=1).ok or not is_whole(path)
+        for name in set(os.listdir(tmp_path)) - {path.name}:
+            assert name.startswith(f".{path.name}.partial-")
+            (tmp_path / name).unlink()
+        path.write_bytes(old)
+        step += 3
+    assert is_old_or_new(path) and os.listdir(tmp_path) == [path.name]
 
 
 def test_after_a_foreign_append(tmp_path: Path) -> None:

@@ -277,17 +277,32 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a seek table of 2^32 frames": lambda: (
         zstandard.compress(bytes(10240)) + struct.pack("<IIIBI", frames.SKIPPABLE, 9, 2**32 - 1, 0, frames.SEEKABLE)
     ),
-    "a seek table that overlaps": lambda: (
-        zstandard.compress(bytes(10240)) + frames.seek_table([(5, 2**20), (2**31, 1)])
-    ),
-    "a seek table that lies": lambda: zstandard.compress(bytes(10240)) + frames.seek_table([(1, 60 * 2**20)] * 300),
+    "a seek table that overlaps": lambda: zstandard.compress(bytes(10240)) + frames.seek_table([5, 2**20, 2**31, 1]),
+    "a seek table that lies": lambda: zstandard.compress(bytes(10240)) + frames.seek_table([1, 60 * 2**20] * 300),
     "a seek table that fits but lies": lambda: (
-        (data := zstandard.compress(archives.noise(10240))) + frames.seek_table([(len(data), 2**25)])
+        (data := zstandard.compress(archives.noise(10240))) + frames.seek_table([len(data), 2**25])
+    ),
+    "a million skipped frames of nothing": lambda: (
+        (data := zstandard.compress(bytes(10240))) + frames.seek_table([len(data), 10240] + [0, 0] * 2**20)
+    ),
+    "a live frame said to be skipped": lambda: (
+        (data := zstandard.compress(bytes(10240))) + data + frames.seek_table([len(data), 10240, len(data), 0])
+    ),
+    "a live frame that leads back to the same table": lambda: (
+        (data := zstandard.compress(bytes(10240)))
+        + data
+        + frames.seek_table([len(data), 10240, 8 + len(data) + 8 + 16 + 9, 0])
+    ),
+    "an append that never was": lambda: (
+        (data := zstandard.compress(bytes(10240))) + frames.skippable(32) + frames.trailer(len(data), 1)
+    ),
+    "an append that leads into itself": lambda: (
+        (data := zstandard.compress(bytes(10240))) + frames.skippable(32) + frames.trailer(len(data) + 39, 1)
     ),
     "a hidden frame behind a frame": lambda: (
         (data := zstandard.compress(bytes(10240)))
         + zstandard.compress(REFUSED["a path"])
-        + frames.seek_table([(len(data) + len(zstandard.compress(REFUSED["a path"])), 10240)])
+        + frames.seek_table([len(data) + len(zstandard.compress(REFUSED["a path"])), 10240])
     ),
     "a terabyte of hole": lambda: b"",
     "XML that one emoji makes four times as wide": lambda: archive(

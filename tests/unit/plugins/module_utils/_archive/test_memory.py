@@ -58,5 +58,7 @@ def test_peak_memory(threads: int, tmp_path: Path) -> None:
     peaks["extract packed"] = peak_kib(threads, "extract", packed, tmp_path / "out")
     peaks["uncompress"] = peak_kib(threads, "uncompress", packed)
     peaks["write packed"] = peak_kib(threads, "write_file", tmp_path / "packed", disk, "compressed")
+    peaks["append packed"] = peak_kib(threads, "append", tmp_path / "packed" / "a.tar.zst", disk)
+    peaks["append"] = peak_kib(threads, "append", path, disk)
     assert max(peaks.values()) < LIMIT_KIB, peaks
     assert (tmp_path / "out" / "vda_0.qcow2").stat().st_blocks * 512 < 200 * 2**20

@@ -182,7 +182,7 @@ def test_the_index_of_frames(pieces: list[bytes], checksum: bool, table: bool) -
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=checksum)
     packed = [compressor.compress(piece) for piece in pieces]
     sizes = [(len(frame), len(piece)) for frame, piece in zip(packed, pieces)]
-    data = b"".join(packed) + (frames.seek_table(sizes) if table else b"")
+    data = b"".join(packed) + (frames.seek_table(number for pair in sizes for number in pair) if table else b"")
     descriptor = os.memfd_create("frames")
     try:
         os.write(descriptor, data)
