@@ -9,7 +9,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -41,6 +41,8 @@ class Judge:
             domain, facts = found
             progress = self._context.progress
             judged = standing.stands(self._conn, domain, facts, view.path, progress, read_limit_bytes=self._limit)
+        except CancelledError:
+            raise
         except KvmopsError as error:
             return None, str(error)
         if judged.reason:
