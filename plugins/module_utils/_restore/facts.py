@@ -146,7 +146,8 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     texts = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)] if persistent else []
     texts += [domain.XMLDesc(0)] if active else []
     roots = [_xml.parse(text, f"the definition of {name}") for text in texts]
-    snapshots = [(each.getName(), each.getXMLDesc(0)) for each in domain.listAllSnapshots(0)]
+    found = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+    snapshots = [(each.getName(), each.getXMLDesc(0)) for each in found]
     states = [(state, _xml.parse(text, f"the saved state {state} of {name}")) for state, text in snapshots]
     named = _files_of([*roots, *(root for _dummy, root in states)], pools) | _memory_files(states)
     disk_files = frozenset(path for path in named if os.path.lexists(path))
