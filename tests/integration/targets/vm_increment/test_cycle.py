@@ -177,7 +177,7 @@ def test_options_around_it(lab, run_module):
     run_module("backup_archive", archive=newer["archive"]["path"], state="absent")
     after = backup(second, mode="auto")
     assert after["mode"] == "full"
-    assert after["merged_saved_states"] == [f"kvmops-{newer['point']}"]
+    assert f"kvmops-{newer['point']}" in after["merged_saved_states"]
     vm.remove()
     assert run_module("backup_info", archive=fresh["archive"]["path"])["archives"][0]["incrementable"] is None
 

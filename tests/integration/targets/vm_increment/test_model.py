@@ -51,13 +51,16 @@ class Model:
 
     def resize(self):
         path = self.chance.choice(list(self.vm.disks().values()))
+        print("   ", path)
         run("qemu-img", "resize", "-q", "-f", "qcow2", str(path), "+64K")
         self.content = self.now()
 
     def snapshot(self):
         self.count += 1
         name = f"user-{self.count}"
-        if self.chance.random() < 0.5:
+        external = self.chance.random() < 0.5
+        print("   ", name, "external" if external else "internal")
+        if external:
             self.module("vm_snapshot", snapshot=name)
         else:
             self.vm.domain.snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
@@ -66,12 +69,15 @@ class Model:
     def delete(self):
         names = self.there()
         if names:
-            self.module("vm_snapshot", snapshot=self.chance.choice(names), state="absent")
+            name = self.chance.choice(names)
+            print("   ", name, "of", names)
+            self.module("vm_snapshot", snapshot=name, state="absent")
 
     def revert(self):
         names = [name for name in self.there() if name in self.states]
         if names:
             name = self.chance.choice(names)
+            print("   ", name, "of", names)
             self.module("vm_snapshot", snapshot=name, state="reverted")
             self.content = self.states[name]
 
