@@ -101,6 +101,7 @@ class Layers:
     files: Mapping[str, Layer]  # files that are there, by path
     other_vms: Mapping[str, str]  # file: VM that has it in a chain of its own
     left: Mapping[str, str] = field(default_factory=dict)  # see left.py: path and <disk>
+    copies: Mapping[str, str] = field(default_factory=dict)  # the same: copy and original
 
     def state(self, name: str) -> State | None:
         """The saved state of that name."""
@@ -113,6 +114,16 @@ class Layers:
             found.append(path)
             path = self.files[path].backing
         return tuple(found)
+
+    def roots(self, path: str) -> set[str]:
+        """The lowest file under this one, and those of its copies and of what it is a copy of."""
+        found = set(self.chain(path)[-1:])
+        pairs = [(set(self.chain(copy)[-1:]), set(self.chain(original)[-1:])) for copy, original in self.copies.items()]
+        for _dummy in pairs:
+            for pair in pairs:
+                if any(each & found for each in pair):
+                    found |= pair[0] | pair[1]
+        return found
 
     def holders(self, path: str) -> tuple[State, ...]:
         """Saved states that have frozen this file."""
@@ -147,8 +158,11 @@ def look(conn: Connection, domain: Domain) -> Layers:
                 _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
     others = _other_vms(conn, uuid)
+    copies = left.load(uuid, left.COPIES)
+    for path in copies:
+        _follow(path, "qcow2", files)
     kept = left.load(uuid)
-    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept)
+    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept, copies)
 
 
 def path_of(conn: Connection, disk: domain_xml.Disk) -> str:

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Layers that removed saved states had frozen and that stay for now, because several branches stand on them.
+"""Files of a VM that no saved state tells about: ``<state>/layers/<uuid>.json`` and ``<state>/copies/<uuid>.json``.
 
-Nothing else tells them from the template below a thin clone, which is never merged into. ``<state>/layers/<uuid>.json``; where
-it is lost, such a layer stays for good and does no harm.
+Layers that removed saved states had frozen and that stay for now, because several branches stand on them: nothing else tells
+them from the template below a thin clone, which is never merged into. And copies that reverts to internal saved states have
+made. Where a record is lost, such a file stays for good and does no harm.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from contextlib import suppress
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
+LAYERS, COPIES = "layers", "copies"
 
-def load(uuid: str) -> dict[str, str]:
-    """The layers of a VM that are still the same files: path, and the <disk> of the time when it was the active image."""
+
+def load(uuid: str, kind: str = LAYERS) -> dict[str, str]:
+    """Those that are still the same files, by path.
+
+    Of a layer, the <disk> of the time when it was the active image; of a copy, the path of its original.
+    """
     found: dict[str, str] = {}
     with (
         suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
-        open(_path(uuid), encoding="utf-8") as stream,
+        open(_path(uuid, kind), encoding="utf-8") as stream,
     ):
         for path, each in json.load(stream).items():
             with suppress(OSError):
@@ -32,9 +38,9 @@ def load(uuid: str) -> dict[str, str]:
     return found
 
 
-def save(uuid: str, layers: Mapping[str, str]) -> None:
+def save(uuid: str, layers: Mapping[str, str], kind: str = LAYERS) -> None:
     """Keep them, durably. Raises KvmopsError where the state directory cannot take it."""
-    path = _path(uuid)
+    path = _path(uuid, kind)
     if not layers and not os.path.exists(path):
         return
     data = {name: {"file": _identity(name), "disk_xml": xml} for name, xml in layers.items() if os.path.exists(name)}
@@ -57,5 +63,5 @@ def _identity(path: str) -> list[int]:
     return [found.st_dev, found.st_ino]
 
 
-def _path(uuid: str) -> str:
-    return os.path.join(_paths.state_dir(), "layers", f"{uuid}.json")
+def _path(uuid: str, kind: str) -> str:
+    return os.path.join(_paths.state_dir(), kind, f"{uuid}.json")

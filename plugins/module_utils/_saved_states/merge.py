@@ -44,7 +44,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.remova
 
 _MERGED = "removal_merged"  # facts in the journal
 _STARTED = "removal_started"
-_NONE = "none"
+_COMMITTED = "removal_committed"
 
 
 @dataclass(frozen=True)
@@ -150,23 +150,28 @@ def _merge_active(work: _Work, merges: list[Merge]) -> None:
 
 def _merge_below(work: _Work, merge: Merge) -> None:
     """Merge layers that the guest does not write to, unless that has been done."""
+    committed = f"{_COMMITTED}_{merge.top_path}"
     if work.running and merge.attached:
         _merge_in_qemu(work, merge)
+        work.journal.record(**{committed: True})
     children = [child for child in merge.children if not _stands_on_base(child, merge)]
-    if not children:
-        return
-    for path in (merge.top_path, merge.base_path, *children):
-        image_format = merge.base_format if path == merge.base_path else "qcow2"
-        if qemu_img.is_in_use(path, image_format):
-            raise BusyError(f"Merging {merge.top_path} into {merge.base_path}", f"a process has {path} open")
-    # a child that stands on the base already says that the data is there
-    if len(children) == len(merge.children):
+    for path in (merge.top_path, *children):
+        _require_nobody(path, "qcow2", merge)
+    # not every top has a child that would tell by standing on the base
+    if not work.journal.facts.get(committed):
+        _require_nobody(merge.base_path, merge.base_format, merge)
         way_back.reporter(work.progress, merge.target)
         qemu_img.commit(merge.top_path, merge.base_path)
         copying.sync(merge.base_path)
+        work.journal.record(**{committed: True})
     for child in children:
         qemu_img.rebase_unsafe(child, merge.base_path, merge.base_format)
         copying.sync(child)
+
+
+def _require_nobody(path: str, image_format: str, merge: Merge) -> None:
+    if qemu_img.is_in_use(path, image_format):
+        raise BusyError(f"Merging {merge.top_path} into {merge.base_path}", f"a process has {path} open")
 
 
 def _merge_in_qemu(work: _Work, merge: Merge) -> None:

@@ -119,6 +119,9 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
     targets = dict.fromkeys([*layers.active, *(disk.target for state in removed for disk in state.disks)])
     for target in targets:
         _plan_disk(work, target)
+    starts = [*layers.active.values(), *(disk.path for state in kept for disk in state.disks)]
+    needed = {path for start in starts for path in layers.chain(start)}
+    work.dead += [path for path in layers.copies if path in layers.files and path not in {*needed, *work.dead}]
     _require_nothing_lost(work, what)
     memories = [state.info.memory_path for state in removed if state.info.memory == "external"]
     still = {state.info.memory_path for state in kept}
@@ -154,11 +157,17 @@ def _plan_disk(work: _Work, target: str) -> None:
     layers = work.layers
     left = {path: xml for path, xml in layers.left.items() if _is_of(layers, path, target)}
     frozen = {**left, **_frozen(work.removed, target)}
-    made = [disk.overlay_path for state in work.removed for disk in state.disks if disk.target == target]
+    made = [
+        path
+        for state in work.removed
+        for disk in state.disks
+        if disk.target == target
+        for path in (disk.overlay_path, disk.path if disk.kind is Kind.INTERNAL else "")
+    ]
     own = [path for path in dict.fromkeys([*frozen, *made]) if path in layers.files]
     active = layers.active.get(target, "")
-    root = layers.chain(active)[-1:]
-    strange = [path for path in own if layers.chain(path)[-1:] != root]
+    roots = layers.roots(active)
+    strange = [path for path in own if not roots & set(layers.chain(path)[-1:])]
     if strange:
         work.notes.append(f"{target} is another disk than it was then; its former files stay: {', '.join(strange)}")
     own = [path for path in own if path not in strange]
@@ -185,7 +194,10 @@ def _plan_disk(work: _Work, target: str) -> None:
     for path in own:
         if path in needed:
             continue
-        if active in layers.chain(path) and layers.files[active].modified_ns <= layers.files[path].modified_ns:
+        if not layers.files[path].backing:
+            if path not in layers.copies:
+                work.notes.append(f"{path} stays, though nothing names it any more: {target} is a copy of it now")
+        elif active in layers.chain(path) and layers.files[active].modified_ns <= layers.files[path].modified_ns:
             work.notes.append(f"{path} stays: it stands on {active}, and may be newer than what the VM has")
         else:
             work.dead.append(path)

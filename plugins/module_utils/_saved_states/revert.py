@@ -34,6 +34,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     bookkeeping,
     copying,
     former,
+    left,
     overlays,
     way_back,
 )
@@ -305,6 +306,9 @@ def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, pr
         progress.phase("prepare")
         for each in plan.fresh:
             _make(plan, each, progress)
+        if plan.internal and plan.fresh:
+            copies = {each.path: each.base_path for each in plan.fresh}
+            left.save(plan.vm_uuid, {**left.load(plan.vm_uuid, left.COPIES), **copies}, left.COPIES)
         journal.record(**{_PHASE: Phase.COMMITTED})
     except (KvmopsError, OSError):
         _take_back(conn, domain, plan)
