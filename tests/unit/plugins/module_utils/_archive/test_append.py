@@ -247,6 +247,31 @@ def test_killed_at_every_system_call(archive: Path) -> None:
     assert is_old_or_new(archive)
 
 
+def test_a_point_without_new_members(archive: Path) -> None:
+    """Killed at every system call, too: the mark stands where the configuration's header comes, as there are no digests."""
+    old, step = archive.read_bytes(), 1
+    while died_at(step, lambda: add(archive, {})):
+        assert len(points(archive)) in (1, 2) and verify_file(str(archive), threads=1).ok, step
+        if len(points(archive)) == 1:
+            append.recover(str(archive))
+            assert archive.read_bytes() == old
+        archive.write_bytes(old)
+        step += 1
+    assert points(archive) == [archives.TIMESTAMP, archives.TIMESTAMP + 1]
+    assert archives.extract(archive) == archives.SMALL
+    assert len({tuple(view) for view in tool_views(archive).values()}) == 1
+
+
+def test_converted_with_the_remains_of_an_append(archive: Path) -> None:
+    assert died_at(12, lambda: add(archive))
+    with open_archive(str(archive)) as reader:
+        assert reader.pending
+    other = convert.compress(str(archive)) if archive.suffix == ".tar" else convert.uncompress(str(archive))
+    with open_archive(other) as reader:
+        assert not reader.pending
+    assert not archive.exists() and archives.extract(other) == archives.SMALL
+
+
 def test_killed_while_cutting_off(archive: Path) -> None:
     """At every system call, after a death early in an append and one before the commit."""
     old = archive.read_bytes()
