@@ -22,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Archi
 
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _BYTE = 2**62  # QEMU locks bytes near the beginning of an image that it has open
+_OTHER_HOST = "a process of another host"
 _WAIT = "Wait until it has finished, or end that process: its lock goes with it."
 
 
@@ -36,7 +37,7 @@ def writing(path: str, what: str) -> Iterator[None]:
         status = os.fstat(fd)
         with _named(path, status, what):
             if not _lock(fd):
-                raise BusyError(f"Archive {path}", "a process of another host is writing to it", _WAIT)
+                raise BusyError(f"Archive {path}", f"{_OTHER_HOST} is writing to it", _WAIT)
             if not os.path.exists(path) or not os.path.samestat(os.stat(path), status):
                 raise BusyError(f"Archive {path}", "it was just replaced by another process", "Run the task again.")
             yield
@@ -47,10 +48,14 @@ def writing(path: str, what: str) -> Iterator[None]:
 def writer(path: str) -> str:
     """Who is writing to the archive now, "" for nobody (or no such file). Takes nothing."""
     try:
-        status = os.stat(path)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return ""
-    return str(_locks.holder(_name(status)) or "")
+    try:
+        holder = _locks.holder(_name(os.fstat(fd)))
+        return str(holder) if holder else _OTHER_HOST if _is_locked(fd) else ""
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -76,3 +81,12 @@ def _lock(fd: int) -> bool:
     except OSError as error:
         code = error.errno
     return code not in (errno.EAGAIN, errno.EACCES)
+
+
+def _is_locked(fd: int) -> bool:
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0)
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request)
+    except OSError:
+        return False  # no such locks there
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)

@@ -22,6 +22,7 @@ import pytest
 import zstandard
 from test_kill import died_at, strace
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     append,
     busy,
@@ -429,6 +430,56 @@ def test_one_writer(archive: Path) -> None:
         assert archives.extract(archive) == archives.SMALL
     assert not busy.writer(str(archive))
     add(archive)
+
+
+def test_a_writer_on_another_host(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its lock's file is not here, but its lock on the archive is."""
+    with busy.writing(str(archive), "test"):
+        (tmp_path / "other").mkdir()
+        monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path / "other"))
+        assert busy.writer(str(archive)) == "a process of another host"
+        with pytest.raises(BusyError, match="another host"):
+            add(archive)
+    assert not busy.writer(str(archive))
+    add(archive)
+
+
+def test_the_end_frame_is_where_a_commit_fits(tmp_path: Path) -> None:
+    """Whatever the size of what is before it, its first bytes are in one sector."""
+    skipped = 0
+    for size in range(1000):
+        path = archives.write(
+            tmp_path, {"vda_0.qcow2": archives.noise(size)}, compressed=True, name=f"{size}.tar.zst"
+        ).path
+        with open_archive(path) as reader:
+            index = reader.bytes.index  # type: ignore[union-attr]
+            assert index.file_offsets[-2] % 512 <= 504
+        if index.skips:
+            skipped += 1
+            assert verify_file(path).ok
+            add(Path(path))
+            assert verify_file(path).ok and is_whole(Path(path))
+            if skipped > 2:
+                break
+        os.unlink(path)
+    assert skipped > 2, "the sizes never led to a skipped frame"
+
+
+def test_an_end_frame_across_two_sectors(tmp_path: Path) -> None:
+    """An archive whose commit would not be one write to one sector is written anew first."""
+    for size in range(1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames, "HEADER_BYTES", 0)
+            name = f"{size}.tar.zst"
+            path = archives.write(tmp_path, {"vda_0.qcow2": archives.noise(size)}, compressed=True, name=name).path
+        with open_archive(path) as reader:
+            if reader.bytes.index.file_offsets[-2] % 512 > 504:  # type: ignore[union-attr]
+                break
+        os.unlink(path)
+    told: list[dict[str, object]] = []
+    add(Path(path), on_growth=told.append)
+    assert [sorted(facts) for facts in told] == [["partial"], ["archive", "old_size_bytes", "point"]]
+    assert archives.extract(path) == {"vda_0.qcow2": archives.noise(size), **LAYERS} and verify_file(path).ok
 
 
 def test_facts_for_the_journal(archive: Path) -> None:
