@@ -69,7 +69,8 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
     doubled = {member.name for target in flat for member in needed.disks[target]}
     # layers and the image that is made of them are there at the same time
     sized = [replace(m, size_bytes=2 * m.size_bytes) if m.name in doubled else m for m in members.values()]
-    where = places.decide([*sized, *(member for member, _dummy in needed.memories)], host)
+    images = [_beside_disks(member, members, host) for member, _dummy in needed.memories]
+    where = places.decide([*sized, *images], host)
     namer = _Namer(who)
     made: list[MadeFile] = []
     tops: dict[str, PlannedFile | MadeFile] = {}
@@ -149,6 +150,16 @@ def clashes(
         elif exists:
             set_aside.append(path)
     return set_aside, problems
+
+
+def _beside_disks(image: Member, members: Mapping[str, Member], host: HostFacts) -> Member:
+    """A memory image whose former directory is libvirt's own, or gone, is counted where the first disk was."""
+    former = host.former.get(places.former_key(image))
+    first = next(iter(members.values()), None)
+    if first is None or (former is not None and (former.pool or not places.directory_problem(former))):
+        return image
+    name = os.path.basename(image.former_path)
+    return replace(image, pool=first.pool, former_path=os.path.join(os.path.dirname(first.former_path), name))
 
 
 def _members(chains: Iterable[tuple[Member, ...]]) -> dict[str, Member]:

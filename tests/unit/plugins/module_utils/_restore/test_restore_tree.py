@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlan
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Place, RestorePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
@@ -268,6 +268,20 @@ def test_a_full_pool_counts_layers_memory_and_what_is_made_of_them() -> None:
     fitting = host(former={"vms": replace(host().former["vms"], free_bytes=35 * MIB)})
     assert planned(facts=fitting).files[0].path.startswith("/vms/")
     assert planned(facts=fitting, flatten=True).disks[0].path.startswith("/backup/")
+
+
+@pytest.mark.parametrize("directory", ["/var/lib/libvirt/qemu/snapshot", "/gone"])
+def test_a_memory_image_from_libvirts_own_directory_goes_beside_the_disks(directory: str) -> None:
+    file = f"{directory}/second.memory"
+    taken = replace(STATES[2], xml=STATES[2].xml.replace("/vms/second.memory", file))
+    image = replace(IMAGE, former_path=file, pool="")
+    members = (*point().members[:-1], image)
+    found = planned(
+        point(members=members, saved_states=(*STATES[:2], taken, STATES[3])),
+        facts=host(former={**host().former, "/var/lib/libvirt/qemu/snapshot": Place("/var/lib/libvirt/qemu/snapshot")}),
+    )
+    assert next(f.path for f in found.files if f.member.role is Role.MEMORY) == "/vms/second.memory"
+    assert not any("goes to" in text or "go to" in text for text in found.warnings)
 
 
 def test_files_in_use_are_refused_also_for_overlays_and_memory() -> None:
