@@ -23,6 +23,8 @@ description:
     overlays are deleted, unless a saved state needs them. The file of a disk that has no overlay is never deleted.
   - An internal saved state whose image others stand on by now is reverted to in a copy of that image, so that the others
     stay what they are. That takes the room of the image, except on file systems with reflinks.
+  - After such a revert the VM goes on in the copy. The original is never deleted by this module; a warning names it when
+    nothing needs it any more.
   - A run that was killed is finished or taken back by the next run of a changing module on that VM.
 extends_documentation_fragment:
   - kvmops.backup._attributes
