@@ -125,8 +125,8 @@ def output(command: list[object]) -> bytes:
 
 
 @contextlib.contextmanager
-def after_every_change(path: Path, look: Callable[[str], None]) -> Iterator[None]:
-    """Calls `look` after each system call of the block that changes the file."""
+def after_every_change(path: Path, look: Callable[..., None]) -> Iterator[None]:
+    """Calls `look` after each system call of the block that changes the file, with its name and arguments."""
     patch = pytest.MonkeyPatch()
     busy_looking = False
 
@@ -139,7 +139,7 @@ def after_every_change(path: Path, look: Callable[[str], None]) -> Iterator[None
             if not busy_looking and os.readlink(f"/proc/self/fd/{fd}") == str(path):
                 busy_looking = True
                 try:
-                    look(name)
+                    look(name, fd, *arguments)
                 finally:
                     busy_looking = False
             return result
@@ -160,7 +160,7 @@ def test_every_reader_at_every_stage(archive: Path) -> None:
     views, windows = [tool_views(archive)], 0
     assert len({tuple(view) for view in views[0].values()}) == 1, views[0]
 
-    def look(_call: str) -> None:
+    def look(*_call: object) -> None:
         nonlocal windows
         if is_whole(archive):
             views.append(tool_views(archive))

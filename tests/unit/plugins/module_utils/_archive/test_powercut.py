@@ -8,11 +8,12 @@ system calls, chosen by a seed that is printed; KVMOPS_BACKUP_EXHAUSTIVE=1 cuts 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import archives
@@ -26,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify impo
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
 EXHAUSTIVE = os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE", "")
 CUTS = 4
+_LIBC = ctypes.CDLL(None, use_errno=True)
 LAYER, MEMORY = archives.noise(3 * 2**20 + 5, 31), archives.noise(70_000, 32)
 MAKE = {
     "ext4": ["mkfs.ext4", "-q", "-F"],
@@ -86,7 +88,7 @@ def test_power_cuts(disk: Disk, form: str) -> None:
         path = Path(archives.write(disk.mount, archives.SMALL, compressed=form == "compressed", name=name).path)
         calls = _calls(disk, path, layer)
         chosen = range(calls) if EXHAUSTIVE else sorted({*chance.sample(range(calls), CUTS - 1), calls - 1})
-        states = _append_with_cuts(disk, path, layer, set(chosen), chance)
+        states = _append_with_cuts(disk, path, layer, chosen, chance)
         print(f"{len(states)} cuts at {list(chosen)} of {calls}: {states}")
         assert len(states) == len(chosen) and states == sorted(states)
         for cut in disk.after_a_cut():  # the append has returned, so it is durable
@@ -97,7 +99,7 @@ def _calls(disk: Disk, path: Path, layer: Path) -> int:
     """How many system calls that change the file an append makes."""
     count = 0
 
-    def look(_call: str) -> None:
+    def look(*_call: object) -> None:
         nonlocal count
         count += 1
 
@@ -114,14 +116,27 @@ def _append(path: Path, layer: Path) -> None:
     archives.append(path, new, threads=1, cover_bytes=2 * 2**20)
 
 
-def _append_with_cuts(disk: Disk, path: Path, layer: Path, chosen: set[int], chance: random.Random) -> list[bool]:
+def _write_back(fd: int, data: bytes, offset: int) -> None:
+    """Brings the pages of one write to the disk, and no others of the file."""
+    begin = offset // 4096 * 4096
+    flags = 7  # SYNC_FILE_RANGE_WAIT_BEFORE, WRITE, WAIT_AFTER
+    assert not _LIBC.sync_file_range(fd, ctypes.c_int64(begin), ctypes.c_int64(offset + len(data) - begin), flags)
+
+
+def _append_with_cuts(
+    disk: Disk, path: Path, layer: Path, chosen: Collection[int], chance: random.Random
+) -> list[bool]:
     states, count = [], 0
 
-    def look(_call: str) -> None:
+    def look(*call: object) -> None:
         nonlocal count
         if count in chosen:
-            if chance.random() < 0.5:  # the kernel may write back at any time
+            # The kernel may write back at any time, and in any order: the commit before all that is not durable yet.
+            choice = "this" if count == max(chosen) else chance.choice(["nothing", "this", "all"])
+            if choice == "all":
                 os.sync()
+            elif choice == "this" and call[0] == "pwrite":
+                _write_back(*call[1:])
             for cut in disk.after_a_cut():
                 states.append(_is_new(cut / path.name))
         count += 1
