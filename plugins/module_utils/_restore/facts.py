@@ -85,19 +85,19 @@ def gather(
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
         files=_host_files(
-            definition.host_file_names(root) | set(images),
+            set(images).union(*(definition.host_file_names(each) for each in roots)),
             images,
             vms,
             pools,
             digests.ALGORITHMS[configuration.digest_algorithm],
         ),
-        block_devices=_block_devices(root),
+        block_devices=_block_devices(roots),
         hostdevs=_host_devices(),
     )
 
 
 def _former(
-    conn: Connection, configuration: Configuration, roots: Iterable[etree._Element], pools: Mapping[str, str]
+    conn: Connection, configuration: Configuration, roots: list[etree._Element], pools: Mapping[str, str]
 ) -> dict[str, Place]:
     keys = {places.former_key(member) for member in configuration.members}
     keys |= {disk.pool for root in roots for disk in disks.elements(root)}
@@ -351,7 +351,7 @@ def _digest(path: str, evidence: tuple[int, ...], algorithm: digests.Algorithm) 
         return algorithm.of_member(b"".join(algorithm.of_chunk(chunk) for chunk in chunks))
 
 
-def _block_devices(roots: Iterable[etree._Element]) -> dict[str, BlockDevice]:
+def _block_devices(roots: list[etree._Element]) -> dict[str, BlockDevice]:
     found = {}
     for disk in (disk for root in roots for disk in disks.elements(root)):
         if disk.device != "lun" or disk.type != "block":
