@@ -10,6 +10,7 @@ then the bookkeeping, the files last.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
@@ -43,8 +44,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overla
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.removal import Merge, RemovalPlan
 
 _MERGED = "removal_merged"  # facts in the journal
+_KEPT = "removal_kept"  # the saved states that stay, as they are to be, by name
 _STARTED = "removal_started"
 _COMMITTED = "removal_committed"
+_WANTED = "removal_wanted"
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,12 @@ def remove(
     if domain is not None:
         _tidy_definitions(conn, domain, plan)
         _delete_inner(conn, domain, plan)
+        if _KEPT not in journal.facts:
+            trees = {state.name: state.xml for state in snapshots.tree(domain) if state.name in plan.kept}
+            journal.record(**{_KEPT: trees})
         for name in plan.names:
             snapshots.forget(domain, name)
+        _restore_kept(domain, journal.facts[_KEPT])
     _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
     return list(plan.names)
@@ -214,24 +221,35 @@ def _stands_on_base(child: str, merge: Merge) -> bool:
 # --- afterwards ----------------------------------------------------------------------------------------------------
 
 
-def _tidy_definitions(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
-    """The VM's definition and the saved states that stay name the files that have the data now."""
-    replaced = plan.replaced
+def _wanted(domain: Domain, plan: RemovalPlan) -> dict[str, str]:
+    """What libvirt shall know about the saved states that stay, by name: the files that have their data then."""
+    return {
+        state.name: bookkeeping.replace_in_saved_state(state.xml, plan.replaced)
+        for state in snapshots.tree(domain)
+        if state.name in plan.kept
+    }
+
+
+def _tidy_definition(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
+    """The VM's definition names the files that have the data now."""
     try:
         if domain.isPersistent():
             flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
             now = domain.XMLDesc(flags)
-            then = bookkeeping.replace_in_domain(now, replaced)
+            then = bookkeeping.replace_in_domain(now, plan.replaced)
             if former.words(then) != former.words(now):
                 conn.defineXML(then)
     except libvirt.libvirtError as error:
         raise translate(error, f"The definition of {plan.vm_name}") from error
+
+
+def _tidy_saved_states(domain: Domain, wanted: dict[str, str]) -> None:
+    """libvirt, told to forget one, assumes that its overlay became part of its base, and says so about all that stand on it."""
     for state in snapshots.tree(domain):
-        if state.name in plan.names:
-            continue
-        xml = bookkeeping.replace_in_saved_state(state.xml, replaced)
-        if former.words(xml) != former.words(state.xml):
-            snapshots.redefine(domain, xml, current=state.current)
+        if state.name in wanted:
+            xml = bookkeeping.with_parent(wanted[state.name], state.parent)
+            if former.words(xml) != former.words(state.xml):
+                snapshots.redefine(domain, xml, current=state.current)
 
 
 def _delete_inner(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:

@@ -70,6 +70,14 @@ def test_replaced_images(before, after):
     assert found == state.format("/p/x", disk(after)).replace("'", '"')
 
 
+def test_another_parent():
+    state = "<domainsnapshot><name>b</name>{}<disks/></domainsnapshot>"
+    child = state.format("<parent><name>a</name></parent>")
+    assert bookkeeping.with_parent(child, "z") == child.replace("<name>a<", "<name>z<")
+    assert bookkeeping.with_parent(child, "") == state.format("")
+    assert bookkeeping.with_parent(state.format(""), "") == state.format("")
+
+
 @pytest.fixture
 def state_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
