@@ -10,7 +10,6 @@ then the bookkeeping, the files last.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
@@ -44,10 +43,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overla
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.removal import Merge, RemovalPlan
 
 _MERGED = "removal_merged"  # facts in the journal
-_KEPT = "removal_kept"  # the saved states that stay, as they are to be, by name
 _STARTED = "removal_started"
 _COMMITTED = "removal_committed"
-_WANTED = "removal_wanted"
+_WANTED = "removal_wanted"  # the saved states that stay, as they are to be, by name
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,13 @@ def remove(
         _merge_all(conn, domain, plan, journal, progress)
         journal.record(**{_MERGED: True})
     if domain is not None:
-        _tidy_definitions(conn, domain, plan)
+        if _WANTED not in journal.facts:
+            journal.record(**{_WANTED: _wanted(domain, plan)})
+        _tidy_definition(conn, domain, plan)
         _delete_inner(conn, domain, plan)
-        if _KEPT not in journal.facts:
-            trees = {state.name: state.xml for state in snapshots.tree(domain) if state.name in plan.kept}
-            journal.record(**{_KEPT: trees})
         for name in plan.names:
             snapshots.forget(domain, name)
-        _restore_kept(domain, journal.facts[_KEPT])
+        _tidy_saved_states(domain, journal.facts[_WANTED])
     _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
     return list(plan.names)
