@@ -13,6 +13,7 @@ import random
 
 import chains
 import libvirt
+from lxml import etree
 
 from ansible_collections.kvmops.backup.tests.lab import kills, modules, truth
 from ansible_collections.kvmops.backup.tests.lab._run import LabError, run
@@ -124,6 +125,15 @@ class Model:
     def check(self):
         """Nothing that is done to the VM changes what its disks hold, unless that is what was asked for."""
         assert self.now() == self.content
+        for state in self.vm.domain.listAllSnapshots():
+            known = self.states.get(state.getName())
+            root = etree.fromstring(state.getXMLDesc().encode())
+            external = {disk.get("name") for disk in root.findall("disks/disk[@snapshot='external']")}
+            for disk in root.findall("domain/devices/disk"):
+                target = disk.find("target").get("dev")
+                if known and target in external:
+                    found = truth.content_sha256(disk.find("source").get("file"), "qcow2")
+                    assert found == known[target], (state.getName(), target)
 
 
 def test_model(lab):
