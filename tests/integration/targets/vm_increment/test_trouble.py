@@ -137,7 +137,7 @@ def test_killed(lab, victim, run_module):
     seed = random.randrange(2**32)
     print("seed", seed, "calls", counted)
     chance = random.Random(seed)
-    wanted = [(name, n) for name in SYSTEM_CALLS for n in {1, counted[name], chance.randint(1, counted[name])}]
+    wanted = [(name, n) for name in SYSTEM_CALLS for n in sorted({1, counted[name], chance.randint(1, counted[name])})]
     if os.environ.get("KVMOPS_SWEEP") == "all":
         wanted = [(name, n) for name in SYSTEM_CALLS for n in range(1, counted[name] + 1)]
     for place, number in [*wanted, *LIBVIRT_CALLS]:

@@ -58,9 +58,9 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(archives.write(tmp_path, archives.SMALL, compressed=request.param == "compressed").path)
 
 
-def add(path: Path, contents: dict[str, bytes] = LAYERS, **options: object) -> archives.PublishedArchive:
+def add(path: Path, contents: dict[str, bytes] | None = None, **options: object) -> archives.PublishedArchive:
     options.setdefault("cover_bytes", COVER)
-    return archives.append(path, contents, threads=1, **options)
+    return archives.append(path, LAYERS if contents is None else contents, threads=1, **options)
 
 
 def points(path: Path) -> list[int]:
