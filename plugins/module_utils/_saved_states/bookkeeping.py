@@ -35,34 +35,6 @@ def replace_in_saved_state(xml: str, replaced: Replaced) -> str:
     return _xml.text(root)
 
 
-def under_parent(xml: str, parent: str) -> str:
-    """A <domainsnapshot> document with that parent, "" for none, in place of its own."""
-    root = _xml.parse(xml, "A saved state")
-    old = root.find("parent")
-    if old is not None and not parent:
-        root.remove(old)
-    elif parent:
-        if old is None:
-            old = etree.Element("parent")
-            root.insert(1, old)
-        name = old.find("name")
-        if name is None:
-            name = etree.SubElement(old, "name")
-        name.text = parent
-    return _xml.text(root)
-
-
-def with_parent(xml: str, parent: str) -> str:
-    """A <domainsnapshot> document under another parent that it has by now, "" for none."""
-    root = _xml.parse(xml, "A saved state")
-    name, element = root.find("parent/name"), root.find("parent")
-    if name is not None and parent:
-        name.text = parent
-    elif element is not None:
-        root.remove(element)
-    return _xml.text(root)
-
-
 def _replace(disk: etree._Element, replaced: Replaced) -> None:
     """One disk, each link of its chain from the top."""
     link: etree._Element | None = disk
