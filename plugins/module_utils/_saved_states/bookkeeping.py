@@ -35,6 +35,17 @@ def replace_in_saved_state(xml: str, replaced: Replaced) -> str:
     return _xml.text(root)
 
 
+def with_parent(xml: str, parent: str) -> str:
+    """A <domainsnapshot> document under another parent that it has by now, "" for none."""
+    root = _xml.parse(xml, "A saved state")
+    name, element = root.find("parent/name"), root.find("parent")
+    if name is not None and parent:
+        name.text = parent
+    elif element is not None:
+        root.remove(element)
+    return _xml.text(root)
+
+
 def _replace(disk: etree._Element, replaced: Replaced) -> None:
     """One disk, each link of its chain from the top."""
     link: etree._Element | None = disk
