@@ -212,14 +212,24 @@ class _Verification:
                 return length, "its digest does not fit", b""
             return length, "", algorithm.of_chunk(found) if digest else b""
 
+        unread: list[ArchiveError] = []
+
+        def chunks() -> Iterator[tuple[int, Optional[bytes]]]:
+            try:  # where one thread reads, that is done here and not by `work`
+                yield from self._reader.chunks(entry)
+            except ArchiveError as error:
+                unread.append(error)
+
         offset, parts, whole = 0, [], True
-        for length, reason, part in workers.ordered(work, self._reader.chunks(entry)):
+        for length, reason, part in workers.ordered(work, chunks()):
             if reason:
                 yield offset, length, reason
                 whole = False
             parts.append(part)
             offset += length
-        if digest and whole and algorithm.of_member(b"".join(parts)) != digest:
+        if unread:
+            yield offset, entry.size_bytes - offset, str(unread[0])
+        elif digest and whole and algorithm.of_member(b"".join(parts)) != digest:
             yield 0, entry.size_bytes, "its digest does not fit"
 
     def _foreign(self, workers: Workers) -> None:

@@ -123,6 +123,20 @@ def test_every_flipped_byte(victim: Victim) -> None:
         assert len(unreported) <= len(flips) // 20
 
 
+@pytest.mark.parametrize("bit", [20, 22, 23, 25])
+def test_flips_of_large_numbers_in_the_seek_table(victim: Victim, bit: int) -> None:
+    """Also those that make a frame look larger than ours, which one thread reads then."""
+    if not compressed(victim):
+        pytest.skip("a plain archive has no seek table")
+    count = int.from_bytes(victim.good[-9:-5], "little")
+    begin = len(victim.good) - 9 - 8 * count
+    for number in range(2 * count):
+        data = bytearray(victim.good)
+        data[begin + 4 * number + bit // 8] ^= 1 << bit % 8
+        assert not victim.damage(data).ok, number
+        victim.restores_identical_or_refuses()
+
+
 def test_every_truncation(victim: Victim) -> None:
     for length in range(len(victim.good)):
         if EXHAUSTIVE or not length % (len(victim.good) // 150) or length > len(victim.good) - 60:
