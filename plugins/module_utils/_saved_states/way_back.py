@@ -150,14 +150,22 @@ def _content(overlay: Overlay, *, compare: bool) -> Content:
     if not os.path.lexists(overlay.overlay_path):
         return Content.MISSING
     empty = os.path.getsize(overlay.overlay_path) == 0
-    if empty or not qemu_img.has_data(overlay.overlay_path, layers=len(overlay.layers)):
+    if empty:
         return Content.EMPTY  # libvirt makes an empty file first
+    if not qemu_img.has_data(overlay.overlay_path, layers=len(overlay.layers)) and _is_same_size(overlay):
+        return Content.EMPTY
     if not compare:
         return Content.DATA
     if os.stat(overlay.overlay_path).st_mtime_ns > os.stat(overlay.base_path).st_mtime_ns:
         return Content.NEWER
     same = qemu_img.same_content(overlay.overlay_path, "qcow2", overlay.base_path, overlay.base_format)
-    return Content.MERGED if same else Content.OLDER
+    return Content.MERGED if same and _is_same_size(overlay) else Content.OLDER
+
+
+def _is_same_size(overlay: Overlay) -> bool:
+    """Whether base and overlay are disks of one size: a disk may have been resized since, and nothing written to it."""
+    top, base = qemu_img.info(overlay.overlay_path, "qcow2"), qemu_img.info(overlay.base_path, overlay.base_format)
+    return top.virtual_size_bytes == base.virtual_size_bytes
 
 
 def _inside(overlay: Overlay) -> list[str]:
