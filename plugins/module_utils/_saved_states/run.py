@@ -262,6 +262,7 @@ def _stands_there(found: Layers, name: str) -> bool:
         disk.kind is Kind.EXTERNAL
         and found.chain(found.active[disk.target])[1:2] == (disk.path,)
         and not qemu_img.has_data(found.active[disk.target])
+        and found.files[found.active[disk.target]].virtual_size_bytes == found.files[disk.path].virtual_size_bytes
         for disk in frozen
     )
 
