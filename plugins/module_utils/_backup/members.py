@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
@@ -17,7 +18,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Member,
     Role,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import (
+    STORED_FORMATS,
+    Image,
+    Judgement,
+    Verdict,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
 
@@ -82,13 +88,14 @@ def of_point(
     # the tops change: what was active at the newest point is below now
     kept = {key: replace(member, active=False) for key, member in known.items()}
     new: list[PlannedMember] = []
-    for disk, judgement in judgements:
-        if judgement.verdict in (Verdict.FREEZE, Verdict.COPY):
-            held = {path: member.name for (target, path), member in known.items() if target == disk.target}
-            new += _layers(sources, disk, held, _next_number(base, names.stem(disk.target)))
-            active = (disk.target, os.path.realpath(disk.path))
-            if active in kept:
-                kept[active] = replace(kept[active], active=True)
+    active = {d.target: d.path for d, judgement in judgements if judgement.verdict in (Verdict.FREEZE, Verdict.COPY)}
+    former = dict.fromkeys(_former_targets(sources, {disk.target for disk, _judgement in judgements}), "")
+    for target, path in {**active, **former}.items():
+        held = {real: member.name for (of, real), member in known.items() if of == target}
+        new += _layers(sources, target, path, held, _next_number(base, names.stem(target)))
+        key = (target, os.path.realpath(path))
+        if path and key in kept:
+            kept[key] = replace(kept[key], active=True)
     isos, new_isos = _isos(sources, judgements, base)
     new += new_isos
     if sources.nvram_bytes:
@@ -162,9 +169,20 @@ def _isos(
     return list(kept.values()), list(new.values())
 
 
-def _layers(sources: Sources, disk: Disk, held: Mapping[str, str], number: int) -> list[PlannedMember]:
+def _former_targets(sources: Sources, present: AbstractSet[str]) -> Iterator[str]:
+    """Disks that the VM has no more, but saved states of it have."""
+    for disks in sources.saved_state_disks.values():
+        for disk in disks:
+            image = _image(sources, disk.path)
+            stored = image and image.format in STORED_FORMATS and not image.is_device and not image.has_data_file
+            if disk.device == "disk" and disk.target not in present and stored:
+                yield disk.target
+
+
+def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str], number: int) -> list[PlannedMember]:
     """Every layer of a disk, of all branches of its saved states, each after the one that it stands on.
 
+    `active`: the image that the VM has now, "" for a disk that only saved states have.
     `held`: names of those that the archive has, by real path; they are left out. `number`: of the first of the others.
     """
     order: dict[str, str] = {}  # path as the VM has it, by real path
@@ -180,10 +198,11 @@ def _layers(sources: Sources, disk: Disk, held: Mapping[str, str], number: int) 
 
     for state in sources.saved_states:
         for former in sources.saved_state_disks.get(state.name, ()):
-            if former.target == disk.target:
+            if former.target == target:
                 visit(former.path)
-    visit(disk.path)
-    stem, below, found = names.stem(disk.target), dict(held), []
+    if active:
+        visit(active)
+    stem, below, found = names.stem(target), dict(held), []
     for n, (real, path) in enumerate(order.items(), number):
         image = _image(sources, path)
         if image is None:
@@ -193,14 +212,14 @@ def _layers(sources: Sources, disk: Disk, held: Mapping[str, str], number: int) 
             name=below[real],
             role=Role.LAYER if image.backing_path else Role.DISK,
             size_bytes=0,
-            target=disk.target,
+            target=target,
             virtual_size_bytes=image.virtual_size_bytes,
             image_format="qcow2",
             original_format=image.format,
             parent=below.get(os.path.realpath(image.backing_path), "") if image.backing_path else "",
             former_path=path,
             pool=image.pool,
-            active=real == os.path.realpath(disk.path),
+            active=bool(active) and real == os.path.realpath(active),
         )
         found.append(PlannedMember(member, path, from_raw=image.format == "raw"))
     return found
