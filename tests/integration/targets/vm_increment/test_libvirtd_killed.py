@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirtd SIGKILLed while an increment takes its saved state: the chain goes on, no point and no write is lost (S4b)."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import chains
+import libvirt
+
+from ansible_collections.kvmops.backup.tests.lab import daemons, markers, modules
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+
+JOURNALS = Path("/var/lib/kvmops-backup/journal")
+TAKING_S = 0.6  # about what it takes from the first overlay to the end
+THAW_LIMIT_S = 10
+
+
+def overlays(vm):
+    """Every file that a saved state has made; libvirt makes them first, then it freezes and switches."""
+    return set(next(iter(vm.disks().values())).parent.glob("*.kvmops-*"))
+
+
+def is_thawed(vm):
+    with suppress(libvirt.libvirtError):
+        return vm.agent.freeze_status() == "thawed"
+    return False
+
+
+def test_inside_the_saved_state_of_an_increment(lab, run_module):
+    vm = lab.create_vm("struck", [Disk(), Disk("raw")])
+    vm.wait_for_marker(2)
+    arguments = {"vm": "struck", "path": str(lab.path("backups")), "mode": "auto"}
+    full = run_module("vm_backup", **arguments)
+    archive = full["archive"]["path"]
+    known = {full["point"]: chains.frozen_now(vm)}
+    count = 20 if os.environ.get("KVMOPS_SWEEP") == "all" else 5
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for number in range(count):
+        delay_s = (number + chance.random()) * TAKING_S / count
+        before = overlays(vm)
+        with subprocess.Popen(
+            modules.module_argv("vm_backup", arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as worker:
+            wait_for("an overlay", lambda before=before: overlays(vm) - before, 60, every_s=0.002)
+            time.sleep(delay_s)  # the moment is what is tested
+            daemons.kill()
+            worker.wait(120)
+        daemons.start()
+        wait_for("the guest to be thawed", lambda: is_thawed(vm), THAW_LIMIT_S, every_s=0.1)
+        result = run_module("vm_backup", **arguments)
+        print(f"killed after {delay_s:.3f} s, worker ended with {worker.returncode}: {result.warnings}")
+        assert (result["mode"], result["archive"]["path"]) == ("incremental", archive), result["reason"]
+        known[result["point"]] = chains.frozen_now(vm)
+        assert len(vm.domain.snapshotListNames()) == len(result["archive"]["points"])
+        assert list(JOURNALS.iterdir()) == []
+    assert run_module("backup_verify", archive=archive)["archives"][0]["ok"]
+    found = chains.digests_of_points(archive, lab.path("out"))
+    assert known.items() <= found.items()
+    wait_for("the agent", vm.agent.answers, 60)
+    numbers = [each.number for each in markers.parse_log(vm.log())]
+    assert numbers == list(range(1, len(numbers) + 1))
+    merged = run_module("vm_backup", increment_limit=2, **arguments)["merged_saved_states"]
+    assert len(merged) == len(found) + 1
+    assert vm.domain.snapshotListNames() == []
+    assert chains.chain_lengths(vm) == {"vda": 1, "vdb": 1}
