@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What an archive says: points, their members and the saved-state tree. Plain values, no behaviour."""
+"""What an archive says: points, their members and the saved-state tree. Plain values, and what follows from them."""
 
 from __future__ import annotations
 
@@ -119,3 +119,14 @@ class Damage:
     length: int
     points: tuple[int, ...] = ()
     reason: str = ""
+
+
+def chain_of(point: Configuration, target: str) -> tuple[Member, ...]:
+    """The layers that a disk stood on at a point, the active one first; () for a disk that the point has not."""
+    layers = {each.name: each for each in point.members if each.role in (Role.DISK, Role.LAYER)}
+    member = next((each for each in layers.values() if each.target == target and each.active), None)
+    chain: list[Member] = []
+    while member is not None and member not in chain:
+        chain.append(member)
+        member = layers.get(member.parent)
+    return tuple(chain)

@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Member,
     Role,
     SavedState,
+    chain_of,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
@@ -166,17 +167,6 @@ def _disk_set(point: Configuration, now: VmNow) -> str:
 
 def _targets(point: Configuration) -> list[str]:
     return [each.target for each in point.members if each.role in (Role.DISK, Role.LAYER) and each.active]
-
-
-def chain_of(point: Configuration, target: str) -> tuple[Member, ...]:
-    """The layers that a disk stood on at a point, the active one first."""
-    layers = {each.name: each for each in point.members if each.role in (Role.DISK, Role.LAYER)}
-    member = next((each for each in layers.values() if each.target == target and each.active), None)
-    chain: list[Member] = []
-    while member is not None and member not in chain:
-        chain.append(member)
-        member = layers.get(member.parent)
-    return tuple(chain)
 
 
 def _disk(disk: DiskNow, point: Configuration, own: SavedState) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, edit, names
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Role, chain_of
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
@@ -215,8 +215,8 @@ def _config(point: Configuration) -> dict[str, Any]:
 
 
 def _disk(disk: domain.Disk, point: Configuration) -> dict[str, Any]:
-    chain = _chain(point, disk.target)
-    top = chain[-1] if chain else None
+    chain = chain_of(point, disk.target)
+    top = chain[0] if chain else None
     return {
         "target": disk.target,
         "path": disk.path or disk.network,
@@ -224,19 +224,8 @@ def _disk(disk: domain.Disk, point: Configuration) -> dict[str, Any]:
         "format": disk.format or (top.original_format if top else ""),
         "bus": disk.bus,
         "size": top.virtual_size_bytes if top else None,
-        "members": [member.name for member in chain],
+        "members": [member.name for member in reversed(chain)],
     }
-
-
-def _chain(point: Configuration, target: str) -> list[Member]:
-    """The layers of a disk's active image, the lowest first."""
-    images = {m.name: m for m in point.members if m.role in (Role.DISK, Role.LAYER)}
-    member = next((m for m in images.values() if m.target == target and m.active), None)
-    chain: list[Member] = []
-    while member is not None and member not in chain:
-        chain.append(member)
-        member = images.get(member.parent)
-    return chain[::-1]
 
 
 def _isos(point: Configuration, target: str) -> list[str]:
@@ -253,7 +242,7 @@ def _warnings(point: Configuration) -> list[str]:
     skipped_devices = {skipped.device for skipped in point.skipped}
     # A foreign archive's reader has told what it could not match; a bare XML has no members by nature.
     for disk in view.disks if point.format_version else ():
-        held = _isos(point, disk.target) if disk.device == "cdrom" else _chain(point, disk.target)
+        held = _isos(point, disk.target) if disk.device == "cdrom" else chain_of(point, disk.target)
         if not held and disk.target not in skipped_devices and (disk.path or disk.volume or disk.network):
             told.append(f"{disk.name} is not in the archive")
     for hostdev in view.hostdevs:

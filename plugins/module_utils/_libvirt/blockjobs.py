@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
@@ -48,6 +48,18 @@ def jobs(domain: Domain) -> tuple[Job, ...]:
             )
         )
     return tuple(found)
+
+
+def require_idle(domain: Domain, what: str) -> None:
+    """Raises BusyError when a job is at work on a running VM; after settling what dead runs left, none of them is ours."""
+    at_work = domain_job(domain)
+    if at_work:
+        raise BusyError(what, f"{at_work} is at work on it", "Wait until it has finished.")
+    found = jobs(domain)
+    if found:
+        named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in found)
+        why = f"block jobs that are not ours are at work on it: {named}"
+        raise BusyError(what, why, "Wait until they have finished.")
 
 
 def target_of(job_id: str) -> str:

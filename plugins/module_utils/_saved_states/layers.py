@@ -15,7 +15,6 @@ from enum import Enum
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
-    BusyError,
     KvmopsError,
     RefusedError,
     SplitViewError,
@@ -185,15 +184,7 @@ def require_quiet(conn: Connection, domain: Domain, layers: Layers) -> None:
         images = [(path, layers.files[path].format) for path in layers.active.values() if path in layers.files]
         views.require_really_off(domain, images)
         return
-    at_work = blockjobs.domain_job(domain)
-    if at_work:
-        raise BusyError(what, f"{at_work} is at work on it", "Wait until it has finished.")
-    jobs = blockjobs.jobs(domain)
-    if jobs:
-        named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in jobs)
-        raise BusyError(
-            what, f"block jobs that are not ours are at work on it: {named}", "Wait until they have finished."
-        )
+    blockjobs.require_idle(domain, what)
     for disk in views.gather(conn, domain).disks:
         if not disk.agree:
             raise SplitViewError(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
-    BusyError,
     KvmopsError,
     QuiesceError,
     RefusedError,
@@ -128,7 +127,7 @@ def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> No
         if path and os.path.lexists(path):
             raise RefusedError(what, f"{path} already exists", "Move it away: nothing is ever written over.")
     if seen.running:
-        _require_idle(domain, what)
+        blockjobs.require_idle(domain, what)
     _require_all_disks(domain, plan)
     for overlay in plan.overlays:
         disk = seen.disk(overlay.target)
@@ -146,18 +145,6 @@ def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> No
             raise RefusedError(what, why, f"Wait until that job is done, or run: virsh domfsthaw {plan.vm_name}")
         if state is not agent.AgentState.OK:
             raise RefusedError(what, state.value)
-
-
-def _require_idle(domain: Domain, what: str) -> None:
-    at_work = blockjobs.domain_job(domain)
-    if at_work:
-        raise BusyError(what, f"{at_work} is at work on it", "Wait until it has finished.")
-    jobs = blockjobs.jobs(domain)
-    if jobs:
-        named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in jobs)
-        raise BusyError(
-            what, f"block jobs that are not ours are at work on it: {named}", "Wait until they have finished."
-        )
 
 
 def _require_all_disks(domain: Domain, plan: SavedStatePlan) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import chain_of
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
 
@@ -32,7 +32,7 @@ def digests_of_points(archive, directory: Path) -> dict[int, dict[str, str]]:
     for point in points:
         found[point.timestamp] = {}
         for target in sorted({m.target for m in point.members if m.active and m.name.endswith(("qcow2", "snapshot"))}):
-            members = chain.chain_of(point, target)
+            members = chain_of(point, target)
             for member, below in zip(members, members[1:]):
                 top, base = str(directory / member.name), str(directory / below.name)
                 run("qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, top)
@@ -65,7 +65,7 @@ def files_in_guest(directory: Path, archive) -> str:
         point = reader.point()
     lines = []
     for target in sorted({m.target for m in point.members if m.active and m.name.endswith(("qcow2", "snapshot"))}):
-        raw = truth.to_raw(directory / chain.chain_of(point, target)[0].name, "qcow2", directory / f"{target}.raw")
+        raw = truth.to_raw(directory / chain_of(point, target)[0].name, "qcow2", directory / f"{target}.raw")
         inside = directory / f"files-{target}"
         inside.mkdir()
         run("debugfs", "-R", f"rdump / {inside}", str(raw))
