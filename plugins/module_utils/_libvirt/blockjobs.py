@@ -17,6 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import moni
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
 
 POLL_S = 0.05
+_LASTING_S = 2.0  # libvirt sees what its QEMU does within moments
+_PIVOT_S = 60.0
 OWN_PREFIX = "kvmops-"
 OnBytes = Callable[[int, int], None]
 
@@ -141,7 +143,12 @@ def wait_ended(domain: Domain, target: str, on_bytes: OnBytes) -> None:
 
 
 def wait_ready(domain: Domain, target: str, on_bytes: OnBytes) -> None:
-    """Wait until base and overlay are in step. Raises KvmopsError when the job ends instead (no space, I/O error)."""
+    """Wait until base and overlay are in step. Raises KvmopsError when the job ends instead (no space, I/O error).
+
+    A libvirtd that died between starting the job and writing that down knows the job, but not that its disk has one.
+    QEMU's word then counts.
+    """
+    unseen_since = 0.0
     while True:
         try:
             info = domain.blockJobInfo(target, 0)
@@ -157,11 +164,32 @@ def wait_ready(domain: Domain, target: str, on_bytes: OnBytes) -> None:
         on_bytes(int(info["cur"]), int(info["end"]))
         if disk is not None and disk.mirror_ready:
             return
+        if _ready_in_qemu(domain, target) is None:
+            unseen_since = 0.0
+        elif not unseen_since:
+            unseen_since = time.monotonic()
+        elif time.monotonic() - unseen_since > _LASTING_S:
+            return
         time.sleep(POLL_S)
+
+
+def _ready_in_qemu(domain: Domain, target: str) -> Job | None:
+    return next((job for job in jobs(domain) if job.target == target and job.status == "ready"), None)
 
 
 def pivot(domain: Domain, target: str) -> None:
     """Let the guest go on with the base. Returns when libvirt has done it; the caller looks at the views."""
+    disk = domain_xml.parse(domain.XMLDesc(0)).disk(target)
+    unseen = _ready_in_qemu(domain, target)
+    if disk is not None and not disk.mirror_ready and unseen is not None:
+        # libvirt 9 refuses to pivot a job that its disk does not have, and dies when told to abort it; the end it takes note of
+        monitor.execute(domain, "job-complete", id=unseen.id)
+        deadline = time.monotonic() + _PIVOT_S
+        while any(job.id == unseen.id for job in jobs(domain)):
+            if time.monotonic() > deadline:
+                raise KvmopsError(f"Switching {target} of {domain.name()} back to its base", "QEMU's job does not end")
+            time.sleep(POLL_S)
+        return
     try:
         domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
     except libvirt.libvirtError as error:

@@ -111,5 +111,27 @@ def test_inside_the_removal(two, moments, place):
         cycle.assert_writing(two)
 
 
+def test_a_job_that_its_disk_does_not_know(two, monkeypatch):
+    """libvirtd died between starting the job and noting it at the disk; QEMU goes on until the job is ready, and waits."""
+    before = Before(two)
+    build(two)
+
+    def stop(*_arguments):
+        raise KvmopsError("The test", "it stops here")
+
+    with monkeypatch.context() as patched, pytest.raises(KvmopsError, match="stops here"):
+        patched.setattr(blockjobs, "pivot", stop)
+        Removal(two, removal.ALL).whole()
+    daemons.kill()
+    status = Path(f"/run/libvirt/qemu/{two.name}.xml")
+    text = status.read_text()
+    status.write_text(re.sub(r"<mirror .*?</mirror>", "", text, flags=re.DOTALL))
+    assert status.read_text() != text
+    daemons.start()
+    print(f"settled: {cycle.settle(two)}")
+    before.same()
+    cycle.assert_writing(two)
+
+
 def test_disks_are_clean_after_all_that(two, lab):
     cycle.assert_clean_after_shutdown(two, lab.path("raw"))
