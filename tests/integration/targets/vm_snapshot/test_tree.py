@@ -44,7 +44,7 @@ def check(vm, name, kind, frozen):
     vm.agent.shell("echo 3 >/proc/sys/vm/drop_caches")
     for target in vm.disks():
         markers.parse_log(vm.log(target))
-    assert "error" not in vm.agent.shell("dmesg | grep -i ext4 || true").lower()
+    assert "error" not in vm.agent.shell("dmesg | grep -i ext4").lower()  # at least that it was mounted
 
 
 def test_every_saved_state_of_a_tree(lab, run_module):
