@@ -100,6 +100,13 @@ options:
     type: str
     choices: [all, own]
     default: all
+  full_weekday:
+    description:
+      - With O(mode=auto), make a full where this place has no good full of the VM since the last such day began (00:00 in
+        the time zone of the host), whatever O(max_age) says. So a missed day heals on the next run.
+      - Without it only what ends a chain leads to a full (O(increment_limit), or a VM that no longer stands on its archive).
+    type: str
+    choices: [monday, tuesday, wednesday, thursday, friday, saturday, sunday]
   compress:
     description:
       - Whether to write a compressed archive (C(.tar.zst)). An increment is stored as its archive is.
@@ -130,7 +137,8 @@ options:
     default: false
   max_age:
     description:
-      - Make no backup where this place has a good point of this VM that is younger than this, for example V(20h).
+      - Make no backup where this place has a good point of this VM that is younger than this, for example V(20h),
+        and O(full_weekday) does not ask for a full.
       - A whole number with V(s), V(m), V(h), V(d) or V(w).
     type: str
   wait_timeout:
@@ -174,6 +182,14 @@ EXAMPLES = r"""
     pool: backups
     mode: auto
     increment_limit: 7
+
+- name: The first run from Sunday on makes a full, the others increments; a second run of a day does nothing
+  kvmops.backup.vm_backup:
+    vm: web01
+    pool: backups
+    mode: auto
+    full_weekday: sunday
+    max_age: 20h
 
 - name: An increment or an error, never a full
   kvmops.backup.vm_backup:
@@ -321,6 +337,7 @@ cancelled:
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import COMPRESSION, TARGET, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import from_params
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.run import backup
+from ansible_collections.kvmops.backup.plugins.module_utils._policy import WEEKDAYS
 
 ARGUMENT_SPEC = {
     **URI,
@@ -332,6 +349,7 @@ ARGUMENT_SPEC = {
     "archive": {"type": "path"},
     "increment_limit": {"type": "int", "default": 0},
     "increment_limit_deletes": {"type": "str", "choices": ["all", "own"], "default": "all"},
+    "full_weekday": {"type": "str", "choices": list(WEEKDAYS)},
     "compress": {"type": "bool", "default": False},
     "consistency": {"type": "str", "choices": ["auto", "agent", "memory", "crash"], "default": "auto"},
     "include_iso": {"type": "bool", "default": True},

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
@@ -41,6 +42,9 @@ def decide(
         return Decision("full backup as asked")
     if request.increment_limit == 1:
         return Decision("increment_limit is 1: every run is a full")
+    owed = full_owed(directory, facts.uuid, request, now)
+    if owed:
+        return Decision(owed)
     path = request.archive or newest_incrementable(directory, facts, now)
     if not path:
         why = f"no archive in {directory} was made incrementable for this VM ({facts.uuid})"
@@ -62,6 +66,14 @@ def decide(
     except ArchiveError as error:
         return _no_increment(request, facts, f"{path} cannot be continued: {error}")
     return Decision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
+
+
+def full_owed(directory: str, uuid: str, request: BackupRequest, now: int) -> str:
+    """Why the weekly policy wants a full of the VM in this place, "" if it does not."""
+    if not request.full_weekday:
+        return ""
+    points = (point for view in views_of(directory, uuid) for point in view.points)
+    return _policy.full_owed((each.timestamp for each in points if each.mode == "full"), now, request.full_weekday)
 
 
 def newest_incrementable(directory: str, facts: VmFacts, now: int) -> str:

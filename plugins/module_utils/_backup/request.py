@@ -46,6 +46,7 @@ class BackupRequest:
     `incrementable`: a full keeps its saved state, so that increments can follow; always so in mode AUTO.
     `archive`: path of the archive to continue; "": the VM's newest one made incrementable in the place.
     `increment_limit`: points that an archive may have before saved states are merged (`increment_limit_deletes`); 0: any number.
+    `full_weekday` (one of _policy.WEEKDAYS): a full is owed if there is no good one since that day began; "": never.
     `threads` 0: one per core.
     `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
@@ -62,6 +63,7 @@ class BackupRequest:
     archive: str = ""
     increment_limit: int = 0
     increment_limit_deletes: Deletes = Deletes.ALL
+    full_weekday: str = ""
     compress: bool = False
     compress_level: int = 2
     threads: int = 0
@@ -88,6 +90,10 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         raise RefusedError("Option increment_limit", f"{limit} is no number of points", "Use 0 for no limit.")
     if mode is Mode.INCREMENTAL and limit == 1:
         raise RefusedError("Option increment_limit", "with 1 every run is a full", "Use mode: auto, or a higher limit.")
+    if params["full_weekday"] and mode is not Mode.AUTO:
+        raise RefusedError(
+            "Option full_weekday", f"it has no meaning with mode {mode.value}", "Use mode: auto with it."
+        )
     return BackupRequest(
         vm=params["vm"],
         pool=params["pool"] or "",
@@ -98,6 +104,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         archive=archive,
         increment_limit=limit,
         increment_limit_deletes=Deletes(params["increment_limit_deletes"]),
+        full_weekday=params["full_weekday"] or "",
         compress=params["compress"],
         compress_level=params["compress_level"],
         threads=params["threads"],

@@ -375,8 +375,8 @@ def _refuse_changed(domain: Domain, planned: BackupPlan, before: dict[str, tuple
 
 
 def _young_enough(directory: str, uuid: str, request: BackupRequest) -> tuple[catalog.View, Configuration] | None:
-    """The newest good point of the VM in this place, if `max_age` is content with it."""
-    if request.max_age_s is None:
+    """The newest good point of the VM in this place, if `max_age` is content with it and no full is owed."""
+    if request.max_age_s is None or mode.full_owed(directory, uuid, request, int(time.time())):
         return None
     oldest = time.time() - request.max_age_s
     found = []

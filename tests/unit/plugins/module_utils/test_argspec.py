@@ -226,8 +226,16 @@ def test_options_reach_their_field() -> None:
         consistency=backup_request.ConsistencyWish.CRASH, include_iso=False, include_secrets=True, max_age_s=72000,
         wait_timeout_s=1800, bandwidth_bps=50 * 2**20, notes="n", check_mode=True, diff=True,
     )  # fmt: skip
-    assert backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", mode="auto")).incrementable
-    for wrong in ({"archive": "/b/a.tar"}, {"increment_limit": -1}, {"mode": "incremental", "increment_limit": 1}):
+    auto = backup_request.from_params(params_of("vm_backup", vm="a", path="/b", mode="auto", full_weekday="sunday"))
+    assert auto.incrementable
+    assert auto.full_weekday == "sunday"
+    contradictory: list[dict[str, Any]] = [
+        {"archive": "/b/a.tar"},
+        {"increment_limit": -1},
+        {"mode": "incremental", "increment_limit": 1},
+        {"full_weekday": "sunday"},
+    ]
+    for wrong in contradictory:
         with pytest.raises(RefusedError):
             backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", **wrong))
     with pytest.raises(RefusedError, match="max_age"):

@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The weekly policy: when a full backup is owed. Pure; times are unix seconds, the time zone is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta, tzinfo
+
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_FUTURE_S = 3600  # a point that is further ahead was made while the clock was wrong
+
+
+def week_began(now: int, weekday: str, tz: tzinfo | None = None) -> int:
+    """When the last `weekday` (one of WEEKDAYS) began: its 00:00 in `tz`, None for the time zone of this host.
+
+    On that day itself it is today's midnight. Where the clocks skip midnight, the day begins at the change; where they
+    strike it twice, at the first.
+    """
+    today = datetime.fromtimestamp(now, tz)
+    first = today.date() - timedelta(days=(today.weekday() - WEEKDAYS.index(weekday)) % 7)
+    return int(datetime(first.year, first.month, first.day, tzinfo=tz).timestamp())
+
+
+def full_owed(fulls: Iterable[int], now: int, weekday: str, tz: tzinfo | None = None) -> str:
+    """Why a full backup is owed, "" if it is not. `fulls`: times of the good full backups that there are."""
+    began = week_began(now, weekday, tz)
+    if any(began <= full <= now + _FUTURE_S for full in fulls):
+        return ""
+    return f"no good full backup since {datetime.fromtimestamp(began, tz):%A %Y-%m-%d %H:%M}"
