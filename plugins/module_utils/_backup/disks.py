@@ -8,10 +8,13 @@ docs/DISKS.md is this table for people; tests/unit/plugins/module_utils/_backup/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind, Use, objection
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.storage import described
 
 
 class Verdict(str, Enum):
@@ -38,8 +41,8 @@ class Judgement:
 class Image:
     """One image file or device of this host that a disk or one of its layers stands on.
 
-    `allocated_bytes`: what it takes on its file system. `backing_path` "" for the lowest layer. `kind`: kind of place
-    as `_libvirt.storage.Place.kind` names it; `pool` "" outside of pools.
+    `allocated_bytes`: what it takes on its file system. `backing_path` "" for the lowest layer. `kind`, `group`, `pool`,
+    `pool_type`, `read_only`: of its place, as in `_libvirt.storage.Place`.
     """
 
     path: str
@@ -50,14 +53,23 @@ class Image:
     backing_path: str = ""
     has_data_file: bool = False
     is_device: bool = False
-    kind: str = "dir"
+    kind: PlaceKind = PlaceKind.DIR
+    group: str = ""
     pool: str = ""
+    pool_type: str = ""
+    read_only: str = ""
     device_id: int = 0
     fs_type: str = ""
 
+    def objection(self, *, incrementable: bool, running: bool, saved_states: bool) -> str:
+        """Why it cannot be backed up where it lies; "" if it can."""
+        use = Use.INCREMENT if incrementable else Use.BACKUP
+        why = objection(self.kind, use, running=running, saved_states=saved_states, read_only=self.read_only)
+        where = described(self.kind, self.group, self.pool, self.pool_type)
+        return f"{self.path} is on {where}, {why}" if why else ""
+
 
 STORED_FORMATS = ("qcow2", "raw")
-_VOLUME_MANAGERS = {"lvm": "LVM", "thin_lvm": "thin LVM", "shared_lvm": "shared LVM"}
 
 
 def judge(
@@ -68,8 +80,9 @@ def judge(
     saved_states: bool,
     include_iso: bool,
     incrementable: bool = False,
+    below: Sequence[Image] = (),
 ) -> Judgement:
-    """What happens to one disk; `image` is its topmost image, None where the host has none for it.
+    """What happens to one disk; `image` is its topmost image, None where the host has none for it; `below`: those it stands on.
 
     `incrementable`: a saved state is to stay, so that disks are frozen also while the VM is off.
     """
@@ -86,8 +99,11 @@ def judge(
     if disk.mirror:
         return Judgement(Verdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
     if image is None:
-        return Judgement(Verdict.REFUSE, f"its source {disk.path or 'in the XML'} is not there")
-    return _data(disk, image, running, saved_states, incrementable)
+        gone = f"{disk.path} is not there"
+        if disk.volume:
+            gone = f"the volume {disk.volume} of the pool {disk.pool} is not there, or the pool is not active"
+        return Judgement(Verdict.REFUSE, gone if disk.path or disk.volume else "it has no source")
+    return _data(disk, image, running, saved_states, incrementable, below)
 
 
 def is_stored(judgement: Judgement) -> bool:
@@ -109,16 +125,18 @@ def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
     return Judgement(Verdict.ISO)
 
 
-def _data(disk: Disk, image: Image, running: bool, saved_states: bool, incrementable: bool) -> Judgement:
-    manager = _VOLUME_MANAGERS.get(image.kind)
-    if manager:
-        return Judgement(Verdict.REFUSE, f"{image.path} is on {manager}, which this collection does not back up")
-    if image.kind == "zfs" and saved_states:
-        return Judgement(
-            Verdict.REFUSE, f"{image.path} is on ZFS and the VM has saved states; ZFS works without them only"
-        )
-    if image.kind == "zfs" and incrementable:
-        return Judgement(Verdict.REFUSE, f"{image.path} is on ZFS, where backups cannot be incrementable")
+def _data(
+    disk: Disk, image: Image, running: bool, saved_states: bool, incrementable: bool, below: Sequence[Image]
+) -> Judgement:
+    written = not (disk.readonly or disk.shareable)
+    why = image.objection(
+        incrementable=incrementable and written, running=running and written, saved_states=saved_states
+    )
+    # a layer further down is only read
+    lower = (each.objection(incrementable=False, running=False, saved_states=saved_states) for each in below)
+    why = why or next(filter(None, lower), "")
+    if why:
+        return Judgement(Verdict.REFUSE, why)
     if image.format not in STORED_FORMATS:
         return Judgement(Verdict.REFUSE, f"images of format {image.format} are not supported; qcow2 and raw are")
     if image.has_data_file or disk.has_data_file:
@@ -134,12 +152,6 @@ def _data(disk: Disk, image: Image, running: bool, saved_states: bool, increment
         return Judgement(Verdict.COPY, warning=warning)
     if disk.shareable:
         return Judgement(Verdict.SKIP, "the disk is shareable: other VMs may write to it at any time")
-    if running and image.is_device:
-        return Judgement(
-            Verdict.REFUSE, f"{image.path} is a block device, which can be backed up only while the VM is off"
-        )
-    if incrementable and image.is_device:
-        return Judgement(Verdict.REFUSE, f"{image.path} is a block device, of which there are full backups only")
     if (running or incrementable) and disk.encrypted:
         why = "it is encrypted and its overlay would not be"
         return Judgement(Verdict.REFUSE, f"{why}: make full backups that are not incrementable, while the VM is off")

@@ -16,7 +16,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
+    agent,
+    blockjobs,
+    place_rules,
+    snapshots,
+    storage,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -84,14 +90,16 @@ def _jobs(domain: Domain) -> tuple[str, ...]:
 
 
 def _resolved(conn: Connection, disk: domain_xml.Disk) -> domain_xml.Disk:
-    """A disk of type volume with the path of its volume, where the pool can tell it."""
+    """A disk of type volume with the path of its volume, where the pool can tell it or where it must be."""
     if not disk.volume or disk.path:
         return disk
     try:
         volume = conn.storagePoolLookupByName(disk.pool).storageVolLookupByName(disk.volume)
         return replace(disk, path=str(volume.path()))
     except libvirt.libvirtError:
-        return disk  # judged as a disk whose source is not there
+        pool = next((each for each in storage.pools(conn) if each.name == disk.pool), None)
+        # without a path it is judged as a disk whose source is not there
+        return disk if pool is None else replace(disk, path=storage.expected_path(pool, disk.volume))
 
 
 def _state_disks(state: snapshots.SavedStateInfo) -> tuple[domain_xml.Disk, ...]:
@@ -103,10 +111,17 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
     """Every image that the disks stand on, by path; disks without a local file have none."""
     found: dict[str, Image] = {}
     for disk in disks:
-        if not disk.path or disk.path in found or not os.path.exists(disk.path):
+        # a logical volume that is not active has no device, and is one all the same
+        if not disk.path or disk.path in found or not (os.path.exists(disk.path) or disk.path.startswith("/dev/")):
             continue
         removable = disk.device in ("cdrom", "floppy")
         fmt = "raw" if removable else disk.format or "raw"
+        place = storage.describe(conn, disk.path)
+        if place.kind in place_rules.VOLUME_MANAGERS:
+            found[disk.path] = _at(place, Image(disk.path, fmt, 0, 0, 0, is_device=True))
+            continue
+        if not os.path.exists(disk.path):
+            continue
         if disk.device == "lun" or fmt not in STORED_FORMATS:
             found[disk.path] = _image(conn, disk.path, fmt, "", 0)
             continue
@@ -116,6 +131,18 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
             path = disk.path if link is chain[0] else os.path.realpath(link.path)
             found[path] = _image(conn, path, link.format, below, link.virtual_size_bytes)
     return found
+
+
+def _at(place: storage.Place, image: Image) -> Image:
+    return replace(
+        image,
+        kind=place.kind,
+        group=place.group,
+        pool=place.pool,
+        pool_type=place.pool_type,
+        read_only=place.read_only,
+        fs_type=place.fs_type,
+    )
 
 
 def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: int) -> Image:
@@ -130,8 +157,7 @@ def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: in
         data_file = fmt == "qcow2" and bool(probe(lambda offset, length: os.pread(fd, length, offset), size).data_file)
     finally:
         os.close(fd)
-    place = storage.describe(conn, path)
-    return Image(
+    image = Image(
         path=path,
         format=fmt,
         size_bytes=size,
@@ -140,11 +166,9 @@ def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: in
         backing_path=backing,
         has_data_file=data_file,
         is_device=is_device,
-        kind=place.kind.value,
-        pool=place.pool,
         device_id=status.st_dev,
-        fs_type=place.fs_type,
     )
+    return _at(storage.describe(conn, path), image)
 
 
 def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple[str, ...]:
@@ -153,7 +177,7 @@ def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple
     for disk in disks:
         image = images.get(disk.path)
         data = disk.device == "disk" and image is not None and image.format in STORED_FORMATS
-        if data and image and qemu_img.is_in_use(image.path, image.format):
+        if data and image and os.path.exists(image.path) and qemu_img.is_in_use(image.path, image.format):
             found.append(image.path)
     return tuple(found)
 

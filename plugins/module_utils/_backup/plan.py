@@ -244,6 +244,7 @@ def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable
                 saved_states=bool(facts.saved_states),
                 include_iso=request.include_iso,
                 incrementable=incrementable,
+                below=_below(facts, disk.path),
             ),
         )
         for disk in facts.view.disks
@@ -254,6 +255,18 @@ def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable
     if refused:
         raise RefusedError(what, "; ".join(refused), "Nothing has been touched.")
     return judged
+
+
+def _below(facts: VmFacts, path: str) -> list[Image]:
+    """The images that one stands on, nearest first."""
+    found: list[Image] = []
+    image = facts.images.get(path)
+    while image is not None and image.backing_path:
+        image = facts.images.get(image.backing_path) or facts.images.get(os.path.realpath(image.backing_path))
+        if image is None or image in found:
+            break
+        found.append(image)
+    return found
 
 
 def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Consistency, list[str]]:

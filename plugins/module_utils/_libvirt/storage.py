@@ -11,12 +11,19 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeVar
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _settings, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import lvm
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import (
+    FILES,
+    NAMES,
+    PlaceKind,
+    Use,
+    objection,
+)
 
 _Answer = TypeVar("_Answer")
 ANSWER_TIMEOUT_S = 20.0
@@ -24,17 +31,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "9p", "virtiofs"}
 )
 _DIRECTORY_POOLS = frozenset({"dir", "fs", "netfs"})
-
-
-class PlaceKind(str, Enum):
-    """What the bytes of a path lie on."""
-
-    DIR = "dir"
-    LVM = "lvm"
-    THIN_LVM = "thin_lvm"
-    ZFS = "zfs"
-    BLOCK = "block"
-    NETWORK = "network"
+_NETWORK_POOLS = frozenset({"rbd", "gluster", "iscsi-direct", "sheepdog", "vstorage"})
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Place:
     pool: str  # "" outside all pools
     pool_type: str
     pool_active: bool
+    group: str  # volume group or ZFS dataset, "" for others
     fs_type: str
     mount_point: str
     device: str
@@ -66,6 +64,11 @@ class Place:
     writable: bool
     free_bytes: int
     total_bytes: int
+
+    @property
+    def description(self) -> str:
+        """For messages: "thin LVM (volume group vg0, pool vms)"."""
+        return described(self.kind, self.group, self.pool, self.pool_type)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class Mount:
     source: str
     read_only: bool
     device: str  # major:minor
+
+
+def described(kind: PlaceKind, group: str, pool: str, pool_type: str = "") -> str:
+    """A place for messages, with the volume group or dataset, and the pool."""
+    parts = [f"{'dataset' if kind is PlaceKind.ZFS else 'volume group'} {group}"] if group else []
+    parts += [f"pool {pool}" + (f" of type {pool_type}" if pool_type else "")] if pool else []
+    return NAMES[kind] + (f" ({', '.join(parts)})" if parts else "")
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
@@ -119,6 +129,13 @@ def volume_path(conn: Connection, pool: str, volume: str) -> str:
         raise SourceError(f"The volume {volume} of the pool {pool}", str(error), hint) from error
 
 
+def expected_path(pool: Pool, volume: str) -> str:
+    """Where the volume of a pool would lie that is not active or does not have it now; "" where that cannot be told. Pure."""
+    if pool.type == "zfs":
+        return f"/dev/zvol/{pool.source}/{volume}"
+    return os.path.join(pool.target_path, volume) if pool.type == "logical" and pool.target_path else ""
+
+
 def parse_pool(xml: str, *, active: bool) -> Pool:
     """The view of a <pool> document. Pure."""
     root = _xml.parse(xml, "A storage pool")
@@ -156,12 +173,15 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
             why = "there is no storage pool of that name on this host"
             raise TargetError(what, why, "virsh pool-list --all shows what there is.")
         if found.type not in _DIRECTORY_POOLS:
-            why = f"it is of type {found.type}; archives need a directory"
+            why = f"it is of type {found.type}, which cannot hold files"
             raise TargetError(what, why, "Name a pool of type dir, fs or netfs.")
         if not found.active:
             raise TargetError(what, "it is not active", f"Run: virsh pool-start {pool}")
         path = found.target_path
     place = _describe(path, known)
+    if place.kind not in FILES:
+        why = f"it is on {place.description}, {objection(place.kind, Use.ARCHIVE)}"
+        raise TargetError(what, why, "Name a directory of a file system.")
     if not _answers(os.path.isdir, path):
         raise TargetError(what, f"{path} is not a directory", "Create it, or mount what belongs there.")
     expected = _file_system_pool(place.path, known)
@@ -182,22 +202,26 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
 def _describe(path: str, known: Sequence[Pool]) -> Place:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
+    named = os.path.normpath(path)
     real = _answers(os.path.realpath, path)
     existing = _answers(_nearest_existing, real)
     directory = existing if _answers(os.path.isdir, existing) else os.path.dirname(existing)
     mount = mount_of(directory, mounts)
     facts = _answers(os.statvfs, directory)
     is_device = _answers(_is_block_device, real)
-    owner = _pool_of(real, known)
+    # the link /dev/VG/LV is in the pool, the device behind it is not
+    owner = _pool_of(real, known) or (_pool_of(named, known) if named.startswith("/dev/") else None)
+    kind, group = _kind(named, real, is_device, mount, owner)
     read_only = f"{mount.mount_point} is mounted read-only" if facts.f_flag & os.ST_RDONLY or mount.read_only else ""
     read_only = read_only or _declared_read_only(real, owner)
     return Place(
         path=real,
         directory=directory,
-        kind=_kind(real, is_device, mount.fs_type, owner),
+        kind=kind,
         pool=owner.name if owner else "",
         pool_type=owner.type if owner else "",
         pool_active=bool(owner and owner.active),
+        group=group,
         fs_type=mount.fs_type,
         mount_point=mount.mount_point,
         device=real if is_device else mount.source,
@@ -217,17 +241,29 @@ def _declared_read_only(path: str, owner: Pool | None) -> str:
     return ""
 
 
-def _kind(path: str, is_device: bool, fs_type: str, owner: Pool | None) -> PlaceKind:
-    if owner is not None and owner.type in ("rbd", "gluster", "iscsi-direct", "sheepdog", "vstorage"):
-        return PlaceKind.NETWORK
+def _kind(named: str, real: str, is_device: bool, mount: Mount, owner: Pool | None) -> tuple[PlaceKind, str]:
+    """The kind of a place, and the volume group or dataset that it belongs to."""
+    pool_type = owner.type if owner is not None else ""
+    if pool_type in _NETWORK_POOLS:
+        return PlaceKind.NETWORK, ""
+    if named.startswith("/dev/zvol/") or (
+        is_device and (os.path.basename(real).startswith("zd") or pool_type == "zfs")
+    ):
+        return PlaceKind.ZVOL, ""
+    if named.startswith("/dev/"):
+        volumes = lvm.volumes()
+        volume = lvm.find(named, volumes) or lvm.find(real, volumes)
+        if volume is not None:
+            return volume.kind, volume.volume_group
+        if pool_type == "logical" and owner is not None:
+            return PlaceKind.LVM, owner.source
+        if _mapped_uuid(real).startswith("LVM-"):  # without lvs
+            return (PlaceKind.THIN_LVM if _is_thin(real) else PlaceKind.LVM), ""
     if is_device:
-        name = _mapped_uuid(path)
-        if name.startswith("LVM-") or (owner is not None and owner.type == "logical"):
-            return PlaceKind.THIN_LVM if _is_thin(path) else PlaceKind.LVM
-        if os.path.basename(path).startswith("zd") or (owner is not None and owner.type == "zfs"):
-            return PlaceKind.ZFS
-        return PlaceKind.BLOCK
-    return PlaceKind.ZFS if fs_type in ("zfs", "fuse.zfs") else PlaceKind.DIR
+        return PlaceKind.BLOCK, ""
+    if mount.fs_type in ("zfs", "fuse.zfs"):
+        return PlaceKind.ZFS, mount.source
+    return (PlaceKind.NETWORK_FS if mount.fs_type in NETWORK_FILE_SYSTEMS else PlaceKind.DIR), ""
 
 
 def _mapped_uuid(path: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Verdict, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 
 DOCUMENT = Path(__file__).parents[5] / "docs" / "DISKS.md"
 
@@ -22,7 +23,7 @@ FILE = Disk(
 )  # fmt: skip
 QCOW2 = Image("/images/web.qcow2", "qcow2", 100, 100, 1000)
 RAW = replace(QCOW2, format="raw")
-DEVICE = replace(RAW, is_device=True, kind="block")
+DEVICE = replace(RAW, is_device=True, kind=PlaceKind.BLOCK)
 CDROM = replace(FILE, device="cdrom", readonly=True)
 
 # row of docs/DISKS.md: (disk, image, saved states, include_iso)
@@ -33,10 +34,11 @@ CASES = {
     "block device or partition, raw": [(replace(FILE, type="block"), DEVICE, False, True)],
     "block device with qcow2 on it": [(replace(FILE, type="block"), replace(DEVICE, format="qcow2"), False, True)],
     "on LVM, thin LVM or shared LVM": [
-        (FILE, replace(DEVICE, kind=kind), False, True) for kind in ("lvm", "thin_lvm", "shared_lvm")
+        (FILE, replace(DEVICE, kind=kind), False, True)
+        for kind in (PlaceKind.LVM, PlaceKind.THIN_LVM, PlaceKind.SHARED_LVM)
     ],
-    "on ZFS, VM without saved states": [(FILE, replace(QCOW2, kind="zfs"), False, True)],
-    "on ZFS, VM with saved states": [(FILE, replace(QCOW2, kind="zfs"), True, True)],
+    "on ZFS, VM without saved states": [(FILE, replace(QCOW2, kind=PlaceKind.ZFS), False, True)],
+    "on ZFS, VM with saved states": [(FILE, replace(QCOW2, kind=PlaceKind.ZFS), True, True)],
     "network disk (iSCSI, RBD, NBD, …), NVMe, vhost-user, vDPA": [
         (replace(FILE, type=kind, path="", network="rbd/pool/image"), None, False, True)
         for kind in ("network", "nvme", "vhostuser", "vhostvdpa", "dir")
@@ -99,3 +101,23 @@ def test_only_a_running_writable_disk_is_frozen():
     assert judge(FILE, QCOW2, running=False, saved_states=False, include_iso=True).verdict is Verdict.COPY
     read_only = replace(FILE, readonly=True)
     assert judge(read_only, QCOW2, running=True, saved_states=False, include_iso=True).verdict is Verdict.COPY
+
+
+@pytest.mark.parametrize("kind", ["lvm", "thin_lvm", "shared_lvm"])
+def test_a_layer_below_on_lvm_is_refused_too(kind):
+    below = [
+        replace(QCOW2, path="/images/base.qcow2"),
+        replace(DEVICE, path="/dev/vg0/base", kind=PlaceKind(kind), group="vg0"),
+    ]
+    judgement = judge(FILE, QCOW2, running=False, saved_states=False, include_iso=True, below=below)
+    assert judgement.verdict is Verdict.REFUSE and "/dev/vg0/base" in judgement.reason and "vg0" in judgement.reason
+
+
+def test_a_disk_in_a_read_only_place_is_copied_but_not_frozen():
+    image = replace(QCOW2, read_only="/images is named as read-only")
+    for running, incrementable, verdict in (
+        (False, False, Verdict.COPY), (True, False, Verdict.REFUSE), (False, True, Verdict.REFUSE),
+    ):  # fmt: skip
+        arguments = {"running": running, "saved_states": False, "include_iso": True, "incrementable": incrementable}
+        assert judge(FILE, image, **arguments).verdict is verdict
+        assert judge(replace(FILE, readonly=True), image, **arguments).verdict is Verdict.COPY

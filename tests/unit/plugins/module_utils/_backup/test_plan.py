@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.request impo
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
 
 UUID = "6f1a2b3c-0000-4000-8000-000000000001"
@@ -254,7 +255,12 @@ def test_transient_vm():
 
 def base_of(*members, taken=(), isos=()):
     point = Configuration(
-        timestamp=NOW - 10, domain_xml="<domain/>", vm_name="web", vm_uuid=UUID, members=tuple(members), incrementable=True
+        timestamp=NOW - 10,
+        domain_xml="<domain/>",
+        vm_name="web",
+        vm_uuid=UUID,
+        members=tuple(members),
+        incrementable=True,
     )
     names = frozenset([*(member.name for member in members), *taken])
     return Base("/backups/old.tar", False, (point,), names, frozenset(isos))
@@ -278,7 +284,9 @@ def increment(vm, base, **request):
 
 
 def test_increment_adds_only_what_is_new():
-    base = base_of(archived("vda_0.qcow2", "/images/web.qcow2", active=True), taken=["vda_3.snapshot", "vdb_9.snapshot"])
+    base = base_of(
+        archived("vda_0.qcow2", "/images/web.qcow2", active=True), taken=["vda_3.snapshot", "vdb_9.snapshot"]
+    )
     made = increment(facts(agent=AgentState.OK, **CHAIN), base)
     assert [(p.member.name, p.member.parent, p.member.active) for p in made.members] == [
         ("vda_4.snapshot", "vda_0.qcow2", True)
@@ -306,7 +314,9 @@ def test_disks_are_told_apart_by_target():
         definition=xml(disk("vda", "/i/a"), disk("vdb", "/i/b")),
         images=[image("/i/t"), image("/i/a", backing_path="/i/t"), image("/i/b", backing_path="/i/t")],
     )
-    base = base_of(archived("vda_0.qcow2", "/i/t", active=True), archived("vdb_0.qcow2", "/i/t", target="vdb", active=True))
+    base = base_of(
+        archived("vda_0.qcow2", "/i/t", active=True), archived("vdb_0.qcow2", "/i/t", target="vdb", active=True)
+    )
     made = increment(vm, base)
     assert [(p.member.name, p.member.parent) for p in made.members] == [
         ("vda_1.snapshot", "vda_0.qcow2"),
@@ -353,7 +363,7 @@ def test_what_cannot_be_incrementable():
     lun = "<disk type='block' device='lun'><source dev='/dev/x'/><target dev='sda'/></disk>"
     with pytest.raises(RefusedError, match="no disk that can be frozen"):
         make(facts(definition=xml(lun)), incrementable=True)
-    for kind, more in {"ZFS": {"kind": "zfs"}, "block device": {"is_device": True}}.items():
+    for kind, more in {"ZFS": {"kind": PlaceKind.ZFS}, "block device": {"kind": PlaceKind.BLOCK}}.items():
         vm = facts(running=False, images=[image(fmt="raw", **more)], definition=xml(disk(fmt="raw")))
         make(vm)
         with pytest.raises(RefusedError, match=kind):
