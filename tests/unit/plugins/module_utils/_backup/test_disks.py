@@ -78,7 +78,7 @@ WORDS = {
 
 def rows():
     """(kind, running, off) of the document's table."""
-    found = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     return [row for row in found if row[0] != "kind of disk"]
 
 
