@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Optional
 
@@ -25,6 +26,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Role,
     SavedState,
     Skipped,
+    TemplateDisk,
+    TemplateRequirement,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -133,9 +136,15 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
                 "active": _yes(member.active),
                 "former-path": member.former_path,
                 "pool": member.pool,
+                "template-disk": str(member.template_disk or ""),
                 "digest": member.digest,
             },
         )
+    if configuration.requires:
+        required = configuration.requires
+        _disks(_child(own, "requires", {"uuid": required.uuid, "name": required.name}), required.disks)
+    if configuration.provides:
+        _disks(_child(own, "provides", {}), configuration.provides)
     for state in configuration.saved_states:
         _child(
             own, "saved-state", {"name": state.name, "parent": state.parent, "current": _yes(state.current)}, state.xml
@@ -152,6 +161,12 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
     data += b" " * (tar.round_up(len(data), tar.ALIGN) - len(data))
     digest = hashlib.sha256(data.replace(placeholder.encode(), _NO_DIGEST)).hexdigest()
     return data.replace(placeholder.encode(), digest.encode()), digest
+
+
+def _disks(parent: etree._Element, disks: Sequence[TemplateDisk]) -> None:
+    for disk in disks:
+        size = str(disk.virtual_size_bytes)
+        _child(parent, "template-disk", {"target": disk.target, "virtual-size": size, "digest": disk.digest})
 
 
 def _number(element: etree._Element, attribute: str, what: str) -> int:
@@ -182,7 +197,27 @@ def _member(element: etree._Element, what: str) -> Member:
         active=element.get("active") == "yes",
         former_path=element.get("former-path") or "",
         pool=element.get("pool") or "",
+        template_disk=_number(element, "template-disk", what),
     )
+
+
+def _template_disks(parent: Optional[etree._Element], what: str) -> tuple[TemplateDisk, ...]:
+    if parent is None:
+        return ()
+    return tuple(
+        TemplateDisk(each.get("target") or "", _number(each, "virtual-size", what), each.get("digest") or "")
+        for each in parent.findall(_PREFIX + "template-disk")
+    )
+
+
+def _requirement(own: etree._Element, table: Sequence[Member], what: str) -> Optional[TemplateRequirement]:
+    element = own.find(_PREFIX + "requires")
+    disks = _template_disks(element, what)
+    if any(member.template_disk > len(disks) or (member.template_disk and member.parent) for member in table):
+        raise HostileError(what, "a member stands on a disk of a template that it does not name")
+    if element is None:
+        return None
+    return TemplateRequirement(element.get("uuid") or "", element.get("name") or "", disks)
 
 
 def _is_forest(parents: dict[str, str]) -> bool:
@@ -282,6 +317,8 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         mode=own.get("mode") or "",
         incrementable=own.get("incrementable") == "yes",
         template=own.get("template") == "yes",
+        requires=_requirement(own, table, what),
+        provides=_template_disks(own.find(_PREFIX + "provides"), what),
         saved_states=tuple(
             SavedState(e.get("name") or "", e.text or "", e.get("parent") or "", e.get("current") == "yes")
             for e in own.findall(_PREFIX + "saved-state")

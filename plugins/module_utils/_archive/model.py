@@ -53,6 +53,39 @@ class Member:
     former_path: str = ""
     pool: str = ""
     active: bool = False  # the top of its disk at this point: a restore of the point ends in it
+    template_disk: int = 0  # stands on this disk of the template that the point requires, counted from 1; 0: on none
+
+
+@dataclass(frozen=True)
+class TemplateDisk:
+    """One disk of a template, told by what a guest sees of it and not by how it is stored.
+
+    `digest`: SHA-256 over the SHA-256 digests of its 4 MiB chunks, in hex; the same for raw and qcow2.
+    """
+
+    target: str
+    virtual_size_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class TemplateRequirement:
+    """The template that the point of a thin clone stands on: `disks` in the order of its definition tell whether it is the one.
+
+    `uuid` and `name` are for messages only.
+    """
+
+    uuid: str
+    name: str
+    disks: tuple[TemplateDisk, ...]
+
+    def fits(self, disks: tuple[TemplateDisk, ...]) -> bool:
+        """Whether disks have the content that is required, in the same order; targets do not matter."""
+        return _contents(self.disks) == _contents(disks)
+
+
+def _contents(disks: tuple[TemplateDisk, ...]) -> list[tuple[int, str]]:
+    return [(disk.virtual_size_bytes, disk.digest) for disk in disks]
 
 
 @dataclass(frozen=True)
@@ -82,6 +115,8 @@ class Configuration:
     `format_version` 0: a foreign archive, `members` then come from file names and image headers.
     `digest_algorithm`: of chunks and members, one of digests.ALGORITHMS; the same in all points of an archive.
     `digests_member`/`digests_digest`: the member with the chunk digests of all members new at this point, and its own digest.
+    `requires`: the template that a thin clone stands on, None for any other VM. `provides`: the disks of a template, () of others;
+    the archive of a template is the one that is needed when `requires.fits(provides)`.
     `member_name`: the XML's own name in the archive; `digest`: SHA-256 of that member with the digest's own digits read as zeros.
     """
 
@@ -95,6 +130,8 @@ class Configuration:
     mode: str = "full"
     incrementable: bool = False
     template: bool = False
+    requires: TemplateRequirement | None = None
+    provides: tuple[TemplateDisk, ...] = ()
     saved_states: tuple[SavedState, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()

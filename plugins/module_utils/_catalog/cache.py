@@ -28,7 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Skipped,
 )
 
-_VERSION = f"1/{FORMAT_VERSION}"
+_VERSION = f"2/{FORMAT_VERSION}"
 _MAX_FILES = 1000
 
 
@@ -76,6 +76,8 @@ def _configuration(kept: Mapping[str, Any]) -> Configuration:
     return replace(
         Configuration(**{**kept, "members": rows}),
         consistency=Consistency(kept["consistency"]),
+        requires=None,  # only archives of ours have these two
+        provides=(),
         saved_states=tuple(SavedState(**state) for state in kept["saved_states"]),
         skipped=tuple(Skipped(**skipped) for skipped in kept["skipped"]),
         warnings=tuple(kept["warnings"]),
