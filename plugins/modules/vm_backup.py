@@ -102,8 +102,8 @@ options:
     default: all
   full_weekday:
     description:
-      - With O(mode=auto), make a full where this place has no good full of the VM since the last such day began (00:00 in
-        the time zone of the host), whatever O(max_age) says. So a missed day heals on the next run.
+      - A full is owed where this place has no good full of the VM since the last such day began (00:00 in the time zone
+        of the host). O(mode=auto) makes one then, whatever O(max_age) says. So a missed day heals on the next run.
       - Without it only what ends a chain leads to a full (O(increment_limit), or a VM that no longer stands on its archive).
     type: str
     choices: [monday, tuesday, wednesday, thursday, friday, saturday, sunday]

@@ -196,29 +196,28 @@ class ProgressActionModule(ActionBase):
     def _run_with_progress(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         token = f"kvmops_backup_{secrets.token_hex(8)}"
         try:
-            started = self._start(token, task_vars)
+            job = self._start(token, task_vars)
         except Exception:
             raise
         except BaseException:  # a timeout or a signal: the module may have come to life all the same
             self._forestall(token)
             raise
-        if started.get("failed") or not started.get("results_file"):
-            return started
-        results_file = str(started["results_file"])
-        control = os.path.join(os.path.dirname(results_file), token)
-        job = Job(str(started["ansible_job_id"]), results_file, control, f"--{token}--")
+        if not isinstance(job, Job):
+            return job
         result = None
         try:
             result = self._follow(job, str(task_vars.get("inventory_hostname", "")))
-            if "__ansible_type" in json.dumps(result):
-                # Warnings and errors in Ansible's own types, which only Ansible can read.
-                result = self._fetch(job, task_vars)
+            result = self._readable(job, result, task_vars)
         finally:
             if result is None:
                 self._cancel(job)
             else:
                 self._remove(job)
         return result
+
+    def _readable(self, job: Job, result: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """A module's result; warnings and errors in Ansible's own types are something that only Ansible can read."""
+        return self._fetch(job, task_vars) if "__ansible_type" in json.dumps(result) else result
 
     def _fetch(self, job: Job, task_vars: dict[str, Any]) -> dict[str, Any]:
         arguments = {"jid": job.id, "mode": "status", "_async_dir": os.path.dirname(job.results_file)}
@@ -229,16 +228,29 @@ class ProgressActionModule(ActionBase):
             result.pop(of_the_wrapper, None)
         return result
 
-    def _start(self, token: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _start(
+        self,
+        token: str,
+        task_vars: dict[str, Any],
+        module_name: str | None = None,
+        module_args: dict[str, Any] | None = None,
+    ) -> Job | dict[str, Any]:
+        """Starts the task's module, or the one named; its result where it did not come to that."""
         control = self._control(token)
         environment, limit = self._task.environment, self._task.async_val
         self._task.environment = [*(environment or []), {CONTROL_VARIABLE: control}]
         self._task.async_val = _MODULE_LIMIT_S
         try:
-            started: dict[str, Any] = self._execute_module(task_vars=task_vars, wrap_async=True)
+            started: dict[str, Any] = self._execute_module(
+                module_name=module_name, module_args=module_args, task_vars=task_vars, wrap_async=True
+            )
         finally:
             self._task.environment, self._task.async_val = environment, limit
-        return started
+        if started.get("failed") or not started.get("results_file"):
+            return started
+        results_file = str(started["results_file"])
+        shared = os.path.join(os.path.dirname(results_file), token)
+        return Job(str(started["ansible_job_id"]), results_file, shared, f"--{token}--")
 
     def _control(self, token: str) -> str:
         """The directory that is shared with the module, with ``~`` for the home directory on the host."""

@@ -90,10 +90,8 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         raise RefusedError("Option increment_limit", f"{limit} is no number of points", "Use 0 for no limit.")
     if mode is Mode.INCREMENTAL and limit == 1:
         raise RefusedError("Option increment_limit", "with 1 every run is a full", "Use mode: auto, or a higher limit.")
-    if params["full_weekday"] and mode is not Mode.AUTO:
-        raise RefusedError(
-            "Option full_weekday", f"it has no meaning with mode {mode.value}", "Use mode: auto with it."
-        )
+    if params["full_weekday"] and mode is Mode.INCREMENTAL:
+        raise RefusedError("Option full_weekday", "an incremental run makes no full", "Use mode: auto with it.")
     return BackupRequest(
         vm=params["vm"],
         pool=params["pool"] or "",

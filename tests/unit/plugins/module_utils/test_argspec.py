@@ -233,7 +233,7 @@ def test_options_reach_their_field() -> None:
         {"archive": "/b/a.tar"},
         {"increment_limit": -1},
         {"mode": "incremental", "increment_limit": 1},
-        {"full_weekday": "sunday"},
+        {"mode": "incremental", "full_weekday": "sunday"},
     ]
     for wrong in contradictory:
         with pytest.raises(RefusedError):

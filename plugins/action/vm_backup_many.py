@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Backups of several VMs of a host side by side, each by the module vm_backup, with live progress of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+
+from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
+
+_MODULE = "kvmops.backup.vm_backup"
+_ARGUMENT_SPEC = {
+    "vms": {"type": "list", "elements": "dict", "required": True},
+    "defaults": {"type": "dict", "default": {}},
+    "at_once": {"type": "int", "default": 0},
+}
+
+
+@dataclass
+class _Running:
+    """A backup at work: its place in the list, its job on the host and what prints its progress."""
+
+    index: int
+    job: base.Job
+    reporter: base.Reporter
+
+
+class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-ignore]
+    """See the documentation of the module of the same name."""
+
+    _supports_async = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """All backups; a failed one never stops the others."""
+        variables = task_vars or {}
+        super(base.ProgressActionModule, self).run(tmp, variables)
+        _checked, options = self.validate_argument_spec(_ARGUMENT_SPEC)
+        tasks = [{**options["defaults"], **each} for each in options["vms"]]
+        if not all(each.get("vm") for each in tasks):
+            return {"failed": True, "msg": "each of vms must have vm, the name or UUID of a virtual machine"}
+        self._host = str(variables.get("inventory_hostname", ""))
+        if self._task.check_mode:
+            results = [self._execute_module(_MODULE, each, task_vars=variables) for each in tasks]
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        else:
+            with base._cancel_before_the_end():
+                results = self._run_all(tasks, options["at_once"], variables)
+        return summary(tasks, results)
+
+    def _run_all(
+        self, tasks: Sequence[dict[str, Any]], at_once: int, task_vars: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The results in the order of the tasks; `at_once` of them are at work, 0: all."""
+        waiting = deque(enumerate(tasks))
+        running: list[_Running] = []
+        results: dict[int, dict[str, Any]] = {}
+        seen_at, pause = time.monotonic(), base.FIRST_POLL_S
+        try:
+            while waiting or running:
+                if waiting and (not at_once or len(running) < at_once):
+                    # One at a time: between two starts the others are looked at, which is their sign of life.
+                    index, arguments = waiting.popleft()
+                    started = self._begin(index, arguments, task_vars)
+                    if isinstance(started, _Running):
+                        running.append(started)
+                    else:
+                        results[index] = started
+                else:
+                    time.sleep(pause)
+                    pause = min(base.SLOWEST_POLL_S, pause * 1.3)
+                try:
+                    polls = self._poll_all([each.job for each in running])
+                except AnsibleConnectionFailure:
+                    if time.monotonic() - seen_at > base.LOST_CONNECTION_LIMIT_S:
+                        raise
+                    base.display.vvv("the host did not answer, trying again", host=self._host)
+                    continue
+                seen_at = time.monotonic()
+                for each, poll in zip(list(running), polls):
+                    if poll.result is not None:
+                        results[each.index] = self._readable(each.job, poll.result, task_vars)
+                        running.remove(each)
+                        self._remove(each.job)
+                        self._say(f"{tasks[each.index]['vm']}: {outcome(results[each.index])}")
+                        pause = base.FIRST_POLL_S
+                    else:
+                        line = each.reporter.line(poll.status, seen_at) if poll.status else None
+                        if line:
+                            base.display.display(line)
+        finally:
+            self._cancel_all([each.job for each in running])
+        return [results[index] for index in range(len(tasks))]
+
+    def _begin(self, index: int, arguments: dict[str, Any], task_vars: dict[str, Any]) -> _Running | dict[str, Any]:
+        token = f"kvmops_backup_{secrets.token_hex(8)}"
+        try:
+            job = self._start(token, task_vars, _MODULE, arguments)
+        except Exception:
+            raise
+        except BaseException:  # a timeout or a signal: the module may have come to life all the same
+            self._forestall(token)
+            raise
+        if not isinstance(job, base.Job):
+            self._say(f"{arguments['vm']}: {outcome(job)}")
+            return job
+        return _Running(index, job, base.Reporter(f"[{self._host}] vm_backup", time.monotonic()))
+
+    def _poll_all(self, jobs: Sequence[base.Job]) -> list[base.Poll]:
+        if not jobs:
+            return []
+        quote = self._connection._shell.quote
+        answer = self._low_level_execute_command("; ".join(base.poll_command(job, quote) for job in jobs))
+        return [base.parse_poll(str(answer.get("stdout", "")), job.separator) for job in jobs]
+
+    def _cancel_all(self, jobs: Sequence[base.Job]) -> None:
+        """Asks all to stop before it waits for the first."""
+        quote = self._connection._shell.quote
+        with contextlib.suppress(AnsibleConnectionFailure):
+            for job in jobs:
+                self._low_level_execute_command(f": > {quote(job.control)}/cancel")
+        for job in jobs:
+            self._cancel(job)
+
+    def _say(self, text: str) -> None:
+        base.display.display(base._printable(f"[{self._host}] vm_backup {text}"))
+
+
+def outcome(result: Mapping[str, Any]) -> str:
+    """How a backup ended, in one line."""
+    if result.get("failed"):
+        return f"FAILED: {result.get('msg', 'no message')}"
+    if not result.get("changed"):
+        return f"nothing to do, {result.get('reason', '')}"
+    return f"{result.get('mode')}, {base._bytes(int(result.get('bytes_written') or 0))} written, {result.get('duration')} s"
+
+
+def summary(tasks: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The result of the task. Pure."""
+    backups: list[dict[str, Any]] = [
+        {"failed": False, "changed": False, **result, "vm": task["vm"]} for task, result in zip(tasks, results)
+    ]
+    for each in backups:
+        each["warnings"] = [str(warning) for warning in each.get("warnings", [])]
+        each.pop("exception", None)
+        each.pop("invocation", None)
+    bad = [str(each["vm"]) for each in backups if each["failed"]]
+    done: dict[str, Any] = {"changed": any(each["changed"] for each in backups), "backups": backups}
+    if bad:
+        done.update(failed=True, msg=f"{len(bad)} of {len(backups)} VMs failed: {', '.join(bad)}")
+    return done

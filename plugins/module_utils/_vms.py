@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What ``vm_info`` does: the virtual machines of a host, their facts, and which of them are meant."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Domain,
+    connect,
+    libvirt,
+    translate,
+)
+
+_STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")
+_GLOB = "*?["
+
+
+@dataclass(frozen=True)
+class VmsRequest:
+    """One run of ``vm_info``. `vms`: names, UUIDs and globs, None for all; `select`: JMESPath over one VM's facts, "" for none."""
+
+    vms: tuple[str, ...] | None = None
+    select: str = ""
+    uri: str = "qemu:///system"
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> VmsRequest:
+        """From the parameters of the module."""
+        return cls(None if params["vms"] is None else tuple(params["vms"]), params["select"] or "", params["uri"])
+
+
+def info(request: VmsRequest) -> dict[str, Any]:
+    """The result of ``vm_info``. Raises RefusedError for an expression that is none, KvmopsError where libvirt does not answer."""
+    conn = connect(request.uri)
+    known = [facts for facts in map(_facts, conn.listAllDomains()) if facts]
+    named, unmatched = choose(known, request.vms)
+    chosen = select(named, request.select) if request.select else named
+    return {"vms": sorted(chosen, key=lambda facts: str(facts["name"])), "unmatched": unmatched}
+
+
+def choose(known: Sequence[dict[str, Any]], wanted: Sequence[str] | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Those VMs that a name, UUID or glob means (None: all), each once, and what of `wanted` means none. Pure."""
+    if wanted is None:
+        return list(known), []
+
+    def means(text: str, facts: Mapping[str, Any]) -> bool:
+        return text in (facts["name"], facts["uuid"]) or (is_glob(text) and fnmatch.fnmatchcase(facts["name"], text))
+
+    chosen = [facts for facts in known if any(means(text, facts) for text in wanted)]
+    return chosen, [text for text in wanted if not any(means(text, facts) for facts in known)]
+
+
+def is_glob(text: str) -> bool:
+    """Whether it has characters that a glob gives a meaning to."""
+    return any(character in text for character in _GLOB)
+
+
+def select(known: Iterable[dict[str, Any]], expression: str) -> list[dict[str, Any]]:
+    """Those VMs for which a JMESPath expression is true, in the sense of JMESPath. Pure. Raises RefusedError."""
+    try:
+        compiled = jmespath.compile(expression)
+        results = [(facts, compiled.search(facts)) for facts in known]
+    except jmespath.exceptions.JMESPathError as error:
+        raise RefusedError("Option select", str(error), "See https://jmespath.org for the language.") from error
+    return [facts for facts, result in results if result not in (None, "", [], {}) and result is not False]
+
+
+def _facts(domain: Domain) -> dict[str, Any] | None:
+    """A VM as ``vm_info`` returns it; None if it is gone meanwhile."""
+    try:
+        return _gather(domain)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise translate(error, f"The VM {domain.name()}") from error
+
+
+def _gather(domain: Domain) -> dict[str, Any]:
+    view = domain_xml.parse(domain.XMLDesc(0))
+    state = domain.state()[0]
+    persistent = bool(domain.isPersistent())
+    return {
+        "name": view.name,
+        "uuid": view.uuid,
+        "title": view.title,
+        "state": _STATES[state] if state < len(_STATES) else "no state",
+        "persistent": persistent,
+        "autostart": persistent and bool(domain.autostart()),
+        "managed_save": bool(domain.hasManagedSaveImage(0)),
+        "memory": view.memory_bytes,
+        "vcpus": view.vcpus,
+        "arch": view.arch,
+        "machine": view.machine,
+        "agent": view.agent_channel,
+        "disks": [
+            {
+                "target": disk.target,
+                "device": disk.device,
+                "type": disk.type,
+                "path": disk.path or disk.network,
+                "format": disk.format,
+                "bus": disk.bus,
+            }
+            for disk in view.disks
+        ],
+        "nics": [{"mac": nic.mac, "type": nic.type, "source": nic.source, "model": nic.model} for nic in view.nics],
+        "hostdevs": [f"{hostdev.kind} {hostdev.description}".strip() for hostdev in view.hostdevs],
+        "snapshots": sorted(snapshot.getName() for snapshot in domain.listAllSnapshots(0)),
+    }

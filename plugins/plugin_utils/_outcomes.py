@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Who, what and why: the outcomes of a policy's run as rows of a table. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
+
+FAILED, NOTHING_NEW = "FAILED", "done already"
+
+
+def outcomes(
+    backups: Sequence[Mapping[str, Any]],
+    verified: Sequence[Mapping[str, Any]] = (),
+    unmatched: Sequence[Sequence[str]] = (),
+) -> list[dict[str, Any]]:
+    """One row ``{vm, result, why, archive, bytes, warnings}`` for each VM, failures first.
+
+    `backups`: those of ``vm_backup_many``; `verified`: results of ``backup_verify``;
+    `unmatched`: for each host, the names that mean none of its VMs.
+    `result` is full, incremental, "done already" or FAILED.
+    """
+    told = {
+        archive["path"]: archive for result in verified for archive in result.get("archives", []) if not archive["ok"]
+    }
+    unread = [str(result.get("msg", "")) for result in verified if result.get("failed") and not result.get("archives")]
+    rows = [_row(each, told) for each in backups]
+    nowhere = [name for name in (unmatched[0] if unmatched else ()) if all(name in each for each in unmatched)]
+    rows += [_failure(name, "no VM of this name is on any host of the play") for name in nowhere]
+    rows += [_failure("", f"verification failed: {text}") for text in unread]
+    return sorted(rows, key=lambda row: (row["result"] != FAILED, row["vm"]))
+
+
+def _row(backup: Mapping[str, Any], damaged: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    archive = (backup.get("archive") or {}).get("path", "")
+    if backup.get("failed"):
+        result, why = FAILED, str(backup.get("msg") or backup.get("module_stderr") or "no message")
+    elif archive in damaged:
+        result = FAILED
+        why = "verification has found damage: " + "; ".join(
+            f"{item['member'] or 'archive'}: {item['reason']}" for item in damaged[archive]["damage"]
+        )
+    else:
+        result = str(backup.get("mode") or "") if backup.get("changed") else NOTHING_NEW
+        why = str(backup.get("reason", ""))
+    return {
+        "vm": str(backup["vm"]),
+        "result": result if result != "none" else NOTHING_NEW,
+        "why": why,
+        "archive": archive,
+        "bytes": int(backup.get("bytes_written") or 0),
+        "warnings": [str(warning) for warning in backup.get("warnings", [])],
+    }
+
+
+def _failure(vm: str, why: str) -> dict[str, Any]:
+    return {"vm": vm, "result": FAILED, "why": why, "archive": "", "bytes": 0, "warnings": []}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as lines of text: who, what and why."""
+    if not rows:
+        return ["no VM was chosen"]
+    cells = [
+        (str(row["vm"]), str(row["result"]), human_bytes(row["bytes"]) if row["bytes"] else "", _line(row))
+        for row in rows
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(3)), row[3]]).rstrip() for row in cells]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{row['why']} {' '.join('Warning: ' + each for each in row['warnings'])}".split())

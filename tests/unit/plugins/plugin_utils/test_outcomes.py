@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of who, what and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.plugin_utils._outcomes import outcomes, table
+
+
+def backup(vm: str, **more: Any) -> dict[str, Any]:
+    archive = {"path": f"/b/{vm}.tar"}
+    return {"vm": vm, "failed": False, "changed": True, "mode": "full", "reason": "asked", "archive": archive, **more}
+
+
+def test_failures_come_first_then_names() -> None:
+    rows = outcomes(
+        [
+            backup("web", bytes_written=2048, warnings=["slow"]),
+            backup("app", changed=False, mode="none", reason="young enough"),
+            {"vm": "db", "failed": True, "changed": False, "msg": "The VM db: gone."},
+        ]
+    )
+    assert [(row["vm"], row["result"], row["why"]) for row in rows] == [
+        ("db", "FAILED", "The VM db: gone."),
+        ("app", "done already", "young enough"),
+        ("web", "full", "asked"),
+    ]
+    assert table(rows) == [
+        "db   FAILED                 The VM db: gone.",
+        "app  done already           young enough",
+        "web  full          2.0 KiB  asked Warning: slow",
+    ]
+
+
+def test_damage_that_a_verification_finds_is_a_failure() -> None:
+    found = {
+        "archives": [{"path": "/b/web.tar", "ok": False, "damage": [{"member": "vda_0.qcow2", "reason": "bad digest"}]}]
+    }
+    rows = outcomes([backup("web"), backup("app")], [found, {"archives": [{"path": "/b/app.tar", "ok": True}]}])
+    assert [(row["vm"], row["result"]) for row in rows] == [("web", "FAILED"), ("app", "full")]
+    assert rows[0]["why"] == "verification has found damage: vda_0.qcow2: bad digest"
+
+
+def test_a_verification_that_did_not_run_is_a_failure() -> None:
+    rows = outcomes([backup("web")], [{"failed": True, "msg": "no such file"}])
+    assert rows[0]["result"] == "FAILED"
+    assert "no such file" in rows[0]["why"]
+
+
+def test_a_name_is_missed_only_where_no_host_has_it() -> None:
+    rows = outcomes([], [], [["web*", "db"], ["db", "app"]])
+    assert [(row["vm"], row["result"]) for row in rows] == [("db", "FAILED")]
+    assert outcomes([], [], [["web"], []]) == []
+
+
+def test_nothing_chosen_is_said() -> None:
+    assert table([]) == ["no VM was chosen"]
+
+
+def test_one_line_for_each() -> None:
+    rows = outcomes([{"vm": "a", "failed": True, "msg": "first\nsecond"}])
+    assert table(rows) == ["a  FAILED    first second"]
