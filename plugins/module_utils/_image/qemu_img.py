@@ -154,6 +154,12 @@ def has_data(path: str, layers: int = 1) -> bool:
     return any(each["depth"] < layers and each["present"] for each in extents)
 
 
+def data_ranges(path: str, fmt: str) -> list[tuple[int, int]]:
+    """Offset and length of what may not be zero in an image and all it stands on; works on images in use. Raises ImageError."""
+    extents = json.loads(_run(["map", "-U", "-f", fmt, "--output=json"], path))
+    return [(each["start"], each["length"]) for each in extents if not each["zero"]]
+
+
 def same_content(first: str, first_fmt: str, second: str, second_fmt: str) -> bool:
     """Whether two images, neither of them in use, look the same to a guest. Raises ImageError when it cannot be told."""
     command = ["compare", "-q", "-f", first_fmt, "-F", second_fmt, "--", _absolute(first), _absolute(second)]

@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Templates of this host, and who stands on their disks: told from marks and image headers. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
+
+
+@dataclass(frozen=True)
+class BaseDisk:
+    """A disk that thin clones can stand on. `path` is a real path; `virtual_size_bytes` 0: the image cannot be read."""
+
+    target: str
+    path: str
+    format: str
+    virtual_size_bytes: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """A VM that thin clones stand on or could; `marked`: it is a template. `disks` in the order of its definition."""
+
+    uuid: str
+    name: str
+    marked: bool
+    running: bool
+    saved_states: int
+    disks: tuple[BaseDisk, ...]
+
+
+def of_domain(conn: Connection, domain: Domain) -> Template:
+    """A VM as a template. Raises KvmopsError where libvirt cannot answer."""
+    try:
+        running = bool(domain.isActive())
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
+        root = _xml.parse(domain.XMLDesc(flags), f"the definition of {domain.name()}")
+        states = domain.snapshotNum(0)
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The VM {domain.name()}") from error
+    view = domain_xml.view(root)
+    disks = tuple(_base_disk(conn, disk) for disk in view.disks if disk.device == "disk")
+    return Template(view.uuid, view.name, mark.is_marked(root), running, states, disks)
+
+
+def templates(conn: Connection) -> tuple[Template, ...]:
+    """All VMs of this host that are marked as templates."""
+    return tuple(of_domain(conn, domain) for domain, root in _definitions(conn) if mark.is_marked(root))
+
+
+def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Template]:
+    """By real path, the VM that has it as a disk; `but`: uuid of the VM that asks."""
+    wanted, found = {os.path.realpath(path) for path in paths}, {}
+    for domain, root in _definitions(conn) if wanted else ():
+        tops = {path for path in _tops(conn, root) if path in wanted}
+        if tops and domain.UUIDString() != but:
+            found.update(dict.fromkeys(tops, of_domain(conn, domain)))
+    return found
+
+
+def clones_of(conn: Connection, template: Template) -> list[str]:
+    """Names of the VMs whose disks or saved states stand on the template's disks."""
+    bases = {disk.path for disk in template.disks}
+    found = []
+    for domain, root in _definitions(conn):
+        if domain.UUIDString() == template.uuid:
+            continue
+        try:
+            states = [_xml.parse(each.getXMLDesc(0), "a saved state") for each in domain.listAllSnapshots(0)]
+        except libvirt.libvirtError as error:
+            raise translate(error, f"The VM {domain.name()}") from error
+        tops = {path for each in (root, *states) for path in _tops(conn, each)}
+        if any(bases & {os.path.realpath(layer) for layer in layers.below(top)} for top in tops):
+            found.append(domain.name())
+    return sorted(found)
+
+
+def stands_on(conn: Connection, domain: Domain, template: Template) -> bool:
+    """Whether every disk of a VM is a layer on a disk of the template, in the same order."""
+    bases = [disk.path for disk in template.disks]
+    root = _xml.parse(domain.XMLDesc(0), f"the definition of {domain.name()}")
+    disks = [disk for disk in domain_xml.view(root).disks if disk.device == "disk"]
+    chains = [[os.path.realpath(layer) for layer in layers.below(_path(conn, disk))] for disk in disks]
+    return len(chains) == len(bases) and all(base in chain[1:] for base, chain in zip(bases, chains))
+
+
+def files(disks: Sequence[BaseDisk]) -> frozenset[str]:
+    """Real paths of all files that disks consist of."""
+    return frozenset(os.path.realpath(layer) for disk in disks for layer in layers.below(disk.path))
+
+
+def numbers(template: Template) -> Mapping[str, int]:
+    """By real path, which disk of the template it is, counted from 1."""
+    return {disk.path: number for number, disk in enumerate(template.disks, 1)}
+
+
+def _definitions(conn: Connection) -> list[tuple[Domain, etree._Element]]:
+    try:
+        return [(each, _xml.parse(each.XMLDesc(0), "the definition of a VM")) for each in conn.listAllDomains(0)]
+    except libvirt.libvirtError as error:
+        raise translate(error, "The VMs of this host") from error
+
+
+def _tops(conn: Connection, root: etree._Element) -> list[str]:
+    """Files of the disks in a definition, or in the definitions of a saved state."""
+    roots = [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]
+    views = [domain_xml.view(each) for each in roots]
+    paths = [_path(conn, disk) for view in views for disk in view.disks if disk.device == "disk"]
+    return [path for path in paths if path]
+
+
+def _path(conn: Connection, disk: domain_xml.Disk) -> str:
+    if disk.path or not disk.volume:
+        return os.path.realpath(disk.path) if disk.path else ""
+    try:
+        return os.path.realpath(storage.volume_path(conn, disk.pool, disk.volume))
+    except SourceError:
+        return ""
+
+
+def _base_disk(conn: Connection, disk: domain_xml.Disk) -> BaseDisk:
+    path, fmt = _path(conn, disk), disk.format or "raw"
+    size_bytes = 0
+    if os.path.exists(path) and fmt in ("qcow2", "raw"):
+        try:
+            size_bytes = qemu_img.info(path, fmt).virtual_size_bytes
+        except ImageError:
+            size_bytes = 0  # judged as a disk whose content is not known
+    return BaseDisk(disk.target, path, fmt, size_bytes)

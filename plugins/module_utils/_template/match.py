@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Which template of this host is the one that a thin clone needs, or why there is none. Pure but for the digests it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
+from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk, Template
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
+
+#: Digest of a disk's content; None: not known without reading it.
+DigestOf = Callable[[BaseDisk], Optional[str]]
+
+
+class Mismatch(str, Enum):
+    """Why a thin clone cannot stand on what this host has."""
+
+    NO_TEMPLATE = "no template"
+    DIFFERS = "template differs"
+    DISKS = "disks do not correspond"
+
+
+@dataclass(frozen=True)
+class Match:
+    """`template` fits where `mismatch` is None, unless `unchecked`: then only its content is not known.
+
+    `text`: a clause about the mismatch; it begins with the words of `mismatch`.
+    """
+
+    template: Template | None
+    mismatch: Mismatch | None = None
+    text: str = ""
+    unchecked: bool = False
+
+
+def match(required: TemplateRequirement, templates: Sequence[Template], digest_of: DigestOf) -> Match:
+    """Names and uuids do not decide; they tell which of several that do not fit is meant."""
+    judged = [_judge(required, template, digest_of) for template in sorted(templates, key=_nearness(required))]
+    for found in judged:
+        if found.mismatch is None and not found.unchecked:
+            return found
+    for found in judged:
+        if found.unchecked:
+            return found
+    for found in judged:
+        template = found.template
+        if template and (
+            template.uuid == required.uuid or template.name == required.name or _shares(required, template, digest_of)
+        ):
+            return found
+    return Match(
+        None,
+        Mismatch.NO_TEMPLATE,
+        f"{Mismatch.NO_TEMPLATE.value}: {required.name} ({required.uuid}) is not on this host, or it is not marked as a template",
+    )
+
+
+def _nearness(required: TemplateRequirement) -> Callable[[Template], tuple[bool, bool, str]]:
+    return lambda template: (template.uuid != required.uuid, template.name != required.name, template.uuid)
+
+
+def _judge(required: TemplateRequirement, template: Template, digest_of: DigestOf) -> Match:
+    def no(mismatch: Mismatch, why: str) -> Match:
+        return Match(template, mismatch, f"{mismatch.value}: the template {template.name} {why}")
+
+    if len(template.disks) != len(required.disks):
+        return no(Mismatch.DISKS, f"has {len(template.disks)} disks, {len(required.disks)} are required")
+    here = [disk.virtual_size_bytes for disk in template.disks]
+    there = [disk.virtual_size_bytes for disk in required.disks]
+    if here != there:
+        if sorted(here) == sorted(there):
+            return no(Mismatch.DISKS, "has its disks in another order")
+        number = next(n for n, sizes in enumerate(zip(here, there)) if sizes[0] != sizes[1])
+        sizes = f"{human_bytes(here[number])}, {human_bytes(there[number])} are required"
+        return no(Mismatch.DIFFERS, f"has another disk {template.disks[number].target}: it has {sizes}")
+    if template.running:
+        return no(Mismatch.DIFFERS, "is running, so what it holds is not what it was")
+    found = [digest_of(disk) for disk in template.disks]
+    if None in found:
+        text = f"whether the template {template.name} is still the one it needs was not checked here"
+        return Match(template, text=text, unchecked=True)
+    wanted = [disk.digest for disk in required.disks]
+    if found == wanted:
+        return Match(template)
+    if sorted(map(str, found)) == sorted(wanted):
+        return no(Mismatch.DISKS, "has its disks in another order")
+    changed = ", ".join(disk.target for disk, one, other in zip(template.disks, found, wanted) if one != other)
+    return no(Mismatch.DIFFERS, f"has other content on {changed} than when the backup was made")
+
+
+def _shares(required: TemplateRequirement, template: Template, digest_of: DigestOf) -> bool:
+    """Whether one of the disks is what is required: then it is this template, whatever it is called by now."""
+    wanted = {(disk.virtual_size_bytes, disk.digest) for disk in required.disks}
+    sizes = {size for size, _digest in wanted}
+    return any((d.virtual_size_bytes, digest_of(d)) in wanted for d in template.disks if d.virtual_size_bytes in sizes)
