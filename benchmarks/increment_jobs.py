@@ -53,8 +53,8 @@ def increments(source: Source, work: Path) -> Jobs:
     """100 MiB into the archive of `source`, and into archives of 1, 4 and 16 GiB."""
     layer = _layer(source.directory)
     for kind, suffix, level, script, goal in (
-        ("plain", "tar", (), _TAR, 1.0),
-        ("compressed", "tar.zst", ("2",), _TAR_ZSTD, 10.0),
+        ("plain", "tar", (), _TAR, 1.5),
+        ("compressed", "tar.zst", ("2",), _TAR_ZSTD, 20.0),
     ):
         ours, peer, pristine = (work / f"{name}.{suffix}" for name in ("ours", "peer", "pristine"))
         pack = (*data.driver(), "pack", str(source.qcow2), str(source.xml))

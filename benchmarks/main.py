@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import LabError
 
 _WORK = Path("/var/lib/libvirt/images/benchmark")
-_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "vm")
+_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "vm", "vm-increment")
 
 
 def _arguments() -> argparse.Namespace:
@@ -48,6 +48,7 @@ def _groups(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], J
     yield "raw", lambda: file_jobs.raw_disk(source, _WORK)
     yield "increment", lambda: increment_jobs.increments(source, _WORK)
     yield "vm", lambda: vm_jobs.running_vm(source, _WORK)
+    yield "vm-increment", lambda: vm_jobs.increments(source, _WORK)
 
 
 def main() -> None:

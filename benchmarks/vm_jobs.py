@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Callable
 
 import libvirt
 
@@ -16,6 +18,7 @@ from ansible_collections.kvmops.backup.tests.lab.modules import module_argv, run
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 
 _VM, _COPY = "benchmark", "benchmark-copy"
+_CHANGE_MIB = 100
 
 
 def running_vm(source: Source, directory: Path) -> Jobs:
@@ -34,8 +37,7 @@ def _peer_backup(output: Path) -> tuple[str, ...]:
 def _full(vm: LabVm, work: Path, source: Source) -> Jobs:
     ours, packed, peer = work / "ours", work / "packed", work / "virtnbdbackup"
 
-    def qemu() -> tuple[int, ...]:
-        return (int(Path(f"/run/libvirt/qemu/{vm.name}.pid").read_text()),)
+    qemu = _qemu_of(vm)
 
     def full(name: str, output: Path, **options: object) -> Contender:
         argv = tuple(module_argv("vm_backup", {"vm": _VM, "path": str(output), **options}))
@@ -83,3 +85,65 @@ def _restore(lab: Lab, vm: LabVm, work: Path) -> Jobs:
         (archive, *files(peer)),
         check=equal,
     )
+
+
+def increments(source: Source, directory: Path) -> Jobs:
+    """100 MiB that a running guest has written since the last backup, libvirt's time included; each tool has a VM of its own."""
+    with Lab(directory / "lab") as lab:
+        work = lab.path("work")
+        images = [work / f"{name}.qcow2" for name in ("ours", "peer")]
+        for image in images:
+            subprocess.run(["cp", "--sparse=always", str(source.qcow2), str(image)], check=True)
+        ours, peer = (lab.create_vm(f"{_VM}-{image.stem}", [Disk(), Disk(path=image)]) for image in images)
+        archives, chain = work / "archives", work / "virtnbdbackup"
+        archives.mkdir()
+        full = run_module("vm_backup", vm=ours.name, path=str(archives), incrementable=True)
+        peer_backup = ("virtnbdbackup", "-n", "-d", peer.name, "-S", str(work), "-o", str(chain), "-l")
+        subprocess.run([*peer_backup, "full"], check=True, capture_output=True)
+        increment = module_argv("vm_backup", {"vm": ours.name, "path": str(archives), "mode": "incremental"})
+        theirs = f"{shlex.join([*peer_backup, 'inc'])} && sync {shlex.quote(str(chain))}/*"
+        yield Job(
+            f"increment of {_CHANGE_MIB} MiB of a running VM, ext4",
+            (
+                Contender("vm_backup", (tuple(increment),), durable=True, before=_Writer(ours), helpers=_qemu_of(ours)),
+                Contender(
+                    "virtnbdbackup -l inc, fsync",
+                    (("sh", "-c", theirs),),
+                    durable=True,
+                    before=_Writer(peer),
+                    helpers=_qemu_of(peer),
+                ),
+            ),
+            (Goal(1, 1.0),),
+            check=lambda: _restores(lab, ours, Path(full["archive"]["path"]), work / "restored"),
+        )
+
+
+class _Writer:
+    """Lets the guest change another part of its second disk each time it is called."""
+
+    def __init__(self, vm: LabVm) -> None:
+        self._vm, self._calls = vm, 0
+
+    def __call__(self) -> None:
+        self._calls += 1
+        seek = self._calls * _CHANGE_MIB
+        self._vm.agent.shell(
+            f"dd if=/dev/urandom of=/dev/vdb bs=1M count={_CHANGE_MIB} seek={seek} conv=notrunc,fsync 2>/dev/null",
+            timeout_s=300,
+        )
+
+
+def _qemu_of(vm: LabVm) -> Callable[[], tuple[int, ...]]:
+    return lambda: (int(Path(f"/run/libvirt/qemu/{vm.name}.pid").read_text()),)
+
+
+def _restores(lab: Lab, vm: LabVm, archive: Path, output: Path) -> None:
+    """The newest point is what the guest's disk, which nobody has written to since, holds."""
+    output.mkdir()
+    run_module("vm_restore", source=str(archive), name=_COPY, path=str(output))
+    restored = LabVm(lab, _COPY).disks()["vdb"]
+    compare = ["qemu-img", "compare", "-q", "-U", str(vm.disks()["vdb"]), str(restored)]
+    if subprocess.run(compare, check=False).returncode:
+        raise BenchmarkError(f"{restored} is not the disk that was backed up")
+    lab.connection.lookupByName(_COPY).undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)

@@ -49,6 +49,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent impor
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    again,
     connect,
     find_domain,
 )
@@ -111,13 +112,14 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         archive = os.path.abspath(request.archive)
         request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
-    run = _Run(conn, domain, place, request, context)
     if request.check_mode:
-        return _predict(run, uuid, begin)
+        return _predict(_Run(conn, domain, place, request, context), uuid, begin)
     with _locks.hold(f"vm-{uuid}", what=f"backup of VM {domain.name()}", timeout_s=request.wait_timeout_s):
         for text in recover.settle(conn, uuid):
             context.warn(f"left by an earlier run and put right: {text}")
+        conn, domain = again(conn, domain)
         merged = cycles.finish_merge(conn, domain, uuid, context)
+        run = _Run(*again(conn, domain), place, request, context)
         fresh = _young_enough(place.directory, uuid, request)
         if fresh:
             return {**_unchanged(run, *fresh), "changed": bool(merged), "merged_saved_states": list(merged)}

@@ -51,16 +51,21 @@ def find_domain(conn: Connection, name_or_uuid: str) -> Domain:
     )
 
 
-def again(conn: Connection, domain: Domain) -> tuple[Connection, Domain]:
-    """The same two, opened anew if libvirtd has been restarted since. Raises KvmopsError when it does not answer."""
+def renewed(conn: Connection) -> Connection:
+    """The same connection, opened anew if libvirtd has been restarted since. Raises KvmopsError when it does not answer."""
     try:
         conn.getLibVersion()
     except libvirt.libvirtError as error:
         if not is_connection_lost(error):
             raise translate(error, f"The connection to {conn.getURI()}") from error
-        fresh = connect(conn.getURI())
-        return fresh, find_domain(fresh, domain.UUIDString())
-    return conn, domain
+        return connect(conn.getURI())
+    return conn
+
+
+def again(conn: Connection, domain: Domain) -> tuple[Connection, Domain]:
+    """The same two on a connection that lives, see renewed()."""
+    fresh = renewed(conn)
+    return fresh, domain if fresh is conn and domain.connect() is conn else find_domain(fresh, domain.UUIDString())
 
 
 def translate(error: Exception, what: str) -> KvmopsError:

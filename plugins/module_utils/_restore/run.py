@@ -17,7 +17,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import conf
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError, KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, connect, libvirt
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    connect,
+    libvirt,
+    renewed,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts, states
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlan, RestoreResult
@@ -46,6 +51,7 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 if replaced:
                     for text in vm_recover.settle(conn, replaced):
                         context.warn(f"left by an earlier run and put right: {text}")
+                    conn = renewed(conn)
                 plan = _plan(conn, archive, configuration, request)
                 if plan.replaced is not None and plan.replaced.uuid != replaced:
                     raise BusyError(

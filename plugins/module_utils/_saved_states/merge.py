@@ -10,7 +10,7 @@ then the bookkeeping, the files last.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -38,11 +38,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
     Former,
     Overlay,
+    Owner,
     SavedStatePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.removal import Merge, RemovalPlan
 
 _MERGED = "removal_merged"  # facts in the journal
+_FORMERS = "removal_formers"
 _STARTED = "removal_started"
 _COMMITTED = "removal_committed"
 _WANTED = "removal_wanted"  # the saved states that stay, as they are to be, by name
@@ -71,23 +73,25 @@ def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, 
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
     journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of saved states", facts)
     try:
-        gone = remove(conn, domain, plan, journal, context.progress)
+        removed = remove(conn, domain, plan, journal, context.progress)
         journal.done()
     finally:
         journal.close()
-    return Removed(tuple(gone), plan.notes)
+    return replace(removed, notes=(*plan.notes, *removed.notes))
 
 
-def remove(
-    conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress
-) -> list[str]:
-    """Carry the plan out, from where an earlier run stopped; the names that are gone. A wish to cancel is not heard."""
+def remove(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress) -> Removed:
+    """Carry the plan out, from where an earlier run stopped. A wish to cancel is not heard."""
+    notes: list[str] = []
     if overlays.REMOVAL not in journal.facts:
-        journal.record(**{overlays.REMOVAL: asdict(plan)})
+        active = [merge for merge in plan.merges if merge.active]
+        formers = {each.target: Former(each.disk_xml, _owner_after(each)) for each in active}
+        journal.record(**{overlays.REMOVAL: asdict(plan), _FORMERS: overlays.formers_to_facts(formers)})
     if not journal.facts.get(_MERGED):
-        _merge_all(conn, domain, plan, journal, progress)
+        notes = _merge_all(conn, domain, plan, journal, progress)
         journal.record(**{_MERGED: True})
     if domain is not None:
+        conn, domain = again(conn, domain)
         if _WANTED not in journal.facts:
             journal.record(**{_WANTED: _wanted(domain, plan)})
         _tidy_definition(conn, domain, plan)
@@ -97,19 +101,24 @@ def remove(
         _tidy_saved_states(domain, journal.facts[_WANTED])
     _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
-    return list(plan.names)
+    return Removed(plan.names, tuple(notes))
+
+
+def _owner_after(merge: Merge) -> Owner:
+    """Of the base, when the guest writes to it again: libvirt moves what it remembers about owners with the active image."""
+    return replace(former.owner_of(merge.base_path), labels=former.owner_of(merge.top_path).labels)
 
 
 def _merge_all(
     conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress
-) -> None:
+) -> list[str]:
+    """Returns what a person should know, as merge_back() does."""
     work = _Work(conn, domain, plan, journal, progress)
     for merge in plan.merges:
         if not merge.active:
             _merge_below(work, merge)
     active = [merge for merge in plan.merges if merge.active]
-    if active:
-        _merge_active(work, active)
+    return _merge_active(work, active) if active else []
 
 
 @dataclass(frozen=True)
@@ -129,10 +138,10 @@ class _Work:
 # --- the image that the guest writes to ----------------------------------------------------------------------------
 
 
-def _merge_active(work: _Work, merges: list[Merge]) -> None:
+def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
     """Through the same table of situations as a backup's own saved state: the layers are one overlay several files deep."""
     plan = work.plan
-    formers = {each.target: Former(each.disk_xml, former.owner_of(each.base_path)) for each in merges}
+    formers = overlays.formers_of(work.journal.facts[_FORMERS])
     merged = SavedStatePlan(
         vm_uuid=plan.vm_uuid,
         vm_name=plan.vm_name,
@@ -146,7 +155,7 @@ def _merge_active(work: _Work, merges: list[Merge]) -> None:
         quiesce=False,
         expendable=plan.names,
     )
-    way_back.merge_back(work.conn, work.domain, merged, formers, work.journal, work.progress)
+    return way_back.merge_back(work.conn, work.domain, merged, formers, work.journal, work.progress)
 
 
 # --- layers below, and on other branches ---------------------------------------------------------------------------

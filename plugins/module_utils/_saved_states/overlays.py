@@ -90,7 +90,12 @@ class Former:
 
 def to_facts(plan: SavedStatePlan, formers: Mapping[str, Former]) -> dict[str, Any]:
     """The plan as JSON values for the journal."""
-    return {**asdict(plan), "formers": {target: asdict(former) for target, former in formers.items()}}
+    return {**asdict(plan), **formers_to_facts(formers)}
+
+
+def formers_to_facts(formers: Mapping[str, Former]) -> dict[str, Any]:
+    """What the disks were before, by target, as JSON values for formers_of()."""
+    return {"formers": {target: asdict(former) for target, former in formers.items()}}
 
 
 def plan_of(facts: Mapping[str, Any]) -> SavedStatePlan:
@@ -105,7 +110,7 @@ def plan_of(facts: Mapping[str, Any]) -> SavedStatePlan:
 
 
 def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:
-    """What the disks were before, by target, in a journal's saved_state fact."""
+    """What the disks were before, by target, in a journal's fact."""
     formers = {}
     for target, each in facts["formers"].items():
         owner = each["owner"]

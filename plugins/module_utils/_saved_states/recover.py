@@ -16,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Connection,
     Domain,
     libvirt,
+    renewed,
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
@@ -33,8 +34,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.way_ba
 def settle(conn: Connection, uuid: str) -> list[str]:
     """Finish or undo what dead runs left on the VM; returns what was put right, one sentence each.
 
-    Raises SplitViewError, with nothing touched, when what is found has no written recovery; BusyError when somebody else's
-    job is at work on a disk.
+    libvirtd may have been restarted then: go on with connection.again(). Raises SplitViewError, with nothing touched, when
+    what is found has no written recovery; BusyError when somebody else's job is at work on a disk.
     """
     done = []
     for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
@@ -42,14 +43,14 @@ def settle(conn: Connection, uuid: str) -> list[str]:
             # a published point needs its saved state: that one stays
             if overlays.SAVED_STATE in journal.facts and not published.is_published(journal.facts):
                 plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
-                done += way_back.bring_back(conn, _find(conn, uuid), plan, journal, Progress())
+                done += way_back.bring_back(*_again(conn, uuid), plan, journal, Progress())
             if overlays.REMOVAL in journal.facts:
                 removing = removal.from_facts(journal.facts[overlays.REMOVAL])
-                gone = merge.remove(conn, _find(conn, uuid), removing, journal, Progress())
-                done.append(f"{removing.vm_name}: finished the removal of {', '.join(gone)}")
+                removed = merge.remove(*_again(conn, uuid), removing, journal, Progress())
+                done += [*removed.notes, f"{removing.vm_name}: finished the removal of {', '.join(removed.names)}"]
             if overlays.REVERT in journal.facts:
                 reverting = revert.from_facts(journal.facts[overlays.REVERT])
-                done.append(revert.resume(conn, _find(conn, uuid), reverting, journal))
+                done.append(revert.resume(*_again(conn, uuid), reverting, journal))
             partial = journal.facts.get(overlays.PARTIAL, "")
             if partial and remove_partial(partial):
                 done.append(f"removed the unfinished archive {partial}")
@@ -94,10 +95,12 @@ def remove_partial(path: str) -> bool:
     return fine
 
 
-def _find(conn: Connection, uuid: str) -> Domain | None:
+def _again(conn: Connection, uuid: str) -> tuple[Connection, Domain | None]:
+    """A connection that lives, and the VM, None when it is not defined any more."""
+    conn = renewed(conn)
     try:
-        return conn.lookupByUUIDString(uuid)
+        return conn, conn.lookupByUUIDString(uuid)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
+            return conn, None
         raise translate(error, f"The VM {uuid}") from error

@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import doma
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    again,
     connect,
     find_domain,
     libvirt,
@@ -73,6 +74,7 @@ def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     with _locks.hold(f"vm-{uuid}", what=what, timeout_s=request.wait_timeout_s):
         for text in recover.settle(conn, uuid):
             context.warn(f"left by an earlier run and put right: {text}")
+        conn, domain = again(conn, domain)
         return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
 
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, status, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -90,8 +90,10 @@ def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts
                 persistent=kept,
                 job=_job_seen(jobs.get(overlay.target), step),
                 step=step,
-                # on the overlay in QEMU: all that matters is that it is not a leftover
-                content=Content.DATA if on_overlay else _content(overlay, compare=detached and _is_open(kept, step)),
+                # on the overlay in QEMU, all that matters is that it is not a leftover; in use by others, it is not looked into
+                content=Content.DATA
+                if on_overlay or in_use
+                else _content(overlay, compare=detached and _is_open(kept, step)),
                 in_use=in_use,
                 ghost=disk.mirror and overlay.target not in jobs,
                 stray=seen.running
@@ -236,7 +238,10 @@ def merge_back(
     journal: Journal,
     progress: Progress,
 ) -> list[str]:
-    """The same without what comes after the merges: saved states stay listed, and all files where they are."""
+    """The same without what comes after the merges: saved states stay listed, and all files where they are.
+
+    Returns only what a person should know of it: that libvirtd had to be restarted.
+    """
     return _act(_Work(conn, domain, plan, formers, journal, progress, merge_only=True))
 
 
@@ -244,13 +249,19 @@ def _act(work: _Work) -> list[str]:
     """Decide and do, until nothing is left to do."""
     plan = work.plan
     done: list[str] = []
+    mended: set[str] = set()
     actions: list[Action] = []
     # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the saved state, its memory image, the thaw
     for _dummy in range(5 * len(plan.overlays) + 5):
         try:
             actions = _decide_lasting(work)
         except Blocked as blocked:
-            raise _blocked(blocked, work.conn, work.domain, plan) from blocked
+            if blocked.target in mended or blocked.way_out not in (WayOut.FIND, WayOut.GHOST):
+                raise _blocked(blocked, work.conn, work.domain, plan) from blocked
+            work = _mended(work, blocked)
+            mended.add(blocked.target)
+            done.append(f"{plan.vm_name}: {_MENDED[blocked.way_out].format(blocked.target)}")
+            continue
         if work.merge_only:
             actions = [action for action in actions if action.act not in _AFTERWARDS]
         if not actions:
@@ -261,7 +272,8 @@ def _act(work: _Work) -> list[str]:
             return done
         action = actions[0]
         _ACTS[action.act](work, action.target)
-        done.append(_sentence(action, plan))
+        if not work.merge_only:
+            done.append(_sentence(action, plan))
     raise SplitViewError(
         f"The VM {plan.vm_name}",
         f"{actions[0].act.value} {actions[0].target} has no lasting effect",
@@ -298,7 +310,27 @@ def _decide_lasting(work: _Work) -> list[Action]:
         time.sleep(0.1)
 
 
-def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: SavedStatePlan) -> KvmopsError:
+_MENDED = {
+    WayOut.FIND: "restarted libvirtd, which had lost the running VM when it died in a merge of {}",
+    WayOut.GHOST: "restarted libvirtd, which took the merge of {} that has ended for one that goes on",
+}
+
+
+def _mended(work: _Work, blocked: Blocked) -> _Work:
+    """The same work with a libvirtd that sees the VM as it is. Raises the error for ``blocked`` where that cannot be done."""
+    ghosts = (blocked.target,) if blocked.way_out is WayOut.GHOST else ()
+    if work.domain is not None:
+        try:
+            conn, domain = status.mend(work.conn, work.domain, ghosts)
+        except KvmopsError as error:
+            raise _blocked(blocked, work.conn, work.domain, work.plan, unmended=str(error)) from error
+        return replace(work, conn=conn, domain=domain)
+    raise _blocked(blocked, work.conn, work.domain, work.plan)
+
+
+def _blocked(
+    blocked: Blocked, conn: Connection, domain: Domain | None, plan: SavedStatePlan, unmended: str = ""
+) -> KvmopsError:
     if not blocked.target:
         return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
     overlay = next(each for each in plan.overlays if each.target == blocked.target)
@@ -306,31 +338,27 @@ def _blocked(blocked: Blocked, conn: Connection, domain: Domain | None, plan: Sa
     found = seen.disk(blocked.target)
     where = (
         f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
-        f"the VM's own file is {overlay.base_path}, the overlay of {plan.name} is {overlay.overlay_path}"
+        f"the VM's own file is {overlay.base_path}, the overlay {f'of {plan.name} ' if plan.name else ''}is {overlay.overlay_path}"
     )
-    status = os.path.join("/run/libvirt/qemu", f"{plan.vm_name}.xml")
-    mend = f"stop libvirtd, delete the <mirror> element of {blocked.target} in {status}, start libvirtd"
+    note = status.path_of(plan.vm_name)
+    mend = f"stop libvirtd, delete the <mirror> element of {blocked.target} in {note}, start libvirtd"
     hints = {
         WayOut.WAIT: "Wait until it has finished.",
         WayOut.START: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
         WayOut.JUDGE: "Nothing was touched: keep both files, and decide by hand which one the VM shall have.",
-        WayOut.FIND: "Do not start the VM. " + (f"{mend.capitalize()}" if _is_unreadable(status) else FIND) + AGAIN,
+        WayOut.FIND: "Do not start the VM. "
+        + (f"{mend.capitalize()}" if status.is_unreadable(plan.vm_name) else _FIND)
+        + _AGAIN,
         WayOut.REMOVE: "Remove them first, with vm_snapshot or virsh snapshot-delete, and run the task again.",
-        WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + AGAIN,
+        WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + _AGAIN,
     }
     hint = hints[blocked.way_out]
-    return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}", hint)
+    tried = f". It could not be put right by itself ({unmended})" if unmended else ""
+    return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}{tried}", hint)
 
 
-FIND = "Shut its guest down from inside (or end its QEMU process)"
-AGAIN = ", and run the task again."
-
-
-def _is_unreadable(status: str) -> bool:
-    """libvirt before 10 leaves a status file that it cannot read itself when it dies at the end of a merge."""
-    with suppress(OSError), open(status, encoding="utf-8") as file:
-        return "job=''" in file.read()
-    return False
+_FIND = "Shut its guest down from inside (or end its QEMU process)"
+_AGAIN = ", and run the task again."
 
 
 def _first(chain: tuple[str, ...]) -> str:

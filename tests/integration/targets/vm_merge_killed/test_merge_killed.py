@@ -18,7 +18,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import bloc
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge, removal
 from ansible_collections.kvmops.backup.tests.lab import daemons
-from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+from ansible_collections.kvmops.backup.tests.lab.qmp import Monitor
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 STATES = ("s1", "s2", "s3")
 PLACES = {
@@ -54,22 +55,6 @@ def build(vm):
     vm.wait_for_marker(cycle.patiently(vm, vm.last_marker).number + 1)
 
 
-def settle_with_help(vm):
-    """settle(); libvirt 9 can lose a running VM or believe in a job that has ended: the advice given then works."""
-    for _dummy in range(3):
-        try:
-            return cycle.settle(vm)
-        except SplitViewError as refused:
-            print(f"refused: {refused}")
-            status = Path(f"/run/libvirt/qemu/{vm.name}.xml")
-            assert f"in {status}" in str(refused)
-            daemons.stop()
-            status.write_text(re.sub(r"<mirror .*?</mirror>", "", status.read_text(), flags=re.DOTALL))
-            daemons.start()
-            wait_for("the agent to be connected again", vm.agent.answers, 20)
-    return cycle.settle(vm)
-
-
 def settle_and_kill(vm, delay_s):
     """The first settling is interrupted by another death of libvirtd."""
     errors = []
@@ -101,7 +86,7 @@ def test_inside_the_removal(two, moments, place):
         daemons.start()
         if number % 2:
             print(f"killed again: {settle_and_kill(two, 0.2 + 5 * delay_s)}")
-        done = settle_with_help(two)
+        done = cycle.settle(two)
         print(f"{place}: killed after {delay_s:.3f} s: {error}; settled: {done}")
         cycle.assert_writing(two)
         left = [node.name for node in snapshots.tree(two.domain)]
@@ -111,24 +96,79 @@ def test_inside_the_removal(two, moments, place):
         cycle.assert_writing(two)
 
 
-def test_a_job_that_its_disk_does_not_know(two, monkeypatch):
-    """libvirtd died between starting the job and noting it at the disk; QEMU goes on until the job is ready, and waits."""
-    before = Before(two)
-    build(two)
+def unknown_to_its_disk(text):
+    """It died between starting the job and noting it at the disk; QEMU goes on until the job is ready, and waits."""
+    return re.sub("<mirror .*?</mirror>", "", text, flags=re.DOTALL)
+
+
+def unreadable(text):
+    """libvirt 9 cannot read this itself, and takes the running VM for shut off."""
+    return re.sub("(<mirror .*?job=)'active-commit'", r"\1''", text)
+
+
+def without_the_job(text):
+    """The disk has a job that nobody has."""
+    return re.sub("<blockjobs.*?</blockjobs>", "<blockjobs active='no'/>", text, flags=re.DOTALL)
+
+
+def died_in_the_pivot(vm, monkeypatch, note, ended):
+    """What libvirt noted about the running VM then, and whether QEMU has ended the job meanwhile."""
 
     def stop(*_arguments):
         raise KvmopsError("The test", "it stops here")
 
+    build(vm)
     with monkeypatch.context() as patched, pytest.raises(KvmopsError, match="stops here"):
         patched.setattr(blockjobs, "pivot", stop)
-        Removal(two, removal.ALL).whole()
+        Removal(vm, removal.ALL).whole()
+    number = vm.domain.ID()
     daemons.kill()
-    status = Path(f"/run/libvirt/qemu/{two.name}.xml")
+    status = Path(f"/run/libvirt/qemu/{vm.name}.xml")
     text = status.read_text()
-    status.write_text(re.sub(r"<mirror .*?</mirror>", "", text, flags=re.DOTALL))
+    status.write_text(note(text))
     assert status.read_text() != text
+    if ended:
+        with Monitor(number) as monitor:
+            monitor.complete_jobs()
     daemons.start()
-    print(f"settled: {cycle.settle(two)}")
+
+
+@pytest.mark.parametrize(
+    ("note", "ended", "restarted"),
+    [
+        (unknown_to_its_disk, False, False),
+        (unreadable, False, True),
+        (unreadable, True, True),
+        (without_the_job, True, True),
+    ],
+)
+def test_a_libvirtd_that_died_in_the_pivot(two, monkeypatch, note, ended, restarted):
+    before = Before(two)
+    died_in_the_pivot(two, monkeypatch, note, ended)
+    pid = daemons.libvirtd_pid()
+    done = cycle.settle(two)
+    print(f"settled: {done}")
+    assert (daemons.libvirtd_pid() != pid) == restarted == any("restarted libvirtd" in text for text in done)
+    before.same()
+    cycle.assert_writing(two)
+
+
+def test_not_while_another_vm_is_at_work(two, module_lab, monkeypatch):
+    """libvirtd is not restarted in the middle of somebody else's job; the refusal says that, and what to do."""
+    before = Before(two)
+    busy = module_lab.create_vm("busy", [Disk()])
+    overlay = busy.disks()["vda"].with_suffix(".overlay")
+    snapshots.create(busy.domain, snapshots.document("b", "", [("vda", str(overlay))], []), memory=False, quiesce=False)
+    base = cycle.domain.parse(busy.xml()).disks[0].chain[0].path
+    blockjobs.start_commit(busy.domain, "vda", base, str(overlay))
+    died_in_the_pivot(two, monkeypatch, unreadable, ended=False)
+    with pytest.raises(
+        SplitViewError, match=r"The VM busy: a job is at work on it.*[Ss]top libvirtd, delete the <mirror>"
+    ):
+        cycle.settle(two)
+    blockjobs.wait_ready(busy.domain, "vda", lambda _done, _total: None)
+    blockjobs.pivot(busy.domain, "vda")
+    assert any("restarted libvirtd" in text for text in cycle.settle(two))
     before.same()
     cycle.assert_writing(two)
 

@@ -117,7 +117,8 @@ class Before:
         assert vm.xml(inactive=True) == self.definition
         assert {disk.target: (disk.path, disk.chain) for disk in domain.parse(vm.xml()).disks} == self.chains
         assert sorted(os.listdir(self.directory)) == self.files
-        assert {name: former.owner_of(self.directory / name) for name in self.files} == self.owners
+        owners = {name: former.owner_of(self.directory / name) for name in self.files}
+        assert owners == self.owners, f"{owners}, before {self.owners}"
         assert vm.domain.snapshotListNames() == []
         assert recover.pending(vm.domain.UUIDString()) == []
         seen = views.gather(connection.connect(daemons.URI), vm.domain)
