@@ -79,7 +79,7 @@ def settle_and_kill(vm, delay_s):
 def test_inside_the_removal(two, moments, place):
     module, function, names, limit_s = PLACES[place]
     before = Before(two)
-    for number, delay_s in enumerate(moments(limit_s)):
+    for number, delay_s in enumerate(moments(limit_s)[::4]):  # four places: as many moments in all
         build(two)
         run = Removal(two, names)
         error = cycle.killed_libvirtd(run, run.whole, (module, function), delay_s)
