@@ -16,6 +16,8 @@ from typing import Union
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 
 _FICLONERANGE = 0x4020940D
+_FIEMAP, _FIEMAP_SYNC, _EXTENT_LAST, _EXTENT_SHARED = 0xC020660B, 1, 1, 0x2000
+_FIEMAP_HEADER, _FIEMAP_EXTENT, _FIEMAP_COUNT = "=QQLLLL", "=QQQQQLLLL", 500
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WRITE = 2
@@ -121,6 +123,46 @@ def evidence(path: str) -> tuple[int, ...]:
     """What changes when a file is replaced or written to: device, inode, size in bytes, modification time in nanoseconds."""
     stat = os.stat(path)
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def freed_bytes(path: str) -> int:
+    """What removing a file gives back: its blocks without those that other files share; 0 if it has another name."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        return max(int(status.st_blocks) * 512 - _shared_bytes(fd), 0) if status.st_nlink == 1 else 0
+    finally:
+        os.close(fd)
+
+
+def _shared_bytes(fd: int) -> int:
+    """See linux/fiemap.h; 0 where the file system cannot tell."""
+    shared = start = 0
+    size = struct.calcsize(_FIEMAP_HEADER)
+    while True:
+        header = struct.pack(_FIEMAP_HEADER, start, 2**64 - 1 - start, _FIEMAP_SYNC, 0, _FIEMAP_COUNT, 0)
+        answer = bytearray(header.ljust(size + _FIEMAP_COUNT * struct.calcsize(_FIEMAP_EXTENT), b"\0"))
+        try:
+            fcntl.ioctl(fd, _FIEMAP, answer)
+        except OSError:
+            return shared
+        count = struct.unpack_from(_FIEMAP_HEADER, answer)[3]
+        found = list(struct.iter_unpack(_FIEMAP_EXTENT, answer[size:]))[:count]
+        shared += sum(int(extent[2]) for extent in found if extent[5] & _EXTENT_SHARED)
+        if not found or found[-1][5] & _EXTENT_LAST:
+            return shared
+        start = found[-1][0] + found[-1][2]
+
+
+def free_bytes(directory: str) -> int:
+    """What an ordinary user may still write in a directory, after the file system has given back what was removed."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc.syncfs(fd)
+        facts = os.fstatvfs(fd)
+        return int(facts.f_bavail * facts.f_frsize)
+    finally:
+        os.close(fd)
 
 
 def sync(fd: int, path: str) -> None:

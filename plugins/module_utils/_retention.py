@@ -11,7 +11,7 @@ over all of them. What must never go whatever the rules say is in one place, `_h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Optional
@@ -19,6 +19,7 @@ from typing import Optional
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 
 DAY_S = 86400
+FOR_SPACE = "it is among the oldest here, and space is needed (free_space)"
 FUTURE_S = 3600  # what is further ahead was made while a clock was wrong
 
 
@@ -80,19 +81,24 @@ class Verdict:
 
 
 def judge(
-    archives: Sequence[Archive], rules: Rules, *, now: int, tz: Optional[tzinfo], vm_uuid: str = ""
+    archives: Sequence[Archive],
+    rules: Rules,
+    *,
+    now: int,
+    tz: Optional[tzinfo],
+    vm_uuids: Optional[Collection[str]] = None,
 ) -> list[Verdict]:
     """A verdict for each archive, in their order.
 
     `archives`: all that stand in the place, so that it is seen what they need of each other; the rules apply to each VM by
-    itself, or only to `vm_uuid`. `tz`: the time zone that hours, days and ISO weeks are told in, None for that of the host.
+    itself, or only to those of `vm_uuids`. `tz`: the time zone that hours, days and ISO weeks are told in, None: that of the host.
     """
     verdicts: dict[str, Verdict] = {}
     own: dict[str, list[Archive]] = {}
     for each in archives:
         if each.not_ours:
             verdicts[each.path] = Verdict(each.path, True, each.not_ours)
-        elif vm_uuid not in ("", each.vm_uuid):
+        elif vm_uuids is not None and each.vm_uuid not in vm_uuids:
             verdicts[each.path] = Verdict(each.path, True, "it belongs to another VM")
         else:
             own.setdefault(each.vm_uuid, []).append(each)
@@ -121,7 +127,7 @@ def make_room(
         waiting.remove(gone)
         kept.take(gone, -1)
         free += gone.frees_bytes
-        decided[gone.path] = Verdict(gone.path, False, "it is among the oldest here, and space is needed (free_space)")
+        decided[gone.path] = Verdict(gone.path, False, FOR_SPACE)
     return [decided[each.path] for each in archives]
 
 
@@ -249,8 +255,6 @@ class _Kept:
             return "it is protected"
         if archive.in_use:
             return f"it is in use: {archive.in_use}"
-        if archive.continued:
-            return "a backup with mode auto would continue it"
         if _is_future(archive, self._now):
             return "it is dated in the future, so its age is not known: the clock was wrong then, or is now"
         good = self._is_good(archive)
@@ -260,7 +264,7 @@ class _Kept:
             )
         if any(self._needed[each] and self._provided[each] <= good for each in archive.provides):
             return "it holds the template that a kept archive of a thin clone needs"
-        return ""
+        return "a backup with mode auto would continue it" if archive.continued else ""
 
     def _is_good(self, archive: Archive) -> bool:
         return not archive.damaged and not archive.not_ours and not _is_future(archive, self._now)

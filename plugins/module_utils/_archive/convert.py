@@ -86,6 +86,8 @@ def _convert(
     if os.path.lexists(new):
         raise TargetError(new, "a file of that name is there already and is never overwritten", "Move it elsewhere.")
     with busy.writing(path, f"{'compressing' if compression else 'uncompressing'} {path}"):
+        with busy.alone(path):
+            pass  # who restores from it now would keep it from going in the end; who begins meanwhile is not stopped
         with open_archive(path) as reader:
             _refuse_damaged(reader, threads, progress)
             with _written(reader, new, compression, threads, progress, on_partial) as partial:

@@ -14,8 +14,8 @@ import secrets
 import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, names
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, names, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 
 NOTES, PROTECTED = ".notes", ".protected"
 MAX_NOTES_BYTES = 64 * 2**10
@@ -60,21 +60,15 @@ def move_sidecars(old: str, new: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Removes an archive and what stands beside it, the archive first; durable. Raises ArchiveError, BusyError."""
+    """Removes an archive and what stands beside it; durable. Raises ArchiveError, BusyError."""
     with busy.writing(path, f"deleting {path}"):
         remove(path)
 
 
 def remove(path: str) -> None:
     """As `delete`, for the one writer of the archive."""
-    try:
-        os.unlink(path)
-        for suffix in (NOTES, PROTECTED):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + suffix)
-    except OSError as error:
-        raise ArchiveError(f"archive {path}", f"it cannot be deleted ({error.strerror})") from error
-    _files.sync_directory(os.path.dirname(path) or ".")
+    with busy.alone(path):
+        trash.remove(path, [path + suffix for suffix in (NOTES, PROTECTED)])
 
 
 def _set(path: str, data: bytes | None) -> None:

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.decide import newest_of
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
@@ -50,6 +54,25 @@ class Judge:
         if judged.unread_bytes:
             return None, f"{human_bytes(judged.unread_bytes)} of the VM's files would have to be read again (refresh)"
         return True, ""
+
+    def continued(self, views: Sequence[View]) -> str:
+        """Of the archives of one VM in a place, the path of the one that mode auto would go on with, "" for none.
+
+        Where nobody can tell it is the newest that was made incrementable.
+        """
+        try:
+            found = self._vm(views[0].newest.vm_uuid)
+        except CancelledError:
+            raise
+        except KvmopsError:
+            found = None
+        states = {state.name for state in found[1].saved_states} if found else set()
+        path = newest_of(views, states, int(time.time()))
+        view = next((each for each in views if each.path == path), None)
+        newest = max(views, key=lambda each: each.newest.timestamp)
+        if view is None or view is newest:
+            return path  # the newest stays anyway: no need to read anything of the VM
+        return "" if self(view)[0] is False else path
 
     def _vm(self, uuid: str) -> tuple[Domain, VmFacts] | None:
         if uuid not in self._vms:

@@ -25,7 +25,8 @@ SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
 @dataclass(frozen=True)
 class View:
     """What a file says: its good points, oldest first. `native`: made by this collection. `broken`: why other points are not
-    good, and what an append has left."""
+    good, and what an append has left. `damaged`: there are such points, or the last verification
+    has found damage; `found` is what it has found."""
 
     path: str
     size_bytes: int
@@ -33,6 +34,8 @@ class View:
     native: bool
     points: tuple[Configuration, ...]
     broken: tuple[str, ...] = ()
+    damaged: bool = False
+    found: verified.Verified | None = None
 
     @property
     def identity(self) -> tuple[tuple[int, str], ...]:
@@ -100,7 +103,9 @@ def look(path: str, *, refresh: bool = False) -> View:
             reader.point()  # raises, with the reason
         if reader.compressed and not reader.native:
             cache.store(path, key, reader.points)
-        return View(path, reader.size_bytes, reader.compressed, reader.native, reader.points, broken)
+        found = verified.last(path, reader.points)
+        damaged = bool(reader.broken) or (found is not None and not found.ok)
+        return View(path, reader.size_bytes, reader.compressed, reader.native, reader.points, broken, damaged, found)
 
 
 def _look_at_xml(path: str) -> View:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, verify
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, trash, verify
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -63,6 +63,8 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     if request.check_mode:
         for facts in _journal.Journal.peek(_left_by_us):
             context.warn(f"A dead run has left {facts['partial']}; the next run outside check mode removes it")
+        for path in trash.pending():
+            context.warn(f"A dead run had begun to remove {path}; the next run outside check mode finishes that")
     else:
         settle()
     path = _existing(archive, request.compressed)
@@ -88,8 +90,8 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
 
 
 def settle() -> list[str]:
-    """Removes the partial files of conversions whose process has died; returns their paths."""
-    removed = []
+    """Removes the partial files of conversions whose process has died, and finishes removals; returns the paths."""
+    removed = trash.settle()
     for journal in _journal.Journal.left_behind(_left_by_us):
         partial = str(journal.facts.get("partial") or "")
         if partial:

@@ -1,13 +1,19 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What a user asks of archives: the options of ``backup_info``, ``backup_verify``, ``backup_archive`` as values."""
+"""What a user asks of archives: the options of ``backup_info``, ``backup_verify``, ``backup_archive``, ``backup_retention``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
+from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
+
+#: The options keep_…, which are the fields of Rules.
+RULES = ("last", "days", "hourly", "daily", "weekly", "monthly", "yearly")
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,39 @@ class VerifyRequest:
     def of(cls, params: Mapping[str, Any]) -> VerifyRequest:
         """From the parameters of the module."""
         return cls(Selection.of(params), params["deep"], params["fail_on_damage"], params["threads"])
+
+
+@dataclass(frozen=True)
+class RetentionRequest:
+    """One run of ``backup_retention`` in a pool or a directory; `vm` "": all VMs; `free_space_bytes` 0: no such rule."""
+
+    rules: Rules
+    pool: str = ""
+    path: str = ""
+    vm: str = ""
+    free_space_bytes: int = 0
+    uri: str = "qemu:///system"
+    check_mode: bool = False
+    diff: bool = False
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> RetentionRequest:
+        """From the parameters of the module. Raises RefusedError for numbers and sizes that are none."""
+        return cls(
+            rules=Rules(**{name: params[f"keep_{name}"] or 0 for name in RULES}),
+            pool=params["pool"] or "",
+            path=params["path"] or "",
+            vm=params["vm"] or "",
+            free_space_bytes=size_bytes(params["free_space"], "free_space") if params["free_space"] else 0,
+            uri=params["uri"],
+            check_mode=params["check_mode"],
+            diff=params["diff"],
+        )
+
+    @property
+    def selection(self) -> Selection:
+        """Whose archives are meant."""
+        return Selection(pool=self.pool, path=self.path, vm=self.vm, uri=self.uri)
 
 
 @dataclass(frozen=True)

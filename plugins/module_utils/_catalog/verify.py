@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import verify as archive_verify
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Damage, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Damage, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -37,7 +39,7 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     selected = list(_selected(request.selection, context))
     if request.selection.archive and not os.path.exists(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
-    archives = [_check(path, request, context) for path in selected]
+    archives = [_checked(path, request, context) for path in selected]
     damaged = [archive["path"] for archive in archives if not archive["ok"]]
     result: dict[str, Any] = {"archives": archives}
     if damaged and request.fail_on_damage:
@@ -60,6 +62,12 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
             context.warn(f"{path} is not checked, as nobody knows whose it is: {error}")
     for view in select.of_vm(views, selection.vm, select.vm_on_host(selection, context)):
         yield view.path
+
+
+def _checked(path: str, request: VerifyRequest, context: Context) -> dict[str, Any]:
+    """As `_check`; the archive is not deleted meanwhile."""
+    with busy.reading(path) if os.path.isfile(path) else contextlib.nullcontext():
+        return _check(path, request, context)
 
 
 def _check(path: str, request: VerifyRequest, context: Context) -> dict[str, Any]:
@@ -91,6 +99,14 @@ def _check(path: str, request: VerifyRequest, context: Context) -> dict[str, Any
             for item in damage
         ],
     }
+
+
+def _keep_finding(path: str, damage: list[Damage], coverage: str) -> None:
+    points: tuple[Configuration, ...] = ()
+    with contextlib.suppress(ArchiveError):
+        points = catalog.look(path).points
+    lost = {point for item in damage for point in item.points}
+    verified.record(path, points, at=int(time.time()), ok=not damage, coverage=coverage, lost=lost)
 
 
 def _check_images(path: str, known_damaged: set[str], threads: int, context: Context) -> list[Damage]:

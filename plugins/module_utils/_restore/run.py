@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, reader
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, config, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError, KvmopsError
@@ -69,7 +69,7 @@ def _source(request: RestoreRequest) -> Iterator[tuple[ArchiveReader | None, Con
     if request.source.endswith(".xml"):
         yield None, _bare(request.source)
         return
-    with reader.open_archive(request.source) as archive:
+    with busy.reading(request.source), reader.open_archive(request.source) as archive:
         yield archive, archive.point(request.point)
 
 

@@ -163,7 +163,7 @@ def test_vms_are_judged_by_themselves() -> None:
         Archive("b2", "b", NOW - 3),
     ]
     assert kept(found, Rules(last=1)) == {"a1", "b1"}
-    assert kept(found, Rules(last=1), vm_uuid="a") == {"a1", "b1", "b2"}
+    assert kept(found, Rules(last=1), vm_uuids=["a"]) == {"a1", "b1", "b2"}
 
 
 def test_a_template_goes_with_the_last_archive_that_needs_it() -> None:
@@ -178,7 +178,7 @@ def test_a_template_goes_with_the_last_archive_that_needs_it() -> None:
     assert kept([*templates, *clones], rules) == {"t2", "t3", "c1", "c2"}
     assert kept([*templates, *clones], Rules(last=1)) == {"t3", "c2"}
     # only the template's are asked about: those of the clone stay, and so does what they need
-    assert kept([*templates, *clones], Rules(last=1), vm_uuid="t") == {"t2", "t3", "c1", "c2"}
+    assert kept([*templates, *clones], Rules(last=1), vm_uuids={"t"}) == {"t2", "t3", "c1", "c2"}
     going = [each for each in [*templates, *clones] if each.path in ("t1", "t2", "c1")]
     assert [each.path for each in in_order(going)] == ["c1", "t1", "t2"]
 
@@ -275,14 +275,14 @@ def test_what_must_never_go_never_goes() -> None:
     removals = rooms = 0
     for _number in range(HISTORIES):
         found, rules = _history(pick), _rules(pick)
-        only = pick.choice(("", "", "a", "template"))
-        verdicts = judge(found, rules, now=NOW, tz=UTC, vm_uuid=only)
+        only = pick.choice((None, None, ["a"], ["template"]))
+        verdicts = judge(found, rules, now=NOW, tz=UTC, vm_uuids=only)
         assert [each.path for each in verdicts] == [each.path for each in found]
         gone = _gone(found, verdicts)
         removals += len(gone)
         _check_invariants(found, gone)
         if only:
-            assert all(each.vm_uuid == only for each in gone)
+            assert all(each.vm_uuid in only for each in gone)
         if rules.days:
             young = {each.path for each in gone if NOW - each.newest <= rules.days * DAY_S}
             assert rules.counting or not young
@@ -293,12 +293,12 @@ def test_what_must_never_go_never_goes() -> None:
         for done in range(len(order) + 1):
             rest = [each for each in found if each not in order[:done]]
             _check_invariants(found, order[:done])
-            assert {each.path for each in _gone(rest, judge(rest, rules, now=NOW, tz=UTC, vm_uuid=only))} == {
+            assert {each.path for each in _gone(rest, judge(rest, rules, now=NOW, tz=UTC, vm_uuids=only))} == {
                 each.path for each in order[done:]
             }
         # the order of the listing means nothing
         mixed = pick.sample(found, len(found))
-        assert {each.path for each in _gone(mixed, judge(mixed, rules, now=NOW, tz=UTC, vm_uuid=only))} == {
+        assert {each.path for each in _gone(mixed, judge(mixed, rules, now=NOW, tz=UTC, vm_uuids=only))} == {
             each.path for each in gone
         }
         rooms += _check_room(pick, found, verdicts, gone)

@@ -1,0 +1,302 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""What ``backup_retention`` does, and what ``vm_backup`` does of it: look at a place, judge (_retention), remove what may go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _retention
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RetentionRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
+    BusyError,
+    KvmopsError,
+    TargetError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
+
+#: Of the archives of one VM, the path of the one that a backup with mode auto would go on with; "" for none.
+Continued = Callable[[Sequence[catalog.View]], str]
+_OTHERS_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Removed:
+    """An archive that is gone (in check mode: would be), why, and the bytes that this has given back."""
+
+    path: str
+    reason: str
+    freed_bytes: int
+
+    def result(self) -> dict[str, str]:
+        """In the shape of INTERFACE.md's ``removed``."""
+        return {"path": self.path, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory as it was looked at. `views`: its native archives by path. `twins`: the other names that an archive has while
+    it is converted. `evidence`: how each file was then; what has changed since is not removed."""
+
+    directory: str
+    archives: tuple[_retention.Archive, ...]
+    views: dict[str, catalog.View] = field(default_factory=dict)
+    twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    evidence: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def of_vms(self, uuids: Collection[str]) -> list[_retention.Archive]:
+        """The archives of some VMs."""
+        return [each for each in self.archives if each.vm_uuid in uuids]
+
+
+def retain(request: RetentionRequest, context: Context, continued: Continued) -> dict[str, Any]:
+    """The result of ``backup_retention``.
+
+    Raises TargetError for a place that cannot be written to and where `free_space` cannot be had, ArchiveError for a place that
+    cannot be listed; nothing is removed then.
+    """
+    directory = _directory(request)
+    settle(request.check_mode, context)
+    with _alone(directory):
+        place = look(directory, request.uri, context, continued)
+        uuids = _uuids(request, place, context)
+        verdicts = judge(place, request.rules, uuids)
+        if request.free_space_bytes:
+            verdicts = _with_room(place, verdicts, request.free_space_bytes)
+        removed = carry_out(
+            place,
+            verdicts,
+            context,
+            check_mode=request.check_mode,
+            wanted_bytes=request.free_space_bytes,
+        )
+    gone = {each.path for each in removed}
+    shown = place.archives if uuids is None else place.of_vms({*uuids, *_vms_of(place, gone)})
+    reasons = {each.path: each.reason for each in verdicts}
+    kept = [{"path": each.path, "reason": reasons[each.path]} for each in shown if each.path not in gone]
+    result: dict[str, Any] = {
+        "changed": bool(removed),
+        "kept": kept,
+        "removed": [each.result() for each in removed],
+        "freed_bytes": sum(each.freed_bytes for each in removed),
+    }
+    if request.diff:
+        result["diff"] = _diff(shown, gone, {**reasons, **{each.path: each.reason for each in removed}})
+    return result
+
+
+def settle(check_mode: bool, context: Context) -> None:
+    """Finishes removals of dead runs; in check mode only says so."""
+    for path in trash.pending() if check_mode else trash.settle():
+        context.warn(
+            f"A dead run had begun to remove {path}; {'the next run finishes' if check_mode else 'finished'} that"
+        )
+
+
+def look(directory: str, uri: str, context: Context, continued: Continued) -> Place:
+    """Everything in a place that is named like an archive. Raises ArchiveError if it cannot be listed."""
+    views: list[catalog.View] = []
+    unknown: list[_retention.Archive] = []
+    evidence: dict[str, tuple[int, ...]] = {}
+    for path in catalog.find([directory]):
+        context.progress.phase("read", path)
+        with contextlib.suppress(FileNotFoundError):
+            evidence[path] = _files.evidence(path)
+            try:
+                view = catalog.look(path)
+            except ArchiveError as error:
+                unknown.append(_retention.Archive(path, "", 0, not_ours=f"it cannot be read: {error}"))
+                continue
+            why = _not_ours(view)
+            if why:
+                unknown.append(_retention.Archive(path, "", 0, not_ours=why))
+            else:
+                views.append(view)
+    single = select.without_twins(views)
+    names = {view.path for view in single}
+    twins = {
+        view.path: tuple(each.path for each in views if each.path not in names and each.identity == view.identity)
+        for view in single
+    }
+    goes_on = {
+        continued([view for view in single if view.newest.vm_uuid == uuid])
+        for uuid in {view.newest.vm_uuid for view in single}
+    }
+    archives = [*(_facts(view, twins[view.path], view.path in goes_on) for view in single), *unknown]
+    if any(each.provides for each in archives):
+        archives += _clones_elsewhere(directory, uri, context)
+    archives.sort(key=lambda each: each.path)
+    return Place(directory, tuple(archives), {view.path: view for view in single}, twins, evidence)
+
+
+def judge(
+    place: Place, rules: _retention.Rules, vm_uuids: Collection[str] | None = None, now: int | None = None
+) -> list[_retention.Verdict]:
+    """What the rules say, in the host's time zone."""
+    return _retention.judge(place.archives, rules, now=now or int(time.time()), tz=None, vm_uuids=vm_uuids)
+
+
+def carry_out(
+    place: Place,
+    verdicts: Sequence[_retention.Verdict],
+    context: Context,
+    *,
+    check_mode: bool = False,
+    wanted_bytes: int = 0,
+) -> list[Removed]:
+    """Removes what the verdicts say; what has come into use or has changed since stays, with a warning.
+
+    What goes for the sake of space only stays as soon as `wanted_bytes` are free.
+    """
+    reasons = {each.path: each.reason for each in verdicts if not each.keep}
+    removed = []
+    for archive in _retention.in_order(each for each in place.archives if each.path in reasons):
+        context.progress.phase("remove", archive.path)
+        reason = reasons[archive.path]
+        if not check_mode:
+            if reason == _retention.FOR_SPACE and _files.free_bytes(place.directory) >= wanted_bytes:
+                continue
+            try:
+                for path in (*place.twins.get(archive.path, ()), archive.path):
+                    _remove(path, place.evidence[path])
+            except (BusyError, ArchiveError) as error:
+                context.warn(f"{archive.path} was not removed although it should be ({reason}): {error}")
+                continue
+        removed.append(Removed(archive.path, reason, archive.frees_bytes))
+    return removed
+
+
+def _remove(path: str, evidence: tuple[int, ...]) -> None:
+    with busy.writing(path, f"removing {path}"):
+        if _files.evidence(path) != evidence:
+            raise BusyError(f"Archive {path}", "it has changed since it was looked at", "The next run looks again.")
+        if edit.is_protected(path):
+            raise BusyError(f"Archive {path}", "it has just been protected")
+        edit.remove(path)
+
+
+def make_room(place: Place, wanted_bytes: int) -> list[_retention.Verdict] | None:
+    """Verdicts that free `wanted_bytes` in the place at the cost of the oldest archives; None where that cannot be."""
+    verdicts = judge(place, _retention.Rules())
+    free = _files.free_bytes(place.directory)
+    return _retention.make_room(
+        place.archives, verdicts, wanted_bytes=wanted_bytes, free_bytes=free, now=int(time.time())
+    )
+
+
+@contextlib.contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """One run of retention in a place at a time, on this host."""
+    status = os.stat(directory)
+    name = f"retention-{status.st_dev:x}-{status.st_ino:x}"
+    with _locks.hold(name, what=f"retention in {directory}", timeout_s=_OTHERS_TIMEOUT_S):
+        yield
+
+
+def _with_room(place: Place, verdicts: Sequence[_retention.Verdict], wanted_bytes: int) -> list[_retention.Verdict]:
+    free = _files.free_bytes(place.directory)
+    made = _retention.make_room(
+        place.archives, verdicts, wanted_bytes=wanted_bytes, free_bytes=free, now=int(time.time())
+    )
+    if made is None:
+        raise TargetError(
+            f"The directory {place.directory}",
+            f"{human_bytes(wanted_bytes)} cannot be had: {human_bytes(free)} are free, and what may go is not enough",
+            "Nothing was removed. Free space by other means, unprotect archives, or ask for less.",
+        )
+    return made
+
+
+def _directory(request: RetentionRequest) -> str:
+    try:
+        conn = connection.connect(request.uri)
+    except KvmopsError:
+        if request.pool:
+            raise
+        conn = None  # its pools are not looked at then
+    return storage.resolve_target(conn, pool=request.pool, path=request.path).directory
+
+
+def _uuids(request: RetentionRequest, place: Place, context: Context) -> set[str] | None:
+    if not request.vm:
+        return None
+    selection = request.selection
+    own = select.of_vm(list(place.views.values()), request.vm, select.vm_on_host(selection, context))
+    return {view.newest.vm_uuid for view in own}
+
+
+def _vms_of(place: Place, paths: Collection[str]) -> set[str]:
+    return {each.vm_uuid for each in place.archives if each.path in paths}
+
+
+def _not_ours(view: catalog.View) -> str:
+    if not view.native:
+        return "it was not made by this collection"
+    return "" if view.newest.vm_uuid else "it does not say whose it is"
+
+
+def _facts(view: catalog.View, twins: Sequence[str], continued: bool) -> _retention.Archive:
+    names = (view.path, *twins)
+    return _retention.Archive(
+        path=view.path,
+        vm_uuid=view.newest.vm_uuid,
+        newest=view.newest.timestamp,
+        frees_bytes=sum(map(_freed_bytes, names)),
+        damaged=view.damaged,
+        protected=any(map(edit.is_protected, names)),
+        in_use=next(filter(None, map(busy.users, names)), ""),
+        continued=continued,
+        needs=_needs(view),
+        provides=frozenset(_version(point.provides) for point in view.points if point.provides),
+    )
+
+
+def _needs(view: catalog.View) -> frozenset[str]:
+    return frozenset(_version(point.requires.disks) for point in view.points if point.requires)
+
+
+def _version(disks: tuple[TemplateDisk, ...]) -> str:
+    """What tells a template's content, as TemplateRequirement.fits compares it."""
+    return " ".join(f"{disk.virtual_size_bytes}:{disk.digest}" for disk in disks)
+
+
+def _freed_bytes(path: str) -> int:
+    try:
+        return _files.freed_bytes(path)
+    except OSError:
+        return 0
+
+
+def _clones_elsewhere(directory: str, uri: str, context: Context) -> list[_retention.Archive]:
+    """Archives in other pools that need a template: what they need must not go. Raises KvmopsError where that cannot be told."""
+    here = os.path.realpath(directory)
+    found = []
+    others = [each for each in select.pool_directories(storage.pools(connection.connect(uri)), "") if each != here]
+    for path in catalog.find(others):
+        context.progress.phase("read", path)
+        with contextlib.suppress(ArchiveError):
+            needs = _needs(catalog.look(path))
+            if needs:
+                found.append(_retention.Archive(path, "", 0, not_ours="it is in another place", needs=needs))
+    return found
+
+
+def _diff(shown: Sequence[_retention.Archive], gone: Collection[str], reasons: dict[str, str]) -> dict[str, str]:
+    def lines(paths: Sequence[str]) -> str:
+        return "".join(f"{path}\n" for path in paths)
+
+    before = [each.path for each in shown]
+    after = lines([path for path in before if path not in gone])
+    return {"before": lines(before), "after": after + "".join(f"# {path}: {reasons[path]}\n" for path in sorted(gone))}

@@ -1,0 +1,127 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who may do what to an archive that others work with, and how an archive goes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    directory = tmp_path / "place"
+    directory.mkdir()
+    path = directory / "web01.tar"
+    path.write_bytes(b"archive")
+    return path
+
+
+def names(archive: Path) -> list[str]:
+    return sorted(os.listdir(archive.parent))
+
+
+def test_readers_share_and_keep_the_archive(archive: Path) -> None:
+    with busy.reading(str(archive)), busy.reading(str(archive)):
+        assert busy.users(str(archive)) == "it is being restored or verified"
+        assert busy.writer(str(archive)) == ""
+        with pytest.raises(BusyError, match="being restored or verified"):
+            edit.delete(str(archive))
+        with busy.writing(str(archive), "adding a point"):
+            assert "adding a point" in busy.users(str(archive))
+    assert busy.users(str(archive)) == "" and names(archive) == ["web01.tar"]
+    edit.delete(str(archive))
+    assert names(archive) == []
+
+
+def test_nobody_begins_to_read_what_is_going(archive: Path) -> None:
+    with busy.alone(str(archive)), pytest.raises(BusyError, match="just deleting"), busy.reading(str(archive)):
+        pass
+    with pytest.raises(ArchiveError, match="cannot be opened"), busy.reading(str(archive) + ".gone"):
+        pass
+    assert busy.users(str(archive) + ".gone") == ""
+
+
+def test_what_stands_beside_an_archive_goes_with_it(archive: Path) -> None:
+    edit.set_notes(str(archive), "before the upgrade")
+    edit.set_protected(str(archive), True)
+    (archive.parent / ".kvmops-trash-00").write_bytes(b"of somebody else")
+    edit.delete(str(archive))
+    assert names(archive) == [".kvmops-trash-00"]
+    assert trash.settle() == [] and names(archive) == [".kvmops-trash-00"]
+
+
+@pytest.mark.parametrize("step", ["open", "rename"])
+def test_goes_without_free_space(archive: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((Journal, "open") if step == "open" else (os, "rename")), full)
+    edit.delete(str(archive))
+    assert names(archive) == []
+    assert not os.listdir(os.path.join(_paths.state_dir(), "journal")) if step == "rename" else True
+
+
+def test_what_cannot_go_stays_whole(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    edit.set_notes(str(archive), "notes")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refused)
+        with pytest.raises(ArchiveError, match="cannot be deleted"):
+            edit.delete(str(archive))
+    assert names(archive) == ["web01.tar", "web01.tar.notes"] and trash.pending() == []
+
+
+_DELETE = """
+import os, signal, sys
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
+_paths.state_dir = lambda: os.environ["KVMOPS_TESTS_STATE"]
+left = int(sys.argv[2])
+def counted(call):
+    def one(*arguments, **options):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return one
+for module, name in ((os, "rename"), (os, "unlink"), (os, "fsync"), (os, "fdatasync"), (os, "open")):
+    setattr(module, name, counted(getattr(module, name)))
+edit.delete(sys.argv[1])
+"""
+
+
+def test_killed_anywhere_it_is_there_or_gone(archive: Path) -> None:
+    seen = set()
+    for step in range(1, 100):
+        archive.write_bytes(b"archive")
+        edit.set_notes(str(archive), "notes")
+        run = subprocess.run(
+            [sys.executable, "-c", _DELETE, str(archive), str(step)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},
+            check=False,
+        )
+        assert run.returncode in (0, -signal.SIGKILL)
+        there = archive.exists()
+        waiting = trash.pending()
+        assert trash.settle() == waiting
+        assert archive.exists() == there  # what was not hidden yet is not touched
+        assert names(archive) == (["web01.tar", "web01.tar.notes"] if there else []), step
+        seen.add((there, bool(waiting)))
+        if run.returncode == 0:
+            break
+    assert seen == {(True, False), (False, True), (False, False)}

@@ -1,0 +1,211 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Retention in a directory of real archives: what is looked at, what is removed, what is never touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RetentionRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.retention import retain
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
+from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
+    OTHER_UUID,
+    TIME,
+    UUID,
+    Told,
+    damage,
+    write,
+    write_foreign,
+)
+
+DAY_S = 86400
+
+
+@pytest.fixture(autouse=True)
+def without_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_uri: str) -> None:
+        raise KvmopsError("The connection", "not in a unit test")
+
+    monkeypatch.setattr(connection, "connect", connect)
+    monkeypatch.setattr(retention.time, "time", lambda: float(TIME + DAY_S))
+
+
+def nothing(_views: Sequence[catalog.View]) -> str:
+    return ""
+
+
+def run(directory: Path, told: Told, *, continued: retention.Continued = nothing, **options: Any) -> dict[str, Any]:
+    rules = Rules(**{name[5:]: options.pop(name) for name in list(options) if name.startswith("keep_")})
+    return retain(RetentionRequest(rules, path=str(directory), **options), told, continued)
+
+
+def paths(entries: Sequence[dict[str, str]]) -> set[str]:
+    return {os.path.basename(each["path"]) for each in entries}
+
+
+def history(directory: Path, days: Sequence[int], **options: Any) -> list[Path]:
+    return [write(directory, timestamp=TIME - each * DAY_S, **options) for each in days]
+
+
+def test_keeps_the_newest_and_says_why(tmp_path: Path, told: Told) -> None:
+    made = history(tmp_path, [3, 2, 1, 0])
+    edit.set_notes(str(made[0]), "old")
+    predicted = run(tmp_path, told, keep_last=2, check_mode=True)
+    assert all(path.exists() for path in made)
+    result = run(tmp_path, told, keep_last=2, diff=True)
+    assert {**predicted} == {key: value for key, value in result.items() if key != "diff"}
+    assert result["changed"] and paths(result["removed"]) == {path.name for path in made[:2]}
+    assert {each["reason"] for each in result["removed"]} == {"newer ones fill all rules"}
+    assert result["freed_bytes"] > 0 and str(made[0]) in result["diff"]["before"]
+    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in made[2:])
+    again = run(tmp_path, told, keep_last=2)
+    assert not again["changed"] and again["removed"] == [] and len(again["kept"]) == 2
+    assert told.warnings == []
+
+
+def test_foreign_files_are_never_touched(tmp_path: Path, told: Told) -> None:
+    made = history(tmp_path, [400, 300, 0])
+    write_foreign(tmp_path, name="web01_20200101T000000Z_6f1a2b3c")
+    write_foreign(tmp_path, compressed=True, name="packed")
+    elsewhere = tmp_path / "below"
+    elsewhere.mkdir()
+    shutil.copy(made[0], elsewhere / "x.tar")
+    os.symlink(made[0], tmp_path / "web01_20200102T000000Z_6f1a2b3c.tar")
+    for name in (
+        "empty.tar",
+        "text.tar.zst",
+        ".web01.tar.partial-0011",
+        ".kvmops-trash-0123456789ab",
+        "web01.tar.notes",
+    ):
+        (tmp_path / name).write_bytes(b"" if name == "empty.tar" else b"text")
+    (tmp_path / "directory.tar").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "cut.tar").write_bytes(made[1].read_bytes()[:5000])
+    before = set(os.listdir(tmp_path))
+    result = run(tmp_path, told, keep_last=1, keep_days=30)
+    assert paths(result["removed"]) == {made[0].name, made[1].name}
+    assert before - set(os.listdir(tmp_path)) == {made[0].name, made[1].name} and (elsewhere / "x.tar").exists()
+    reasons = {os.path.basename(each["path"]): each["reason"] for each in result["kept"]}
+    assert reasons["packed.tar.zst"] == "it was not made by this collection" and "cannot be read" in reasons["cut.tar"]
+
+
+def test_protected_used_and_continued_archives_stay(tmp_path: Path, told: Told) -> None:
+    made = history(tmp_path, [5, 4, 3, 2, 1])
+    edit.set_protected(str(made[0]), True)
+
+    def continued(views: Sequence[catalog.View]) -> str:
+        assert len(views) == 5
+        return str(made[1])
+
+    with busy.reading(str(made[2])):
+        result = run(tmp_path, told, keep_last=1, continued=continued)
+    assert paths(result["removed"]) == {made[3].name}
+    assert [each["reason"] for each in result["kept"]][:3] == [
+        "it is protected",
+        "a backup with mode auto would continue it",
+        "it is in use: it is being restored or verified",
+    ]
+
+
+def test_what_comes_into_use_meanwhile_stays(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = history(tmp_path, [3, 2, 1])
+    monkeypatch.setattr(retention.busy, "users", lambda _path: "")
+    with busy.reading(str(made[0])):
+        result = run(tmp_path, told, keep_last=1)
+    assert paths(result["removed"]) == {made[1].name} and made[0].exists()
+    assert "was not removed although it should be" in told.warnings[0]
+
+
+def test_what_has_changed_since_it_was_looked_at_stays(tmp_path: Path, told: Told) -> None:
+    made = history(tmp_path, [3, 2, 1])
+
+    def grows(_views: Sequence[catalog.View]) -> str:
+        with made[0].open("ab") as file:
+            file.write(b"a point")
+        return ""
+
+    result = run(tmp_path, told, keep_last=1, continued=grows)
+    assert made[0].exists() and paths(result["removed"]) == {made[1].name}
+    assert "changed since" in told.warnings[0]
+
+
+def test_archives_belong_to_vms_by_uuid(tmp_path: Path, told: Told) -> None:
+    mine = history(tmp_path, [3, 1])
+    renamed = history(tmp_path, [2], name="web02")
+    other = history(tmp_path, [9, 8], uuid=OTHER_UUID)
+    result = run(tmp_path, told, keep_last=1, vm=UUID)
+    assert paths(result["removed"]) == {mine[0].name, renamed[0].name}
+    assert paths(result["kept"]) == {mine[1].name} and all(path.exists() for path in other)
+    assert not run(tmp_path, told, keep_last=1, vm="nobody")["changed"]
+
+
+def test_a_damaged_archive_is_never_the_last_good_one(tmp_path: Path, told: Told) -> None:
+    made = history(tmp_path, [2, 1])
+    entries = catalog.open_archive(str(made[1])).entries
+    damage(made[1], next(each.offset for each in entries if each.name.endswith(".xml")) + 40)
+    result = run(tmp_path, told, keep_last=1, keep_days=1)
+    assert result["removed"] == [] and "last good" in result["kept"][0]["reason"]
+
+
+def test_an_archive_and_its_other_form_go_together(tmp_path: Path, told: Told) -> None:
+    made = history(tmp_path, [2, 1])
+    (tmp_path / "work").mkdir()
+    shutil.copy(made[0], tmp_path / "work")
+    packed = Path(convert.compress(str(tmp_path / "work" / made[0].name), 2))
+    shutil.move(packed, tmp_path)
+    result = run(tmp_path, told, keep_last=2)
+    assert not result["changed"] and paths(result["kept"]) == {path.name for path in made}
+    result = run(tmp_path, told, keep_last=1)
+    assert paths(result["removed"]) == {made[0].name}
+    assert set(os.listdir(tmp_path)) == {"work", made[1].name}
+
+
+def test_a_listing_that_fails_removes_nothing(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = history(tmp_path, [2, 1])
+
+    def fails(_directories: Sequence[str]) -> list[str]:
+        raise ArchiveError("Directory", "it cannot be listed")
+
+    monkeypatch.setattr(catalog, "find", fails)
+    with pytest.raises(ArchiveError):
+        run(tmp_path, told, keep_last=1)
+    assert all(path.exists() for path in made)
+
+
+def test_space_is_freed_from_the_oldest_and_no_further(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = history(tmp_path, [4, 3, 2]) + history(tmp_path, [9, 1], uuid=OTHER_UUID)
+    size = _files.freed_bytes(str(made[0]))
+    begin = {path: _files.freed_bytes(str(path)) for path in made}
+    monkeypatch.setattr(
+        retention._files, "free_bytes", lambda _directory: sum(b for path, b in begin.items() if not path.exists())
+    )
+    with pytest.raises(TargetError, match=r"cannot be had.*Nothing was removed"):
+        run(tmp_path, told, free_space_bytes=10 * size)
+    assert all(path.exists() for path in made)
+    result = run(tmp_path, told, free_space_bytes=size + 1, check_mode=True)
+    assert paths(result["removed"]) == {made[3].name, made[0].name}
+    result = run(tmp_path, told, free_space_bytes=size + 1)
+    assert paths(result["removed"]) == {made[3].name, made[0].name}
+    assert not run(tmp_path, told, free_space_bytes=size + 1)["changed"]
+
+
+def test_a_file_with_two_names_frees_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert _files.freed_bytes(str(path)) == path.stat().st_blocks * 512
+    os.link(path, tmp_path / "second")
+    assert _files.freed_bytes(str(path)) == 0
