@@ -63,8 +63,8 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     if request.check_mode:
         for facts in _journal.Journal.peek(_left_by_us):
             context.warn(f"A dead run has left {facts['partial']}; the next run outside check mode removes it")
-        for path in trash.pending():
-            context.warn(f"A dead run had begun to remove {path}; the next run outside check mode finishes that")
+        for gone in trash.pending():
+            context.warn(f"A dead run had begun to remove {gone}; the next run outside check mode finishes that")
     else:
         settle()
     path = _existing(archive, request.compressed)
