@@ -164,6 +164,13 @@ archives:
           type: int
           returned: success
           sample: 2147483648
+    verified:
+      description:
+        - What the last M(kvmops.backup.backup_verify) on this host has found; null where nothing is known. C(time), C(ok),
+          C(coverage), C(points) that there were then, and whether nothing was added since (C(current)).
+      type: dict
+      returned: success
+      sample: {time: '2026-11-22T06:00:00Z', ok: true, coverage: full, points: [1795309200], current: true}
     config:
       description: The configuration of the chosen point; null where the file cannot be read.
       type: dict

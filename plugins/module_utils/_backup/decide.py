@@ -53,6 +53,12 @@ def decide(
         path = os.path.join(directory, path)
     try:
         found = standing.stands(conn, domain, facts, path, context.progress, threads=request.threads)
+        damage = catalog.look(path).found
+        if damage and not damage.ok:
+            when = catalog.iso_time(damage.at)
+            return _no_increment(
+                request, facts, f"{path} is not continued: its verification of {when} has found damage"
+            )
         if found.reason:
             return _no_increment(request, facts, f"{path} cannot be continued: {found.reason}")
         with open_archive(path) as reader:
@@ -72,8 +78,13 @@ def full_owed(directory: str, uuid: str, request: BackupRequest, now: int) -> st
     """Why the weekly policy wants a full of the VM in this place, "" if it does not."""
     if not request.full_weekday:
         return ""
-    points = (point for view in views_of(directory, uuid) for point in view.points)
-    return _policy.full_owed((each.timestamp for each in points if each.mode == "full"), now, request.full_weekday)
+    fulls = (
+        point.timestamp
+        for view in views_of(directory, uuid)
+        for point in view.points
+        if point.mode == "full" and not (view.found and point.timestamp in view.found.lost)
+    )
+    return _policy.full_owed(fulls, now, request.full_weekday)
 
 
 def newest_incrementable(directory: str, facts: VmFacts, now: int) -> str:

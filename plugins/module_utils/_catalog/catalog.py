@@ -15,7 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, edit, names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Role, chain_of
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 
@@ -143,12 +143,32 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "protected": edit.is_protected(view.path),
         "notes": edit.notes(view.path),
         "points": _points(view),
+        "verified": _verified(view.found),
         "config": _config(shown),
         "snapshots": [
             {"name": state.name, "parent": state.parent, "current": state.current} for state in shown.saved_states
         ],
-        "warnings": [*view.broken, *_warnings(shown)],
+        "warnings": [*view.broken, *_found(view.found), *_warnings(shown)],
     }
+
+
+def _verified(found: verified.Verified | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "time": iso_time(found.at),
+        "ok": found.ok,
+        "coverage": found.coverage,
+        "points": list(found.points),
+        "current": found.current,
+    }
+
+
+def _found(found: verified.Verified | None) -> list[str]:
+    if found is None or found.ok:
+        return []
+    lost = f"; lost: points {', '.join(map(str, found.lost))}" if found.lost else ""
+    return [f"the verification of {iso_time(found.at)} has found damage{lost}"]
 
 
 def unreadable(path: str, reason: str) -> dict[str, Any]:
@@ -167,6 +187,7 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "protected": edit.is_protected(path),
         "notes": edit.notes(path),
         "points": [],
+        "verified": None,
         "config": None,
         "snapshots": [],
         "warnings": [reason],

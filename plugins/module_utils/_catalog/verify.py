@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +83,7 @@ def _check(path: str, request: VerifyRequest, context: Context) -> dict[str, Any
     damage = list(report.damage)
     if request.deep:
         damage += _check_images(path, {item.member for item in damage}, request.threads, context)
+    _keep_finding(path, damage, report.coverage)
     return {
         "path": path,
         "ok": not damage,

@@ -60,6 +60,7 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
         "points": [
             {"point": TIME, "time": "2026-11-22T01:00:00Z", "mode": "full", "consistency": "agent", "size": size + 3000}
         ],
+        "verified": None,
         "config": {
             "point": TIME,
             "name": "web01",
