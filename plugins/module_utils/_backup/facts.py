@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
     blockjobs,
+    firmware_state,
     place_rules,
     snapshots,
     storage,
@@ -48,7 +49,11 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
     except libvirt.libvirtError as error:
         raise translate(error, f"VM {domain.name()}") from error
     view = domain_xml.parse(live or persistent)
-    view = replace(view, disks=tuple(_resolved(conn, disk) for disk in view.disks))
+    view = replace(
+        view,
+        disks=tuple(_resolved(conn, disk) for disk in view.disks),
+        nvram_path=firmware_state.nvram_path(conn, view),
+    )
     states = snapshots.tree(domain, secrets=secrets)
     state_disks = {state.name: _state_disks(state) for state in states}
     images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
@@ -67,7 +72,8 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         managed_save=managed_save,
         foreign_jobs=jobs,
         locked_images=() if running else _locked(view.disks, images),
-        nvram_bytes=os.path.getsize(view.nvram_path) if view.nvram_path and os.path.isfile(view.nvram_path) else 0,
+        nvram_bytes=os.path.getsize(view.nvram_path) if view.nvram_path else 0,
+        tpm_path=firmware_state.tpm_state_path(conn, view),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
     )
 

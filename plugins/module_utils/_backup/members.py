@@ -77,6 +77,7 @@ class Sources:
     saved_states: Sequence[SavedStateInfo]
     saved_state_disks: Mapping[str, Sequence[Disk]]
     nvram_bytes: int
+    tpm_path: str = ""
 
 
 def of_point(
@@ -106,6 +107,9 @@ def of_point(
                 Member(name, Role.NVRAM, 0, image_format="raw", original_format="raw", former_path=path), path
             )
         )
+    if sources.tpm_path:
+        tpm = Member(f"{timestamp}.tpm.tar", Role.TPM, 0, former_path=sources.tpm_path)
+        new.append(PlannedMember(tpm, sources.tpm_path))
     memories = [m for m in base.newest.members if m.role is Role.MEMORY] if base else []
     old = {member.former_path for member in memories}
     paths = [each.memory_path for each in sources.saved_states if each.memory == "external"]

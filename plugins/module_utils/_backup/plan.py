@@ -40,6 +40,7 @@ class VmFacts:
     `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and saved states
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
+    `tpm_path`: directory with the state of an emulated TPM, "" where there is none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class VmFacts:
     foreign_jobs: tuple[str, ...] = ()
     locked_images: tuple[str, ...] = ()
     nvram_bytes: int = 0
+    tpm_path: str = ""
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -137,7 +139,9 @@ def plan(
         consistency = Consistency.CRASH
     if saved_state is None and stays:
         raise RefusedError(what, "it has no disk that can be frozen", "Use mode: full without incrementable.")
-    sources = Sources(facts.view, facts.images, facts.saved_states, facts.saved_state_disks, facts.nvram_bytes)
+    sources = Sources(
+        facts.view, facts.images, facts.saved_states, facts.saved_state_disks, facts.nvram_bytes, facts.tpm_path
+    )
     stored = members.of_point(sources, judgements, timestamp, base)
     estimate = sum(members.size_bytes(each, facts.images, facts.nvram_bytes) for each in stored.new) + _OVERHEAD_BYTES
     if consistency is Consistency.MEMORY:
@@ -145,6 +149,8 @@ def plan(
     compressed = base.compressed if base else request.compress
     warnings = [*fallback, *differences]
     warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
+    if facts.tpm_path and facts.view.tpm_encrypted:
+        warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
     warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
     warnings += _space_to_merge(facts) if stays else []
     return BackupPlan(
@@ -197,8 +203,10 @@ def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tu
         Skipped(f"{device.kind} device", f"host devices are not part of a backup ({device.description})")
         for device in facts.view.hostdevs
     ]
-    if facts.view.tpm:
-        skipped.append(Skipped("tpm", "the state of the TPM is not stored by this version"))
+    if facts.view.tpm not in ("", "emulator"):
+        skipped.append(
+            Skipped("tpm", f"the state of a TPM of type {facts.view.tpm} is not on this host's file systems")
+        )
     return tuple(skipped)
 
 

@@ -42,9 +42,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     RefusedError,
     SourceError,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._image.source import ImageSource
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, snapshots, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -236,8 +236,9 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
             # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
             writer = _new_archive(run, planned, journal)
         if planned.saved_state is None:
-            writer = writer or _appender(run, planned, planned.members, journal)
-            return _write(run, planned, writer, None, proved)
+            held = _held(planned.members)
+            writer = writer or _appender(run, planned, planned.members, held, journal)
+            return _write(run, planned, writer, None, proved, held)
         run.context.progress.phase("freeze")
         clean = False
         try:
@@ -248,9 +249,10 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
         stays = False
         try:
             members = _with_memory(planned)
+            held = _held(members)
             if writer is None:
-                writer = _appender(run, planned, members, journal)
-            done = _write(run, replace(planned, members=members), writer, taken, proved)
+                writer = _appender(run, planned, members, held, journal)
+            done = _write(run, replace(planned, members=members), writer, taken, proved, held)
             if planned.stays:
                 journal.record(**{overlays.PUBLISHED: True})
                 stays = clean = True
@@ -300,11 +302,13 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWri
     )
 
 
-def _appender(run: _Run, planned: BackupPlan, members: Sequence[PlannedMember], journal: Journal) -> ArchiveAppender:
+def _appender(
+    run: _Run, planned: BackupPlan, members: Sequence[PlannedMember], held: Mapping[str, bytes], journal: Journal
+) -> ArchiveAppender:
     """The archive, open for one more point: sizes are known, because nobody writes to the files any more."""
     sizes = []
     for each in members:
-        source = _source(each)
+        source = _source(each, held)
         sizes.append(source.size_bytes)
         source.close()
     return ArchiveAppender(
@@ -327,7 +331,20 @@ def _with_memory(planned: BackupPlan) -> tuple[PlannedMember, ...]:
     return (*planned.members, memory_member(planned.timestamp, number, planned.saved_state.memory_path))
 
 
-def _source(planned: PlannedMember) -> ImageSource:
+def _held(members: Sequence[PlannedMember]) -> dict[str, bytes]:
+    """The state of the firmware and the TPM, which the guest goes on writing to, as it is now; by path."""
+    found = {}
+    for each in members:
+        if each.member.role is Role.NVRAM:
+            found[each.path] = firmware_state.read_file(each.path)
+        elif each.member.role is Role.TPM:
+            found[each.path] = firmware_state.read_tpm(each.path)
+    return found
+
+
+def _source(planned: PlannedMember, held: Mapping[str, bytes]) -> ImageSource:
+    if planned.path in held:
+        return BytesSource(held[planned.path])
     return standing.open_source(planned.path, planned.from_raw)
 
 
@@ -337,8 +354,10 @@ def _write(
     writer: _Writer,
     taken: saved_state.Taken | None,
     proved: Mapping[str, Evidence],
+    held: Mapping[str, bytes],
 ) -> _Done:
-    """Copies the files of the plan, which nobody writes to now, and publishes the point. `proved`: the files below them."""
+    """Copies the files of the plan, which nobody writes to now, and publishes the point. `proved`: the files below them;
+    `held`: files that were read already."""
     configuration = planned.configuration
     if taken and planned.saved_state and (planned.stays or planned.saved_state.memory_path):
         # the point's own saved state is part of its tree
@@ -346,18 +365,22 @@ def _write(
         configuration = replace(configuration, saved_states=in_archive(tree))
     if taken:
         time.sleep(_SETTLED_S)
-    before = {each.path: _vm_state.evidence(each.path) for each in planned.members}
+    before = {each.path: _vm_state.evidence(each.path) for each in planned.members if each.path not in held}
     below = {path: each.stat[:-1] for path, each in proved.items()}
-    stored = tuple(_add(writer, member) for member in planned.members)
+    stored = tuple(_add(writer, member, held) for member in planned.members)
     _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
     archive = writer.publish(replace(configuration, members=(*planned.kept, *stored), created=created))
-    copied = {each.former_path: Evidence(each.digest, before[each.former_path]) for each in stored}
+    copied = {
+        each.former_path: Evidence(each.digest, before[each.former_path])
+        for each in stored
+        if each.former_path in before
+    }
     return _Done(archive, taken.frozen_ms if taken else 0, sum(each.size_bytes for each in stored), copied)
 
 
-def _add(writer: _Writer, planned: PlannedMember) -> Member:
-    source = _source(planned)
+def _add(writer: _Writer, planned: PlannedMember, held: Mapping[str, bytes]) -> Member:
+    source = _source(planned, held)
     try:
         return writer.add(planned.member, source)
     finally:

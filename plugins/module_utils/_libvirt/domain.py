@@ -108,6 +108,9 @@ class DomainView:
     nvram_path: str
     tpm: str  # backend type (emulator, passthrough, external) or ""
     tpm_persistent: bool
+    tpm_version: str  # 1.2, 2.0, or "" when the XML leaves it to libvirt
+    tpm_source: str  # directory of its state where the XML names one, else ""
+    tpm_encrypted: bool
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     hostdevs: tuple[Hostdev, ...]
@@ -154,6 +157,9 @@ def view(root: etree._Element) -> DomainView:
         nvram_path=_nvram_path(root),
         tpm="" if tpm is None else tpm.get("type", ""),
         tpm_persistent=tpm is not None and tpm.get("persistent_state") == "yes",
+        tpm_version="" if tpm is None else tpm.get("version", ""),
+        tpm_source="" if tpm is None else _attribute(tpm, "source[@type='dir']", "path"),
+        tpm_encrypted=tpm is not None and tpm.find("encryption") is not None,
         disks=tuple(_disk(each) for each in devices.iterfind("disk")),
         nics=tuple(_nic(each) for each in devices.iterfind("interface")),
         hostdevs=tuple(_hostdev(each) for each in devices.iterfind("hostdev")),

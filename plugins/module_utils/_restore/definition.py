@@ -233,6 +233,8 @@ def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome:
         os_element.remove(loader)
         if nvram is not None:
             nvram.attrib.pop("template", "")
+    for source in root.findall("devices/tpm/backend[@type='emulator']/source"):
+        _xml.parent_of(source).remove(source)  # its state goes to libvirt's own directory
     if nvram is None:
         return
     if nvram.get("template") and not _is_public(nvram.get("template") or "", facts):

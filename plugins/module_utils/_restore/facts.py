@@ -9,6 +9,7 @@ import functools
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
@@ -21,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -77,7 +78,8 @@ def gather(
     images = {m.former_path: m for m in configuration.members if m.role is Role.ISO and m.former_path}
     return HostFacts(
         archive_place=_place(conn, pools, path=os.path.dirname(os.path.realpath(archive_path))),
-        nvram_place=_place(conn, pools, path=_nvram_directory(conn)),
+        nvram_place=_place(conn, pools, path=firmware_state.nvram_directory(conn)),
+        tpm_place=_tpm_place(conn, pools),
         target=target,
         former=_former(conn, configuration, roots, pools),
         vms=vms,
@@ -133,11 +135,13 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> P
     )
 
 
-def _nvram_directory(conn: Connection) -> str:
-    if conn.getURI().endswith("/session"):
-        base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-        return os.path.join(base, "libvirt/qemu/nvram")
-    return "/var/lib/libvirt/qemu/nvram"
+def _tpm_place(conn: Connection, pools: Mapping[str, str]) -> Place:
+    """A host that never had a VM with a TPM does not have the directory yet."""
+    directory = firmware_state.tpm_directory(conn)
+    if os.path.isdir(directory):
+        return _place(conn, pools, path=directory)
+    above = _place(conn, pools, path=os.path.dirname(directory))
+    return replace(above, path=directory, real_path=directory, pool="", names=frozenset())
 
 
 def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> ExistingVm:
@@ -163,7 +167,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         managed_save=bool(domain.hasManagedSaveImage(0)),
         xml=texts[0],
         macs=frozenset(mac.lower() for root in roots for mac in definition.mac_addresses(root) if mac),
-        files=named | _other_files(roots),
+        files=named | _other_files(roots) | firmware_state.default_files(domain.connect(), name, uuid),
         disk_files=disk_files,
         hostdevs=frozenset(filter(None, (reach.hostdev_identity(e) for root in roots for e in reach.hostdevs(root)))),
         locked_files=locked,

@@ -135,6 +135,8 @@ def clashes(
     """Existing files that make way for new ones (``wanted``: their places by path), and why some of them must stay."""
     users = {path: vm.name for vm in others for path in vm.files}
     own = replaced.files if replaced is not None else frozenset()
+    # libvirt names the files in its own directories after the VM
+    known = (host.target, host.nvram_place, host.tpm_place)
     set_aside: list[str] = []
     problems: list[str] = []
     for path, place in wanted.items():
@@ -145,7 +147,7 @@ def clashes(
             problems.append(f"{path} belongs to the VM {user}")
         elif exists and not force:
             problems.append(f"the file {path} exists ('force: true' replaces it)")
-        elif exists and not own & {path, real} and not place.pool and place is not host.target:
+        elif exists and not own & {path, real} and not place.pool and all(place is not each for each in known):
             problems.append(f"{path} exists, is no file of the VM and is in no pool (remove it yourself)")
         elif exists:
             set_aside.append(path)

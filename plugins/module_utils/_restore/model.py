@@ -122,7 +122,7 @@ class HostFacts:
     """Everything a plan depends on, gathered before it; see facts.gather.
 
     `former`: places.former_key of a member → the place it stands for now (a pool may have moved); absent: gone.
-    `nvram_place`: where libvirt keeps NVRAM.
+    `nvram_place`, `tpm_place`: where libvirt keeps NVRAM and the state of emulated TPMs.
     `files`: host files named by the configuration (CD images, kernels, …) that exist.
     `block_devices`: those of the LUNs in the configuration that are here, by the path given there.
     `hostdevs`: identity of the host devices (definition.hostdev_identity) that are here.
@@ -130,6 +130,7 @@ class HostFacts:
 
     archive_place: Place
     nvram_place: Place
+    tpm_place: Place
     target: Place | None = None
     former: Mapping[str, Place] = field(default_factory=dict)
     vms: tuple[ExistingVm, ...] = ()
@@ -145,8 +146,8 @@ class HostFacts:
 class PlannedFile:
     """A member and the file it becomes. `backing` is the final path of the layer below it, with its format.
 
-    `temporary`: only needed until another file has been made of it. `head`: what a memory image gets instead of its first
-    bytes, which must be `former_head` (both b"": nothing).
+    `path` is a directory for the state of a TPM. `temporary`: only needed until another file has been made of it. `head`: what
+    a memory image gets instead of its first bytes, which must be `former_head` (both b"": nothing).
     """
 
     member: Member

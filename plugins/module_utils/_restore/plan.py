@@ -161,11 +161,15 @@ def _draft(
     merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
     files = layout.decide(needed, host, who, request.disk_format, merged)
     nvram = _nvram(configuration, root, who, host, bare)
+    tpm = _tpm(configuration, root, who, host, bare)
     wanted = {**files.places, **({nvram.path: host.nvram_place} if nvram is not None else {})}
+    wanted.update({tpm.path: host.tpm_place} if tpm is not None else {})
     set_aside, clashes = layout.clashes(wanted, host, who.replaced, others, request.force)
     problems = [*who.problems, *fate.problems, *files.problems, *clashes]
     if nvram is not None and host.nvram_place.problem:
         problems.append(f"{host.nvram_place.path} {host.nvram_place.problem}")
+    if tpm is not None and host.tpm_place.problem:
+        problems.append(f"{host.tpm_place.path} {host.tpm_place.problem}")
     now = rewrite.Circumstances(
         host=host,
         others=others,
@@ -185,8 +189,8 @@ def _draft(
     if not configuration.format_version:
         warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
     warnings += _left_over(who.replaced, set_aside)
-    warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, bare), *of_tree.warnings]
-    all_files = (*of_tree.files, *((nvram,) if nvram is not None else ()))
+    warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, tpm, bare), *of_tree.warnings]
+    all_files = of_tree.files + tuple(file for file in (nvram, tpm) if file is not None)
     return (
         RestorePlan(
             name=who.name,
@@ -231,6 +235,15 @@ def _nvram(
     return PlannedFile(member=member, path=path, format=member.image_format or "raw")
 
 
+def _tpm(
+    configuration: Configuration, root: etree._Element, who: identity.Identity, host: HostFacts, bare: bool
+) -> PlannedFile | None:
+    member = next((member for member in configuration.members if member.role is Role.TPM), None)
+    if member is None or bare or root.find("devices/tpm/backend[@type='emulator']") is None:
+        return None
+    return PlannedFile(member=member, path=os.path.join(host.tpm_place.path, who.uuid), format="raw")
+
+
 def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str]) -> list[str]:
     if replaced is None:
         return []
@@ -239,7 +252,11 @@ def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str]) -> list[st
 
 
 def _not_restored(
-    configuration: Configuration, root: etree._Element, nvram: PlannedFile | None, bare: bool
+    configuration: Configuration,
+    root: etree._Element,
+    nvram: PlannedFile | None,
+    tpm: PlannedFile | None,
+    bare: bool,
 ) -> list[str]:
     """Warnings about what the archive holds, or should hold, and the restored VM will not have."""
     if bare:
@@ -250,6 +267,6 @@ def _not_restored(
         warnings.append("The memory image in the archive belongs to no saved state and stays there.")
     if root.find("os/nvram") is not None and nvram is None:
         warnings.append("The archive holds no NVRAM: the firmware's settings are those on this host, or new ones.")
-    if root.find("devices/tpm/backend[@type='emulator']") is not None:
-        warnings.append("The state of the TPM is not restored by this version: a new VM starts with an empty one.")
+    if root.find("devices/tpm/backend[@type='emulator']") is not None and tpm is None:
+        warnings.append("The archive holds no TPM state: the VM starts with an empty TPM.")
     return warnings

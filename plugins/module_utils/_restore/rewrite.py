@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, mark, needs, reach
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh, Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
@@ -89,8 +90,9 @@ def rewrite(
 def nvram_path(root: etree._Element, who: Identity, host: HostFacts) -> str:
     """Always in libvirt's own directory: the definition must not name another file of the host."""
     nvram = root.find("os/nvram")
-    if nvram is None:
-        return ""
+    if nvram is None:  # libvirt takes its default where it chooses the firmware
+        chosen = root.find("os[@firmware='efi']") is not None
+        return os.path.join(host.nvram_place.path, firmware_state.default_nvram(who.name, "raw")) if chosen else ""
     source = nvram.find("source")
     former = (nvram.text or "").strip() or (source.get("file") or "" if source is not None else "")
     name = os.path.basename(former)

@@ -31,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import (
     read_mapping,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -89,6 +89,9 @@ class Transaction:
     ) -> None:
         self._conn, self._archive, self._plan, self._progress = conn, archive, plan, progress
         token = secrets.token_hex(8)
+        for file in plan.files:
+            if file.member.role is Role.TPM:
+                os.makedirs(os.path.dirname(file.path), mode=0o711, exist_ok=True)
         self._operation = restores.Operation(
             uri=uri,
             uuid=plan.uuid,
@@ -107,7 +110,7 @@ class Transaction:
     def run(self) -> int:
         """The number of bytes written."""
         for path in self._plan.set_aside:
-            if qemu_img.is_in_use(path, "raw"):
+            if os.path.isfile(path) and qemu_img.is_in_use(path, "raw"):
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
@@ -186,6 +189,10 @@ class Transaction:
         return tuple(states)
 
     def _finish_member(self, file: PlannedFile, step: restores.FileStep, partials: dict[str, str]) -> None:
+        if file.member.role is Role.TPM:
+            firmware_state.unpack_tpm(firmware_state.read_file(step.scratch), step.partial)
+            os.unlink(step.scratch)
+            return
         if file.head:
             _replace_head(file, step.partial)
         if step.scratch and os.path.exists(step.scratch):
@@ -284,7 +291,8 @@ class Transaction:
         root = _xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), f"the definition of {plan.name}")
         states = {(state.name, state.parent, state.current) for state in snapshots.tree(domain)}
         wanted = {(state.name, state.parent, state.current) for state in plan.states}
-        if mark.read(root) != found or not _shows(root, plan) or states != wanted:
+        in_place = all(restores.inode(path) == number for path, number in (self._operation.inodes or {}).items())
+        if mark.read(root) != found or not _shows(root, plan) or states != wanted or not in_place:
             raise SplitViewError(
                 f"The definition of the VM {plan.name}",
                 "libvirt made something else of it than it was given",
@@ -311,18 +319,22 @@ def _step(file: PlannedFile | MadeFile, number: int, plan: RestorePlan, token: s
         partial=partial,
         path="" if isinstance(file, PlannedFile) and file.temporary else file.path,
         aside=os.path.join(directory, f".{short}.kvmops-old-{token}-{number}") if file.path in plan.set_aside else "",
-        scratch=f"{partial}-qcow2" if isinstance(file, PlannedFile) and _is_converted(file) else "",
+        scratch=f"{partial}-source" if isinstance(file, PlannedFile) and _is_converted(file) else "",
     )
 
 
 def _is_converted(file: PlannedFile) -> bool:
-    """Whether a qcow2 member becomes a raw file."""
+    """Whether a qcow2 member becomes a raw file, or a tar a directory."""
+    if file.member.role is Role.TPM:
+        return True
     return file.format == "raw" and file.member.role in (Role.DISK, Role.LAYER) and file.member.image_format != "raw"
 
 
 def _sink(archive: ArchiveReader, file: PlannedFile, step: restores.FileStep) -> ImageSink:
     """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
     member = file.member
+    if member.role is Role.TPM:
+        return FileSink(_files.create(step.scratch), member.size_bytes)
     fd = _files.create(step.partial)
     if not step.scratch:
         return FileSink(fd, member.size_bytes)

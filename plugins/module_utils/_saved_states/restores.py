@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -197,8 +198,8 @@ def _is_meant(facts: Mapping[str, Any], uri: str, vm: str) -> bool:
 
 def conclude(conn: Connection, operation: Operation) -> str:
     """Forwards if the VM carries the restore's mark, else back. Raises KvmopsError if neither can be done."""
-    for directory, inode in operation.directories.items():
-        if _inode(directory) != inode:
+    for directory, number in operation.directories.items():
+        if inode(directory) != number:
             raise KvmopsError(
                 f"The interrupted restore of {operation.name}",
                 f"the directory {directory} is not the one it wrote to",
@@ -222,9 +223,9 @@ def conclude(conn: Connection, operation: Operation) -> str:
 def roll_back(conn: Connection, operation: Operation) -> None:
     """The host as it was before the restore."""
     inodes = operation.inodes or {}
-    new = [step for step in operation.files if step.path in inodes and _inode(step.path) == inodes[step.path]]
+    new = [step for step in operation.files if step.path in inodes and inode(step.path) == inodes[step.path]]
     for step in new:
-        if qemu_img.is_in_use(step.path, "raw"):
+        if os.path.isfile(step.path) and qemu_img.is_in_use(step.path, "raw"):
             raise SplitViewError(
                 f"The interrupted restore of {operation.name}",
                 f"a process uses the new file {step.path}, while the VM is still the old one",
@@ -233,7 +234,7 @@ def roll_back(conn: Connection, operation: Operation) -> None:
     old = operation.old
     _take_back_definition(conn, operation)
     for step in new:
-        os.unlink(step.path)
+        _remove(step.path)
     for step in operation.files:
         _remove(step.partial, step.scratch)
         if step.aside and os.path.lexists(step.aside):
@@ -329,12 +330,17 @@ def _token(domain: Domain) -> str:
 
 
 def _remove(*paths: str) -> None:
+    """Files, and the directories of TPM states."""
     for path in filter(None, paths):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
 
 
-def _inode(path: str) -> int:
+def inode(path: str) -> int:
+    """Of a file or directory; 0 where there is none."""
     try:
         return os.stat(path).st_ino
     except FileNotFoundError:

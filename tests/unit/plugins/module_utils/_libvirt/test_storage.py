@@ -57,7 +57,9 @@ def test_the_nearest_pool_owns_a_path(tmp_path, known):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     path = tmp_path / "settings"
-    monkeypatch.setattr("ansible_collections.kvmops.backup.plugins.module_utils._paths.read_only_file", lambda: str(path))
+    monkeypatch.setattr(
+        "ansible_collections.kvmops.backup.plugins.module_utils._paths.read_only_file", lambda: str(path)
+    )
     return path
 
 

@@ -83,6 +83,7 @@ def host(**more: Any) -> HostFacts:
     values: dict[str, Any] = {
         "archive_place": Place("/backup", pool="backup", filesystem="3", free_bytes=100 * MIB),
         "nvram_place": Place("/var/lib/libvirt/qemu/nvram", filesystem="0", free_bytes=100 * MIB),
+        "tpm_place": Place("/var/lib/libvirt/swtpm", filesystem="0", free_bytes=100 * MIB),
         "former": {
             "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=100 * MIB),
             "/data": Place("/data", filesystem="2", free_bytes=100 * MIB),
