@@ -41,8 +41,8 @@ class Judgement:
 class Image:
     """One image file or device of this host that a disk or one of its layers stands on.
 
-    `allocated_bytes`: what it takes on its file system. `backing_path` "" for the lowest layer. `kind`, `group`, `pool`,
-    `pool_type`, `read_only`: of its place, as in `_libvirt.storage.Place`.
+    `allocated_bytes`: what it takes on its file system. `packed_bytes`: of a raw image, its size as qcow2. `backing_path` "" for
+    the lowest layer. `kind`, `group`, `pool`, `pool_type`, `read_only`: of its place, as in `_libvirt.storage.Place`.
     """
 
     path: str
@@ -60,6 +60,7 @@ class Image:
     read_only: str = ""
     device_id: int = 0
     fs_type: str = ""
+    packed_bytes: int = 0
 
     def objection(self, *, incrementable: bool, running: bool, saved_states: bool) -> str:
         """Why it cannot be backed up where it lies; "" if it can."""

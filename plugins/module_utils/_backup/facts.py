@@ -16,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import RawAsQcow2Source
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
     blockjobs,
@@ -57,6 +58,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
     states = snapshots.tree(domain, secrets=secrets)
     state_disks = {state.name: _state_disks(state) for state in states}
     images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
+    tpm_path = firmware_state.tpm_state_path(conn, view)
     return VmFacts(
         name=view.name,
         uuid=view.uuid,
@@ -73,9 +75,16 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         foreign_jobs=jobs,
         locked_images=() if running else _locked(view.disks, images),
         nvram_bytes=os.path.getsize(view.nvram_path) if view.nvram_path else 0,
-        tpm_path=firmware_state.tpm_state_path(conn, view),
+        tpm_path=tpm_path,
+        file_bytes=_file_bytes([view.nvram_path, *(state.memory_path for state in states)], tpm_path),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
     )
+
+
+def _file_bytes(paths: Iterable[str], tpm_path: str) -> dict[str, int]:
+    """Sizes of what is stored besides images."""
+    sizes = {path: os.path.getsize(path) for path in paths if path and os.path.isfile(path)}
+    return {**sizes, tpm_path: firmware_state.tpm_bytes(tpm_path)} if tpm_path else sizes
 
 
 def target_facts(place: storage.Place) -> TargetFacts:
@@ -129,13 +138,13 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
         if not os.path.exists(disk.path):
             continue
         if disk.device == "lun" or fmt not in STORED_FORMATS:
-            found[disk.path] = _image(conn, disk.path, fmt, "", 0)
+            found[disk.path] = _image(conn, disk.path, fmt, "", 0, removable=True)
             continue
         chain = qemu_img.backing_chain(disk.path, fmt)
         for link in chain:
             below = os.path.realpath(link.full_backing_file) if link.full_backing_file else ""
             path = disk.path if link is chain[0] else os.path.realpath(link.path)
-            found[path] = _image(conn, path, link.format, below, link.virtual_size_bytes)
+            found[path] = _image(conn, path, link.format, below, link.virtual_size_bytes, removable=removable)
     return found
 
 
@@ -151,7 +160,7 @@ def _at(place: storage.Place, image: Image) -> Image:
     )
 
 
-def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: int) -> Image:
+def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: int, *, removable: bool = False) -> Image:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -163,11 +172,17 @@ def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: in
         data_file = fmt == "qcow2" and bool(probe(lambda offset, length: os.pread(fd, length, offset), size).data_file)
     finally:
         os.close(fd)
+    packed = 0
+    if fmt == "raw" and not removable:
+        raw = RawAsQcow2Source(path)
+        packed = raw.size_bytes
+        raw.close()
     image = Image(
         path=path,
         format=fmt,
         size_bytes=size,
         allocated_bytes=size if is_device else status.st_blocks * 512,
+        packed_bytes=packed,
         virtual_size_bytes=virtual_size,
         backing_path=backing,
         has_data_file=data_file,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
-    CHUNK_BYTES,
     Configuration,
     Member,
     Role,
@@ -28,7 +27,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain impo
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
 
 _NUMBERED = re.compile(r"(.+)_([0-9]+)\.(?:qcow2|snapshot)|([0-9]+)_.+\.iso")
-_MEMBER_OVERHEAD_BYTES = 8192  # header and fill
 
 
 @dataclass(frozen=True)
@@ -123,15 +121,6 @@ def memory_member(timestamp: int, number: int, path: str) -> PlannedMember:
     return PlannedMember(Member(name=name, role=Role.MEMORY, size_bytes=0, image_format="raw", former_path=path), path)
 
 
-def size_bytes(planned: PlannedMember, images: Mapping[str, Image], nvram_bytes: int) -> int:
-    """Estimated size of a member in the archive, headers and fill included."""
-    image = images.get(planned.path) or images.get(os.path.realpath(planned.path))
-    if image is None:
-        return nvram_bytes + CHUNK_BYTES // 512 if planned.member.role is Role.NVRAM else 0
-    own = min(image.allocated_bytes, image.size_bytes) if planned.from_raw else image.size_bytes
-    return own + _MEMBER_OVERHEAD_BYTES
-
-
 def _next_number(base: Base | None, stem: str | None) -> int:
     """The first free number of a disk's layers, or with None of the CD images, in the whole archive."""
     numbers = [-1]
@@ -177,7 +166,7 @@ def _former_targets(sources: Sources, present: AbstractSet[str]) -> Iterator[str
     """Disks that the VM has no more, but saved states of it have."""
     for disks in sources.saved_state_disks.values():
         for disk in disks:
-            image = _image(sources, disk.path)
+            image = image_of(sources.images, disk.path)
             stored = image and image.format in STORED_FORMATS and not image.is_device and not image.has_data_file
             if disk.device == "disk" and disk.target not in present and stored:
                 yield disk.target
@@ -193,7 +182,7 @@ def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str],
 
     def visit(path: str) -> None:
         real = os.path.realpath(path)
-        image = _image(sources, path)
+        image = image_of(sources.images, path)
         if image is None or real in order or real in held:
             return
         if image.backing_path:
@@ -208,7 +197,7 @@ def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str],
         visit(active)
     stem, below, found = names.stem(target), dict(held), []
     for n, (real, path) in enumerate(order.items(), number):
-        image = _image(sources, path)
+        image = image_of(sources.images, path)
         if image is None:
             continue
         below[real] = f"{stem}_{n}.{'snapshot' if image.backing_path else 'qcow2'}"
@@ -229,5 +218,6 @@ def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str],
     return found
 
 
-def _image(sources: Sources, path: str) -> Image | None:
-    return sources.images.get(path) or sources.images.get(os.path.realpath(path))
+def image_of(images: Mapping[str, Image], path: str) -> Image | None:
+    """The image of a path, which may be spelled in another way."""
+    return images.get(path) or images.get(os.path.realpath(path))

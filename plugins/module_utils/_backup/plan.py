@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     SavedState,
     Skipped,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, members, own
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members, own
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
@@ -40,7 +40,8 @@ class VmFacts:
     `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and saved states
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
-    `tpm_path`: directory with the state of an emulated TPM, "" where there is none.
+    `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
+    stored besides images, by path.
     """
 
     name: str
@@ -59,6 +60,7 @@ class VmFacts:
     locked_images: tuple[str, ...] = ()
     nvram_bytes: int = 0
     tpm_path: str = ""
+    file_bytes: Mapping[str, int] = field(default_factory=dict)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -143,9 +145,6 @@ def plan(
         facts.view, facts.images, facts.saved_states, facts.saved_state_disks, facts.nvram_bytes, facts.tpm_path
     )
     stored = members.of_point(sources, judgements, timestamp, base)
-    estimate = sum(members.size_bytes(each, facts.images, facts.nvram_bytes) for each in stored.new) + _OVERHEAD_BYTES
-    if consistency is Consistency.MEMORY:
-        estimate += facts.view.memory_bytes
     compressed = base.compressed if base else request.compress
     warnings = [*fallback, *differences]
     warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
@@ -153,6 +152,25 @@ def plan(
         warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
     warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
     warnings += _space_to_merge(facts) if stays else []
+    configuration = Configuration(
+        timestamp=timestamp,
+        domain_xml=definition_xml,
+        live_xml=facts.live_xml,
+        vm_name=facts.name,
+        vm_uuid=facts.uuid,
+        members=(),
+        consistency=consistency,
+        mode="incremental" if base else "full",
+        incrementable=stays,
+        saved_states=in_archive(facts.saved_states),
+        skipped=_skipped(facts, judgements),
+        warnings=tuple(warnings),
+        tool_version=tool_version,
+    )
+    sizes = [estimate.member_bytes(each, facts.images, facts.file_bytes) for each in stored.new]
+    estimated = estimate.point_bytes(stored.new, sizes, replace(configuration, members=stored.kept))
+    if consistency is Consistency.MEMORY:
+        estimated += facts.view.memory_bytes  # at most; pages of zeros are left out
     return BackupPlan(
         vm_name=facts.name,
         vm_uuid=facts.uuid,
@@ -164,22 +182,8 @@ def plan(
         saved_state=saved_state,
         members=stored.new,
         kept=stored.kept,
-        configuration=Configuration(
-            timestamp=timestamp,
-            domain_xml=definition_xml,
-            live_xml=facts.live_xml,
-            vm_name=facts.name,
-            vm_uuid=facts.uuid,
-            members=(),
-            consistency=consistency,
-            mode="incremental" if base else "full",
-            incrementable=stays,
-            saved_states=in_archive(facts.saved_states),
-            skipped=_skipped(facts, judgements),
-            warnings=tuple(warnings),
-            tool_version=tool_version,
-        ),
-        estimated_bytes=estimate,
+        configuration=configuration,
+        estimated_bytes=estimated,
         reason=reason,
         base=base,
         stays=stays,
@@ -379,7 +383,9 @@ def _space(
     need = _OVERHEAD_BYTES
     for planned in planned_members:
         image = facts.images.get(planned.path)
-        if image and not (shared and image.device_id == target.device_id and not planned.from_raw):
+        if image is None:
+            need += facts.file_bytes.get(planned.path, 0)
+        elif not (shared and image.device_id == target.device_id and not planned.from_raw):
             need += min(image.allocated_bytes, image.size_bytes)
     if consistency is Consistency.MEMORY:
         need += facts.view.memory_bytes

@@ -77,6 +77,13 @@ def read_tpm(directory: str) -> bytes:
     )
 
 
+def tpm_bytes(directory: str) -> int:
+    """The size of the tar that `read_tpm` makes."""
+    sizes = (os.path.getsize(os.path.join(directory, name)) for name in _state_files(directory))
+    whole = sum(tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE for size in sizes)
+    return -(-(whole + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
 def unpack_tpm(data: bytes, directory: str) -> None:
     """Puts the state of a TPM into a new directory (``swtpm/UUID``), durable. Raises HostileError for any other content."""
     os.mkdir(directory, 0o711)

@@ -123,8 +123,10 @@ def test_every_point_has_its_nvram_and_tpm(lab: Lab, run_module) -> None:
     uuid = vm.domain.UUIDString()
     run_module("vm_restore", source=archive, point=first, force=True)  # in place
     assert state(vm) == wanted[first]
-    left = nvram(vm)
+    left, files = nvram(vm), vm.disks()["vda"].parent
     vm.remove()
+    for file in files.iterdir():
+        file.unlink()
     assert not (SWTPM / uuid).exists()
     left.write_bytes(b"left behind")
     assert "force" in run_module("vm_restore", source=archive, point=last, fails=True).message
