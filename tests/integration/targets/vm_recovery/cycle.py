@@ -191,7 +191,7 @@ def killed_libvirtd(cycle, work, function, delay_s):
     def run():
         try:
             work()
-        except KvmopsError as error:
+        except (KvmopsError, libvirt.libvirtError) as error:  # what run_module() makes a failed task of
             errors.append(error)
 
     setattr(module, name, hook)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import cycle
+import libvirt
 import pytest
 from cycle import Before
 
@@ -62,7 +63,7 @@ def settle_and_kill(vm, delay_s):
     def run():
         try:
             cycle.settle(vm)
-        except KvmopsError as error:
+        except (KvmopsError, libvirt.libvirtError) as error:
             errors.append(error)
 
     worker = threading.Thread(target=run)
