@@ -141,12 +141,39 @@ options:
         and O(full_weekday) does not ask for a full.
       - A whole number with V(s), V(m), V(h), V(d) or V(w).
     type: str
+  keep_last:
+    description:
+      - After a good backup, keep only the newest so many archives of this VM in the place. V(0) means no such rule.
+      - What is never removed is told in M(kvmops.backup.backup_retention), which has more rules.
+    type: int
+  keep_days:
+    description:
+      - After a good backup, remove the archives of this VM in the place whose newest point is older than so many days. V(0)
+        means no such rule.
+      - Together with O(keep_last) both rules limit what is kept.
+    type: int
+  free_space:
+    description:
+      - Whether to remove the oldest archives in the place, of whatever VM, before the backup until it fits. As few go as
+        possible, and none where that would not be enough.
+      - What is never removed is told in M(kvmops.backup.backup_retention).
+    type: bool
+    default: false
+  max_parallel:
+    description:
+      - How many backups may be at work in this place at once; more wait for their turn, as long as O(wait_timeout). V(0)
+        means no limit, but such a run counts for others that have one.
+      - All hosts that share the place count together where its file system has locks that they share. Where it has not
+        (C(nolock), C(local_lock), C(nobrl), 9p, virtiofs), each host counts for itself, with a warning.
+      - On network file systems at most 2 are recommended.
+    type: int
+    default: 0
   wait_timeout:
     description:
-      - How long to wait for another operation on the same VM to end, for example V(30m). With V(0) the module
-        fails at once and names the holder.
+      - How long to wait for another operation on the same VM to end, and for a turn (O(max_parallel)), for example V(30m).
+        With V(0) the module fails at once and names the holder.
+      - If not given, it is V(0) for the VM and a day for the turn.
     type: str
-    default: '0'
   bandwidth:
     description:
       - Write at most this many bytes per second to the archive, for example V(50M). V(0) means no limit.
@@ -159,6 +186,7 @@ options:
     type: str
 seealso:
   - module: kvmops.backup.vm_restore
+  - module: kvmops.backup.backup_retention
   - module: kvmops.backup.backup_info
   - module: kvmops.backup.backup_verify
 """
@@ -190,6 +218,17 @@ EXAMPLES = r"""
     mode: auto
     full_weekday: sunday
     max_age: 20h
+
+- name: The same, with the files of a month, two backups at a time, and room made for them
+  kvmops.backup.vm_backup:
+    vm: web01
+    pool: backups
+    mode: auto
+    increment_limit: 7
+    keep_days: 30
+    free_space: true
+    max_parallel: 2
+    wait_timeout: 4h
 
 - name: An increment or an error, never a full
   kvmops.backup.vm_backup:
@@ -259,6 +298,22 @@ reason:
   returned: success
   type: str
   sample: full backup as asked
+removed_archives:
+  description: Archives that were removed (in check mode would be), by O(keep_last), O(keep_days) or O(free_space), and why.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: Path of the archive.
+      type: str
+      returned: success
+      sample: /srv/backup/web01_20261015T010000Z_6f1a2b3c.tar
+    reason:
+      description: Why it was removed.
+      type: str
+      returned: success
+      sample: it is older than 30 days (keep_days)
 merged_saved_states:
   description: Names of the saved states that were merged (in check mode would be merged first) and are gone.
   returned: success
@@ -355,7 +410,11 @@ ARGUMENT_SPEC = {
     "include_iso": {"type": "bool", "default": True},
     "include_secrets": {"type": "bool", "default": False},
     "max_age": {"type": "str"},
-    "wait_timeout": {"type": "str", "default": "0"},
+    "keep_last": {"type": "int"},
+    "keep_days": {"type": "int"},
+    "free_space": {"type": "bool", "default": False},
+    "max_parallel": {"type": "int", "default": 0},
+    "wait_timeout": {"type": "str"},
     "bandwidth": {"type": "str", "default": "0"},
     "notes": {"type": "str"},
 }

@@ -91,7 +91,7 @@ def target_facts(place: storage.Place) -> TargetFacts:
     """What a plan needs to know about the directory that the archive goes to."""
     return TargetFacts(
         directory=place.directory,
-        free_bytes=place.free_bytes,
+        free_bytes=_free(os.path.join(place.directory, "")),
         device_id=os.stat(place.directory).st_dev,
         fs_type=place.fs_type,
         file_names=frozenset(os.listdir(place.directory)),

@@ -79,8 +79,9 @@ class TargetFacts:
 class BackupPlan:
     """Everything a run will do. `saved_state` None: the VM's files are copied as they stand.
 
-    `members`: what is stored; `kept`: members of older points that this one needs too. `base`: the archive that the point is
-    added to, None for a new one. `stays`: the saved state is kept, so that the next increment can stand on it.
+    `members`: what is stored; `kept`: members of older points that this one needs too. `needed_bytes`: room that the target must
+    have, less than the estimate where blocks are shared. `base`: the archive that the point is added to, None for a new one.
+    `stays`: the saved state is kept, so that the next increment can stand on it.
     """
 
     vm_name: str
@@ -94,6 +95,7 @@ class BackupPlan:
     members: tuple[PlannedMember, ...]
     configuration: Configuration
     estimated_bytes: int
+    needed_bytes: int = 0
     reason: str = ""
     kept: tuple[Member, ...] = ()
     base: Base | None = None
@@ -184,6 +186,7 @@ def plan(
         kept=stored.kept,
         configuration=configuration,
         estimated_bytes=estimated,
+        needed_bytes=_needed_bytes(facts, target, compressed, stored.new, consistency),
         reason=reason,
         base=base,
         stays=stays,
@@ -379,16 +382,7 @@ def _space(
     what: str,
 ) -> list[str]:
     """Warnings about space on both sides. Raises TargetError where the archive cannot fit."""
-    shared = not compressed and target.fs_type in _REFLINK_FILE_SYSTEMS
-    need = _OVERHEAD_BYTES
-    for planned in planned_members:
-        image = facts.images.get(planned.path)
-        if image is None:
-            need += facts.file_bytes.get(planned.path, 0)
-        elif not (shared and image.device_id == target.device_id and not planned.from_raw):
-            need += min(image.allocated_bytes, image.size_bytes)
-    if consistency is Consistency.MEMORY:
-        need += facts.view.memory_bytes
+    need = _needed_bytes(facts, target, compressed, planned_members, consistency)
     warnings = []
     certain = need - (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
     if need > target.free_bytes:
@@ -398,6 +392,25 @@ def _space(
         # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
         warnings.append(f"{target.directory} may be too small: {figures}, before compression")
     return warnings + (_space_beside(facts, saved_state) if saved_state else [])
+
+
+def _needed_bytes(
+    facts: VmFacts,
+    target: TargetFacts,
+    compressed: bool,
+    planned_members: Sequence[PlannedMember],
+    consistency: Consistency,
+) -> int:
+    """Blocks of the target's file system that the point takes at most, before compression."""
+    shared = not compressed and target.fs_type in _REFLINK_FILE_SYSTEMS
+    need = _OVERHEAD_BYTES
+    for planned in planned_members:
+        image = facts.images.get(planned.path)
+        if image is None:
+            need += facts.file_bytes.get(planned.path, 0)
+        elif not (shared and image.device_id == target.device_id and not planned.from_raw):
+            need += min(image.allocated_bytes, image.size_bytes)
+    return need + (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
 
 
 def _space_beside(facts: VmFacts, saved_state: SavedStatePlan) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
 
+SLOT_TIMEOUT_S = 86400  # who limits the backups at work wants the others to wait
+
 
 class Mode(str, Enum):
     """What kind of point is asked for. AUTO: an increment where the newest archive can be continued, else a full."""
@@ -49,6 +51,9 @@ class BackupRequest:
     `full_weekday` (one of _policy.WEEKDAYS): a full is owed if there is no good one since that day began; "": never.
     `threads` 0: one per core.
     `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
+    `keep_last`, `keep_days`: which archives of the VM stay in the place after a good backup; 0: no such rule.
+    `free_space`: the oldest archives there go before it, until it fits.
+    `max_parallel`: backups at work in the place at once; 0: any number. `slot_timeout_s`: how long to wait for that.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
     `bandwidth_bps`: limit of the bytes written to the archive in a second; 0: none.
     `notes` is stored with the new archive.
@@ -71,7 +76,12 @@ class BackupRequest:
     include_iso: bool = True
     include_secrets: bool = False
     max_age_s: int | None = None
+    keep_last: int = 0
+    keep_days: int = 0
+    free_space: bool = False
+    max_parallel: int = 0
     wait_timeout_s: int = 0
+    slot_timeout_s: int = SLOT_TIMEOUT_S
     bandwidth_bps: int = 0
     notes: str = ""
     check_mode: bool = False
@@ -92,6 +102,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         raise RefusedError("Option increment_limit", "with 1 every run is a full", "Use mode: auto, or a higher limit.")
     if params["full_weekday"] and mode is Mode.INCREMENTAL:
         raise RefusedError("Option full_weekday", "an incremental run makes no full", "Use mode: auto with it.")
+    wait = params["wait_timeout"]
     return BackupRequest(
         vm=params["vm"],
         pool=params["pool"] or "",
@@ -110,9 +121,21 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         include_iso=params["include_iso"],
         include_secrets=params["include_secrets"],
         max_age_s=None if params["max_age"] is None else duration_s(params["max_age"], "max_age"),
-        wait_timeout_s=duration_s(params["wait_timeout"], "wait_timeout"),
+        keep_last=_count(params, "keep_last"),
+        keep_days=_count(params, "keep_days"),
+        free_space=params["free_space"],
+        max_parallel=_count(params, "max_parallel"),
+        wait_timeout_s=0 if wait is None else duration_s(wait, "wait_timeout"),
+        slot_timeout_s=SLOT_TIMEOUT_S if wait is None else duration_s(wait, "wait_timeout"),
         bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
         notes=params["notes"] or "",
         check_mode=params["check_mode"],
         diff=params["diff"],
     )
+
+
+def _count(params: Mapping[str, Any], option: str) -> int:
+    count = params[option] or 0
+    if count < 0:
+        raise RefusedError(f"Option {option}", f"{count} is no number to count with", "Use 0 for no limit.")
+    return int(count)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _slots, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
@@ -25,15 +25,17 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycle
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.keeping import Keeper
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     BackupPlan,
+    TargetFacts,
     VmFacts,
     in_archive,
     plan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -41,6 +43,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     QuiesceError,
     RefusedError,
     SourceError,
+    TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -66,6 +69,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evi
 
 _ATTEMPTS = 3  # a VM may be started or stopped while it is copied; more often in a row is no accident
 _SETTLED_S = 0.02  # the clock of file times ticks: what was written just before the freeze must not look like now
+_ENDLESS_BYTES = 2**62
 _FUTURE_S = 3600  # a point that is further ahead was made while the clock was wrong
 _SNAPSHOT_WARNING = (
     "the VM has saved states now: it cannot be migrated live or undefined plainly until they are deleted "
@@ -94,6 +98,12 @@ class _Run:
     place: storage.Place
     request: BackupRequest
     context: Context
+    keeper: Keeper
+
+    def went(self, merged: Sequence[str]) -> dict[str, Any]:
+        """What the result says of everything that is gone."""
+        removed = [each.result() for each in self.keeper.removed]
+        return {"merged_saved_states": list(merged), "removed_archives": removed}
 
 
 def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
@@ -106,6 +116,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         else restores.settle(conn, request.uri, request.vm)
     ):
         context.warn(text)
+    retention.settle(request.check_mode, context)
     domain = find_domain(conn, request.vm)
     uuid = str(domain.UUIDString())
     if not request.pool and not request.path:
@@ -113,17 +124,26 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
     if request.check_mode:
-        return _predict(_Run(conn, domain, place, request, context), uuid, begin)
+        return _predict(_Run(conn, domain, place, request, context, Keeper(request, context)), uuid, begin)
     with _locks.hold(f"vm-{uuid}", what=f"backup of VM {domain.name()}", timeout_s=request.wait_timeout_s):
         for text in recover.settle(conn, uuid):
             context.warn(f"left by an earlier run and put right: {text}")
         conn, domain = again(conn, domain)
         merged = cycles.finish_merge(conn, domain, uuid, context)
-        run = _Run(*again(conn, domain), place, request, context)
+        run = _Run(*again(conn, domain), place, request, context, Keeper(request, context))
         fresh = _young_enough(place.directory, uuid, request)
         if fresh:
-            return {**_unchanged(run, *fresh), "changed": bool(merged), "merged_saved_states": list(merged)}
-        planned, done, cleared = _attempt(run)
+            run.keeper.remove_old(place.directory, uuid)
+            changed = bool(merged or run.keeper.removed)
+            return {**_unchanged(run, *fresh), "changed": changed, **run.went(merged)}
+        with _slots.hold(
+            place.directory,
+            request.max_parallel,
+            what=f"backup of VM {domain.name()}",
+            timeout_s=request.slot_timeout_s,
+            context=context,
+        ):
+            planned, done, cleared = _attempt(run)
         merged += cleared
         if request.notes:
             edit.set_notes(done.archive.path, request.notes)
@@ -134,8 +154,9 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
             merged += cycles.merge_at_limit(conn, domain, uuid, path, request.increment_limit_deletes, context)
         elif planned.stays and planned.base is None:
             context.warn(_SNAPSHOT_WARNING)
+        run.keeper.remove_old(planned.directory, uuid)
     result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
-    return {**result, "merged_saved_states": list(merged)}
+    return {**result, **run.went(merged)}
 
 
 def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
@@ -147,17 +168,17 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
     fresh = _young_enough(run.place.directory, uuid, run.request)
     if fresh:
-        return {**_unchanged(run, *fresh), "merged_saved_states": []}
+        run.keeper.remove_old(run.place.directory, uuid)
+        return {**_unchanged(run, *fresh), "changed": bool(run.keeper.removed), **run.went(())}
     facts = _facts(run, agent=True)
     planned = _plan(run, facts, _decide(run, facts))
     names: list[str] = []
     if planned.stays and planned.base is None:
         served = cycles.served_archives(run.conn, run.domain, facts, run.place.directory, run.context)
         names, _ended = cycles.obsolete(served)
-    return {
-        **_result(planned, None, begin, run.context, incrementable=planned.stays),
-        "merged_saved_states": sorted({*left, *names}),
-    }
+    run.keeper.remove_old(planned.directory, uuid, planned)
+    result = _result(planned, None, begin, run.context, incrementable=planned.stays)
+    return {**result, **run.went(sorted({*left, *names}))}
 
 
 def _facts(run: _Run, *, agent: bool) -> VmFacts:
@@ -184,8 +205,27 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
             raise BusyError(f"Archive {decision.base.path}", f"it is held by {holder}", "Wait until it has finished.")
     else:
         now = mode.not_before(mode.views_of(place.directory, facts.uuid), now)
+
+    def make(target: TargetFacts) -> BackupPlan:
+        return plan(
+            facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason
+        )
+
     target = vm_facts.target_facts(place)
-    return plan(facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason)
+    if not run.request.free_space:
+        return make(target)
+    draft = make(replace(target, free_bytes=_ENDLESS_BYTES))
+    if draft.needed_bytes <= target.free_bytes:
+        return make(target)
+    if not run.keeper.make_room(draft):
+        hint = "Removing what may go beside it (free_space) would not be enough, so nothing was removed."
+        try:
+            return make(target)
+        except TargetError as error:
+            raise TargetError(error.what, error.why, hint) from error
+    freed = sum(each.freed_bytes for each in run.keeper.removed) if run.request.check_mode else 0
+    target = vm_facts.target_facts(place)
+    return make(replace(target, free_bytes=target.free_bytes + freed))
 
 
 def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:

@@ -69,7 +69,7 @@ def retain(request: RetentionRequest, context: Context, continued: Continued) ->
     """
     directory = _directory(request)
     settle(request.check_mode, context)
-    with _alone(directory):
+    with alone(directory):
         place = look(directory, request.uri, context, continued)
         uuids = _uuids(request, place, context)
         verdicts = judge(place, request.rules, uuids)
@@ -197,7 +197,7 @@ def make_room(place: Place, wanted_bytes: int) -> list[_retention.Verdict] | Non
 
 
 @contextlib.contextmanager
-def _alone(directory: str) -> Iterator[None]:
+def alone(directory: str) -> Iterator[None]:
     """One run of retention in a place at a time, on this host."""
     status = os.stat(directory)
     name = f"retention-{status.st_dev:x}-{status.st_ino:x}"
@@ -254,7 +254,7 @@ def _facts(view: catalog.View, twins: Sequence[str], continued: bool) -> _retent
         vm_uuid=view.newest.vm_uuid,
         newest=view.newest.timestamp,
         frees_bytes=sum(map(_freed_bytes, names)),
-        damaged=view.damaged,
+        damaged=view.damaged or (view.found is not None and not view.found.ok),
         protected=any(map(edit.is_protected, names)),
         in_use=next(filter(None, map(busy.users, names)), ""),
         continued=continued,

@@ -212,6 +212,10 @@ def test_options_reach_their_field() -> None:
             include_iso=False,
             include_secrets=True,
             max_age="20h",
+            keep_last=3,
+            keep_days=30,
+            free_space=True,
+            max_parallel=2,
             wait_timeout="30m",
             bandwidth="50M",
             notes="n",
@@ -224,7 +228,8 @@ def test_options_reach_their_field() -> None:
         archive="/b/a.tar", increment_limit=7, increment_limit_deletes=backup_request.Deletes.OWN,
         compress=True, compress_level=9, threads=3,
         consistency=backup_request.ConsistencyWish.CRASH, include_iso=False, include_secrets=True, max_age_s=72000,
-        wait_timeout_s=1800, bandwidth_bps=50 * 2**20, notes="n", check_mode=True, diff=True,
+        keep_last=3, keep_days=30, free_space=True, max_parallel=2, wait_timeout_s=1800, slot_timeout_s=1800,
+        bandwidth_bps=50 * 2**20, notes="n", check_mode=True, diff=True,
     )  # fmt: skip
     auto = backup_request.from_params(params_of("vm_backup", vm="a", path="/b", mode="auto", full_weekday="sunday"))
     assert auto.incrementable

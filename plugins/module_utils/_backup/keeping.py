@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Which older archives go for a backup: for its space before it, by the rules for its VM after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import BackupPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import retention
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._retention import Archive, Rules
+
+
+class Keeper:
+    """Removes archives for one run of ``vm_backup``; `removed` are those so far (in check mode: that would be)."""
+
+    def __init__(self, request: BackupRequest, context: Context) -> None:
+        self._request, self._context = request, context
+        self.removed: list[retention.Removed] = []
+
+    def make_room(self, draft: BackupPlan) -> bool:
+        """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be."""
+        with retention.alone(draft.directory):
+            place = self._look(draft.directory)
+            if draft.base:  # it is about to take the point
+                path = draft.base.path
+                grown = (replace(each, in_use="this backup") if each.path == path else each for each in place.archives)
+                place = replace(place, archives=tuple(grown))
+            verdicts = retention.make_room(place, draft.needed_bytes)
+            if verdicts is None:
+                return False
+            self.removed += retention.carry_out(
+                place,
+                verdicts,
+                self._context,
+                check_mode=self._request.check_mode,
+                wanted_bytes=draft.needed_bytes,
+            )
+        return True
+
+    def remove_old(self, directory: str, uuid: str, planned: BackupPlan | None = None) -> None:
+        """Removes what `keep_last` and `keep_days` do not keep of the VM; `planned`: a point to be counted that is not there yet.
+
+        The backup is made by now: what goes wrong here is told as a warning.
+        """
+        rules = Rules(last=self._request.keep_last, days=self._request.keep_days)
+        if rules == Rules():
+            return
+        try:
+            with retention.alone(directory):
+                place = self._look(directory)
+                gone = {each.path for each in self.removed}  # still there in check mode
+                place = replace(place, archives=tuple(each for each in place.archives if each.path not in gone))
+                if planned:
+                    place = replace(place, archives=_with(place.archives, planned))
+                verdicts = retention.judge(place, rules, [uuid])
+                self.removed += retention.carry_out(place, verdicts, self._context, check_mode=self._request.check_mode)
+        except CancelledError:
+            raise
+        except KvmopsError as error:
+            self._context.warn(f"{error} No old archives were removed.")
+
+    def _look(self, directory: str) -> retention.Place:
+        uri = self._request.uri
+        return retention.look(directory, uri, self._context, Judge(uri, self._context, thorough=False).continued)
+
+
+def _with(archives: tuple[Archive, ...], planned: BackupPlan) -> tuple[Archive, ...]:
+    """The archives as they will be when the plan is carried out."""
+    new = Archive(planned.archive_path, planned.vm_uuid, planned.timestamp, continued=planned.stays)
+    return (*(each for each in archives if each.path != new.path), new)

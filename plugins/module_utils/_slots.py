@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""How many backups are at work on one target at once, over all processes and all hosts that share it.
+
+One hidden file in the target: byte 0 is the gate, held while somebody counts; every backup at work locks one of the bytes
+behind it. The locks are the kernel's (OFD): those of a dead process are free at once. The file goes with the last backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+
+NAME = ".kvmops-backup-slots"
+POLL_S = 0.5
+_GATE_POLL_S = 0.02
+_GATE_TIMEOUT_S = 30.0
+_RECORD_BYTES = 256  # slot i is told at i * 256, and locked at byte i
+_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+# What these tell a client to do with locks never reaches the server, or the server forgets it.
+_LOCAL_LOCKS = frozenset({"9p", "virtiofs", "fuse.sshfs"})
+
+
+def why_not_shared(fs_type: str, options: frozenset[str]) -> str:
+    """Why other hosts do not see the locks of a file system; "" where they do or where there are no others. Pure."""
+    if fs_type in _LOCAL_LOCKS:
+        return f"{fs_type} does not pass locks on to the server"
+    switches = {"nfs": ("nolock", "local_lock=all", "local_lock=posix"), "cifs": ("nobrl",)}
+    switches["nfs4"], switches["smb3"] = switches["nfs"], switches["cifs"]
+    found = sorted(options.intersection(switches.get(fs_type, ())))
+    return f"it is mounted with {found[0]}" if found else ""
+
+
+@contextlib.contextmanager
+def hold(directory: str, limit: int, *, what: str, timeout_s: float, context: Context) -> Iterator[None]:
+    """Counts as a backup at work in `directory` while the block runs; before that waits until fewer than `limit` are (0: never).
+
+    `what` is shown to those who wait. Raises BusyError after `timeout_s`, naming who is at work.
+    """
+    deadline = time.monotonic() + timeout_s
+    fd, path = _place(directory, limit, context)
+    slot = 0
+    try:
+        while not slot:
+            fd = _through_gate(fd, path, context)
+            try:
+                busy = _busy(fd)
+                if not limit or len(busy) < limit:
+                    slot = _take(fd, busy, what)
+            finally:
+                _unlock(fd, 0)
+            if not slot:
+                _wait(fd, directory, busy, limit, deadline, context)
+        yield
+    finally:
+        _leave(fd, path, slot)
+
+
+def _place(directory: str, limit: int, context: Context) -> tuple[int, str]:
+    """The file with the slots, opened: in the directory, or on this host where that cannot be."""
+    path = os.path.join(directory, NAME)
+    not_shared = why_not_shared(*_mount(directory))
+    try:
+        fd = _open(path)
+        try:
+            _is_locked(fd, 0)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError as error:
+        status = os.stat(directory)
+        locks = os.path.join(_paths.state_dir(), "locks")
+        os.makedirs(locks, mode=0o700, exist_ok=True)
+        path = os.path.join(locks, f"slots-{status.st_dev:x}-{status.st_ino:x}")
+        fd, not_shared = _open(path), error.strerror or str(error)
+    if not_shared and limit:
+        context.warn(
+            f"max_parallel counts the backups of this host only: no locks can be shared in {directory} ({not_shared})"
+        )
+    return fd, path
+
+
+def _mount(directory: str) -> tuple[str, frozenset[str]]:
+    """File system type and mount options of a directory; see proc(5), mountinfo."""
+    device = os.stat(directory).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _dummy, right = line.rstrip("\n").partition(" - ")
+            fields, tail = left.split(" "), right.split(" ")
+            if fields[2] == wanted:
+                return tail[0], frozenset(f"{fields[5]},{tail[-1]}".split(","))
+    return "", frozenset()
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+
+
+def _through_gate(fd: int, path: str, context: Context) -> int:
+    """Holds the gate of the file that has the name now; the descriptor to go on with."""
+    deadline = time.monotonic() + _GATE_TIMEOUT_S
+    while True:
+        if not _lock(fd, 0):
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"The file {path}", "its gate has been held for too long", "Look for a stopped process."
+                )
+            context.progress.check()
+            time.sleep(_GATE_POLL_S)
+            continue
+        try:
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # the last one before us has removed it meanwhile
+        fd = _open(path)
+
+
+def _busy(fd: int) -> list[int]:
+    """The slots that are held; the file reaches over all that ever were."""
+    return [slot for slot in range(1, os.fstat(fd).st_size // _RECORD_BYTES) if _is_locked(fd, slot)]
+
+
+def _take(fd: int, busy: list[int], what: str) -> int:
+    slot = next(each for each in range(1, len(busy) + 2) if each not in busy)
+    _lock(fd, slot)
+    os.ftruncate(fd, max(os.fstat(fd).st_size, (slot + 1) * _RECORD_BYTES))  # a hole: needs no space
+    record = str(_locks.Holder.myself(what)).encode()[:_RECORD_BYTES].ljust(_RECORD_BYTES, b"\0")
+    with contextlib.suppress(OSError):  # it is only told
+        os.pwrite(fd, record, slot * _RECORD_BYTES)
+    return slot
+
+
+def _wait(fd: int, directory: str, busy: list[int], limit: int, deadline: float, context: Context) -> None:
+    if time.monotonic() >= deadline:
+        told = (
+            os.pread(fd, _RECORD_BYTES, slot * _RECORD_BYTES).rstrip(b"\0").decode("utf-8", "replace") for slot in busy
+        )
+        raise BusyError(
+            f"The directory {directory}",
+            f"{len(busy)} backups are at work there and max_parallel is {limit}: {'; '.join(filter(None, told))}",
+            "Wait until one has finished, or give more wait_timeout.",
+        )
+    context.progress.phase(f"wait for a slot ({len(busy)} at work, max_parallel {limit})")
+    time.sleep(POLL_S)
+
+
+def _leave(fd: int, path: str, slot: int) -> None:
+    """Gives the slot back; the last one takes the file along."""
+    try:
+        if slot:
+            _unlock(fd, slot)
+        if _lock(fd, 0) and not _busy(fd):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(path), os.fstat(fd)):
+                    os.unlink(path)
+    finally:
+        os.close(fd)
+
+
+def _request(kind: int, byte: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
+
+
+def _lock(fd: int, byte: int) -> bool:
+    """False if somebody else has it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_WRLCK, byte))
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
+
+
+def _unlock(fd: int, byte: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK, byte))
+
+
+def _is_locked(fd: int, byte: int) -> bool:
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, byte))
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)

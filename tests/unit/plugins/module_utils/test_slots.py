@@ -1,0 +1,188 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The limit of backups at work in one target: between processes, with other limits, after kills, and where locks fail."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _slots
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, CancelledError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = str(tmp_path_factory.mktemp("state"))
+    monkeypatch.setattr(_paths, "state_dir", lambda: directory)
+    monkeypatch.setattr(_slots, "POLL_S", 0.01)
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+def hold(
+    directory: Path,
+    limit: int,
+    warnings: list[str],
+    timeout_s: float = 0,
+    progress: Progress | None = None,
+    **more: str,
+) -> contextlib.AbstractContextManager[None]:
+    context = Context(progress or Progress(), warnings.append)
+    return _slots.hold(str(directory), limit, what="backup of VM a", timeout_s=timeout_s, context=context)
+
+
+def test_the_limit_counts_all_and_zero_never_waits(tmp_path: Path, warnings: list[str]) -> None:
+    with hold(tmp_path, 0, warnings), hold(tmp_path, 0, warnings), hold(tmp_path, 3, warnings):
+        with pytest.raises(
+            BusyError,
+            match=rf"3 backups are at work there and max_parallel is 3: backup of VM a \(process {os.getpid()}",
+        ):
+            hold(tmp_path, 3, warnings).__enter__()
+        with hold(tmp_path, 4, warnings), hold(tmp_path, 0, warnings):
+            pass
+        assert os.listdir(tmp_path) == [_slots.NAME]
+    assert os.listdir(tmp_path) == [] and warnings == []
+
+
+def test_waiting_can_be_cancelled(tmp_path: Path, warnings: list[str]) -> None:
+    progress = Progress()
+    with hold(tmp_path, 1, warnings):
+        progress.cancel("enough")
+        with pytest.raises(CancelledError):
+            hold(tmp_path, 1, warnings, 60, progress).__enter__()
+    assert os.listdir(tmp_path) == []
+
+
+_WORKER = """
+import os, sys, time
+from ansible_collections.kvmops.backup.plugins.module_utils import _slots
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+_slots.POLL_S = 0.005
+directory, log, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def tell(sign):
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.write(fd, sign.encode())
+    os.close(fd)
+for _each in range(int(sys.argv[4])):
+    with _slots.hold(directory, limit, what="test", timeout_s=60, context=Context(Progress(), print)):
+        tell("+")
+        time.sleep(float(sys.argv[5]))
+        tell("-")
+"""
+
+
+def worker(directory: Path, log: Path, limit: int, rounds: int, pause_s: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _WORKER, str(directory), str(log), str(limit), str(rounds), str(pause_s)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},
+    )
+
+
+def test_never_more_at_work_than_the_limit(tmp_path: Path) -> None:
+    place, log = tmp_path / "place", tmp_path / "log"
+    place.mkdir()
+    log.write_text("")
+    workers = [worker(place, log, 2, 15, 0.01) for _number in range(5)]
+    assert [each.wait(120) for each in workers] == [0] * 5
+    at_work = highest = 0
+    for sign in log.read_text():
+        at_work += 1 if sign == "+" else -1
+        highest = max(highest, at_work)
+    assert highest == 2 and at_work == 0 and len(log.read_text()) == 150
+    assert os.listdir(place) == []
+
+
+def test_a_killed_backup_gives_its_slot_back(tmp_path: Path, warnings: list[str]) -> None:
+    place, log = tmp_path / "place", tmp_path / "log"
+    place.mkdir()
+    log.write_text("")
+    for _number in range(3):
+        victim = worker(place, log, 1, 1, 60)
+        while not log.read_text().endswith("+"):
+            assert victim.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(BusyError):
+            hold(place, 1, warnings).__enter__()
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        with hold(place, 1, warnings):
+            log.write_text("")
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_it_holds_on_this_host(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = _slots.fcntl.fcntl
+
+    def without(fd: int, command: int, request: bytes) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(str(tmp_path / _slots.NAME)):
+            raise OSError(code, os.strerror(code))
+        return bytes(real(fd, command, request))
+
+    monkeypatch.setattr(_slots.fcntl, "fcntl", without)
+    with hold(tmp_path, 1, warnings), pytest.raises(BusyError):
+        hold(tmp_path, 1, warnings).__enter__()
+    assert "this host only" in warnings[0]
+
+
+def test_a_file_in_the_way_is_not_touched(tmp_path: Path, warnings: list[str]) -> None:
+    os.symlink("elsewhere", tmp_path / _slots.NAME)
+    with hold(tmp_path, 1, warnings), pytest.raises(BusyError):
+        hold(tmp_path, 1, warnings).__enter__()
+    assert os.listdir(tmp_path) == [_slots.NAME] and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("fs_type", "options", "shared"),
+    [
+        ("ext4", "rw", True),
+        ("nfs4", "rw vers=4.2 local_lock=none", True),
+        ("nfs", "rw vers=3 nolock local_lock=all", False),
+        ("nfs", "rw local_lock=posix", False),
+        ("nfs", "rw local_lock=flock", True),
+        ("cifs", "rw", True),
+        ("cifs", "rw nobrl", False),
+        ("fuse.sshfs", "rw", False),
+        ("9p", "rw", False),
+        ("fuse.glusterfs", "rw", True),
+    ],
+)
+def test_which_mounts_share_their_locks(fs_type: str, options: str, shared: bool) -> None:
+    assert (_slots.why_not_shared(fs_type, frozenset(options.split())) == "") == shared
+
+
+def test_random_order_of_leaving_keeps_the_count(tmp_path: Path, warnings: list[str]) -> None:
+    seed = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
+    print(f"KVMOPS_BACKUP_SEED={seed}")
+    pick = random.Random(seed)
+    held: list[contextlib.AbstractContextManager[None]] = []
+    for _number in range(300):
+        if held and pick.random() < 0.5:
+            held.pop(pick.randrange(len(held))).__exit__(None, None, None)
+            continue
+        one = hold(tmp_path, 5, warnings)
+        if len(held) == 5:
+            with pytest.raises(BusyError):
+                one.__enter__()
+        else:
+            one.__enter__()
+            held.append(one)
+    for each in held:
+        each.__exit__(None, None, None)
+    assert os.listdir(tmp_path) == []
