@@ -144,7 +144,9 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
         for link in chain:
             below = os.path.realpath(link.full_backing_file) if link.full_backing_file else ""
             path = disk.path if link is chain[0] else os.path.realpath(link.path)
-            found[path] = _image(conn, path, link.format, below, link.virtual_size_bytes, removable=removable)
+            found[path] = _image(
+                conn, path, link.format, below, link.virtual_size_bytes, removable=removable, named=link.path
+            )
     return found
 
 
@@ -160,7 +162,17 @@ def _at(place: storage.Place, image: Image) -> Image:
     )
 
 
-def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: int, *, removable: bool = False) -> Image:
+def _image(
+    conn: Connection,
+    path: str,
+    fmt: str,
+    backing: str,
+    virtual_size: int,
+    *,
+    removable: bool = False,
+    named: str = "",
+) -> Image:
+    """`named`: as the layer above spells it, which tells more of a device than its real path."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -189,7 +201,7 @@ def _image(conn: Connection, path: str, fmt: str, backing: str, virtual_size: in
         is_device=is_device,
         device_id=status.st_dev,
     )
-    return _at(storage.describe(conn, path), image)
+    return _at(storage.describe(conn, named or path), image)
 
 
 def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple[str, ...]:
