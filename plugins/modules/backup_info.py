@@ -167,10 +167,11 @@ archives:
     verified:
       description:
         - What the last M(kvmops.backup.backup_verify) on this host has found; null where nothing is known. C(time), C(ok),
-          C(coverage), C(points) that there were then, and whether nothing was added since (C(current)).
+          C(coverage), C(points) that there were then, those of them that damage has cost (C(lost)), and whether nothing was
+          added since (C(current)).
       type: dict
       returned: success
-      sample: {time: '2026-11-22T06:00:00Z', ok: true, coverage: full, points: [1795309200], current: true}
+      sample: {time: '2026-11-22T06:00:00Z', ok: true, coverage: full, points: [1795309200], lost: [], current: true}
     config:
       description: The configuration of the chosen point; null where the file cannot be read.
       type: dict

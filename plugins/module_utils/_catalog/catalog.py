@@ -160,6 +160,7 @@ def _verified(found: verified.Verified | None) -> dict[str, Any] | None:
         "ok": found.ok,
         "coverage": found.coverage,
         "points": list(found.points),
+        "lost": list(found.lost),
         "current": found.current,
     }
 
