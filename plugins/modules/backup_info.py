@@ -50,7 +50,7 @@ options:
   refresh:
     description:
       - Read foreign compressed archives again instead of using what is kept from the last time, and whatever else takes
-        reading again to be known (RV(archives[].incrementable)).
+        reading again to be known (RV(archives[].incrementable), the content of a thin clone's template).
     type: bool
     default: false
   query:
@@ -123,6 +123,23 @@ archives:
       type: bool
       returned: success
       sample: false
+    requires:
+      description:
+        - The template that the point of a thin clone needs, V(null) for any other VM. That the host has none, that it
+          differs, or that its disks do not correspond is among RV(archives[].warnings).
+      type: dict
+      returned: success
+      contains:
+        uuid:
+          description: Its UUID when the backup was made.
+          type: str
+          returned: success
+          sample: 5c1f5c54-6a1e-4f7e-9d55-0c9f4c3c4f11
+        name:
+          description: Its name when the backup was made.
+          type: str
+          returned: success
+          sample: debian12
     protected:
       description: Whether it is protected from deletion.
       type: bool
@@ -323,6 +340,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARG
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._template.about import AboutTemplate
 
 ARGUMENT_SPEC = {
     **URI,
@@ -339,7 +357,10 @@ def main() -> None:
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: info(
-            InfoRequest.of(params), context, Judge(params["uri"], context, thorough=params["refresh"])
+            InfoRequest.of(params),
+            context,
+            Judge(params["uri"], context, thorough=params["refresh"]),
+            AboutTemplate(params["uri"], context, thorough=params["refresh"]),
         ),
         libraries=["lxml", "zstandard"],
         libraries_for={"query": "jmespath"},

@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Member,
     Role,
     SavedState,
+    TemplateRequirement,
     chain_of,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
@@ -35,13 +36,15 @@ _SOURCE_ATTRIBUTES = ("file", "dev", "pool", "volume", "protocol", "name")
 class DiskNow:
     """A disk that a backup stores, as it is now. Chains are real paths, the active image first.
 
-    `headers`: what the images themselves say; `qemu`: what a running QEMU has open, () for a VM that is off.
+    `headers`: what the images themselves say; `qemu`: what a running QEMU has open, () for a VM that is off. Both end above the
+    disk of a template, `template_disk` as in `disks.Image`.
     """
 
     target: str
     headers: tuple[str, ...]
     virtual_size_bytes: int
     qemu: tuple[str, ...] = ()
+    template_disk: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class VmNow:
     uuid: str
     saved_states: tuple[SavedStateInfo, ...]
     disks: tuple[DiskNow, ...]
+    requires: TemplateRequirement | None = None
 
 
 def judge(points: Sequence[Configuration], now: VmNow, state: VmState) -> str:
@@ -71,6 +75,7 @@ def judge(points: Sequence[Configuration], now: VmNow, state: VmState) -> str:
         or _saved_states(point, now)
         or _reverted(own, now)
         or _disk_set(point, now)
+        or _template(point, now)
         or next(filter(None, (_disk(disk, point, own) for disk in now.disks)), "")
     )
 
@@ -156,6 +161,18 @@ def _reverted(own: SavedState, now: VmNow) -> str:
     return f"the VM was reverted to saved state {current}"
 
 
+def _template(point: Configuration, now: VmNow) -> str:
+    """A thin clone must stand on the content that it stood on."""
+    before, after = point.requires, now.requires
+    if before is None or after is None:
+        if before == after:
+            return ""
+        return f"the VM stands on the template {after.name} now" if after else "the VM no longer stands on a template"
+    return (
+        "" if before.fits(after.disks) else f"the template {after.name} is not what it was at point {point.timestamp}"
+    )
+
+
 def _disk_set(point: Configuration, now: VmNow) -> str:
     before, after = set(_targets(point)), {disk.target for disk in now.disks}
     if after - before:
@@ -192,6 +209,8 @@ def _disk(disk: DiskNow, point: Configuration, own: SavedState) -> str:
             f"disk {disk.target} has not gone on in {overlay} since point {point.timestamp}: "
             f"the VM was reverted to saved state {own.name}, or its layers were merged"
         )
+    if disk.template_disk != members[-1].template_disk:
+        return f"disk {disk.target} stands on another disk of the template than at point {point.timestamp}"
     if disk.virtual_size_bytes != members[0].virtual_size_bytes:
         before, after = human_bytes(members[0].virtual_size_bytes), human_bytes(disk.virtual_size_bytes)
         return f"disk {disk.target} was resized from {before} to {after}"

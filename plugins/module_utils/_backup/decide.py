@@ -40,6 +40,8 @@ def decide(
     """What this run makes. Changes nothing. Raises RefusedError where an increment was asked for and cannot be."""
     if request.mode is Mode.FULL:
         return Decision("full backup as asked")
+    if facts.thin.marked:
+        return _no_increment(request, facts, "it is a template, of which there are full backups only")
     if request.increment_limit == 1:
         return Decision("increment_limit is 1: every run is a full")
     owed = full_owed(directory, facts.uuid, request, now)

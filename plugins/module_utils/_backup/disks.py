@@ -43,6 +43,7 @@ class Image:
 
     `allocated_bytes`: what it takes on its file system. `packed_bytes`: of a raw image, its size as qcow2. `backing_path` "" for
     the lowest layer. `kind`, `group`, `pool`, `pool_type`, `read_only`: of its place, as in `_libvirt.storage.Place`.
+    `template_disk`: the disk of a template that it stands on, counted from 1; it has no `backing_path` then.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Image:
     device_id: int = 0
     fs_type: str = ""
     packed_bytes: int = 0
+    template_disk: int = 0
 
     def objection(self, *, incrementable: bool, running: bool, saved_states: bool) -> str:
         """Why it cannot be backed up where it lies; "" if it can."""

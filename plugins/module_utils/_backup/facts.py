@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
@@ -32,6 +33,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 
 def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) -> VmFacts:
@@ -57,7 +59,8 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
     )
     states = snapshots.tree(domain, secrets=secrets)
     state_disks = {state.name: _state_disks(state) for state in states}
-    images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
+    all_images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
+    stands, images = thin.look(conn, view.name, view.uuid, all_images)
     tpm_path = firmware_state.tpm_state_path(conn, view)
     return VmFacts(
         name=view.name,
@@ -68,6 +71,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         live_xml=live,
         view=view,
         images=images,
+        thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
         saved_states=states,
         saved_state_disks=state_disks,
         agent=agent.available(domain) if running and ask_agent else agent.AgentState.OFF,

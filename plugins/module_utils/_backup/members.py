@@ -213,6 +213,7 @@ def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str],
             former_path=path,
             pool=image.pool,
             active=bool(active) and real == os.path.realpath(active),
+            template_disk=image.template_disk,
         )
         found.append(PlannedMember(member, path, from_raw=image.format == "raw"))
     return found

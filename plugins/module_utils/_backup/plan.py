@@ -20,7 +20,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members, own
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.thin import Thin
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
@@ -42,6 +43,7 @@ class VmFacts:
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
     stored besides images, by path.
+    `thin`: the template that it stands on, or is.
     """
 
     name: str
@@ -61,6 +63,7 @@ class VmFacts:
     nvram_bytes: int = 0
     tpm_path: str = ""
     file_bytes: Mapping[str, int] = field(default_factory=dict)
+    thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -81,7 +84,8 @@ class BackupPlan:
 
     `members`: what is stored; `kept`: members of older points that this one needs too. `needed_bytes`: room that the target must
     have, less than the estimate where blocks are shared. `base`: the archive that the point is added to, None for a new one.
-    `stays`: the saved state is kept, so that the next increment can stand on it.
+    `stays`: the saved state is kept, so that the next increment can stand on it. `below`: evidence of the
+    files that the content of a template was read from.
     """
 
     vm_name: str
@@ -100,6 +104,7 @@ class BackupPlan:
     kept: tuple[Member, ...] = ()
     base: Base | None = None
     stays: bool = False
+    below: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def archive_path(self) -> str:
@@ -128,7 +133,7 @@ def plan(
     `now`: unix time that the point is not older than. Raises RefusedError or TargetError with everything that speaks against it.
     """
     what = f"Backup of VM {facts.name}"
-    stays = request.incrementable or base is not None
+    stays = (request.incrementable and not facts.thin.marked) or base is not None
     _refuse_state(facts, what)
     if stays:
         _refuse_incrementable(facts, what)
@@ -154,6 +159,7 @@ def plan(
         warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
     warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
     warnings += _space_to_merge(facts) if stays else []
+    warnings += _about_templates(facts, request)
     configuration = Configuration(
         timestamp=timestamp,
         domain_xml=definition_xml,
@@ -164,6 +170,9 @@ def plan(
         consistency=consistency,
         mode="incremental" if base else "full",
         incrementable=stays,
+        template=facts.thin.marked,
+        requires=facts.thin.requires,
+        provides=facts.thin.provides,
         saved_states=in_archive(facts.saved_states),
         skipped=_skipped(facts, judgements),
         warnings=tuple(warnings),
@@ -190,7 +199,18 @@ def plan(
         reason=reason,
         base=base,
         stays=stays,
+        below=facts.thin.files,
     )
+
+
+def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
+    warnings = [
+        f"{path} is a disk of the VM {name}, which is no template: what is in it goes into the archive too"
+        for path, name in facts.thin.foreign.items()
+    ]
+    if facts.thin.marked and request.incrementable and request.mode is Mode.FULL:
+        warnings.append("the VM is a template, so the archive is not incrementable")
+    return warnings
 
 
 def in_archive(states: Sequence[SavedStateInfo]) -> tuple[SavedState, ...]:
@@ -233,6 +253,16 @@ def _refuse_state(facts: VmFacts, what: str) -> None:
     if facts.foreign_jobs:
         raise RefusedError(
             what, f"another job is at work on it: {', '.join(facts.foreign_jobs)}", "Wait until it has ended."
+        )
+    if facts.thin.marked and facts.running:
+        raise RefusedError(
+            what, "it is a template and is running", "Shut it down; what it writes changes what clones stand on."
+        )
+    if facts.thin.base and facts.thin.base_trouble:
+        raise RefusedError(
+            what,
+            f"its template {facts.thin.base.name} {facts.thin.base_trouble}",
+            "Shut the template down; its thin clones may be damaged by what it wrote.",
         )
     mediated = [device for device in facts.view.hostdevs if device.kind == "mdev"]
     if facts.running and mediated:

@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
     Compression,
     PublishedArchive,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
@@ -64,6 +64,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     restores,
     saved_state,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
@@ -187,7 +188,8 @@ def _facts(run: _Run, *, agent: bool) -> VmFacts:
     found = vm_facts.gather(run.conn, run.domain, secrets=request.include_secrets, ask_agent=wishes_agent and agent)
     if found.running and wishes_agent and not agent:
         found = replace(found, agent=AgentState.CANNOT_FREEZE)
-    return found
+    own = find.of_domain(run.conn, run.domain) if found.thin.marked and not found.running else None
+    return replace(found, thin=thin.with_content(found.thin, own, run.context.progress, threads=request.threads))
 
 
 def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
@@ -406,7 +408,7 @@ def _write(
     if taken:
         time.sleep(_SETTLED_S)
     before = {each.path: _vm_state.evidence(each.path) for each in planned.members if each.path not in held}
-    below = {path: each.stat[:-1] for path, each in proved.items()}
+    below = {**planned.below, **{path: each.stat[:-1] for path, each in proved.items()}}
     stored = tuple(_add(writer, member, held) for member in planned.members)
     _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))

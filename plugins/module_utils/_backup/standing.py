@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import (
@@ -55,10 +56,17 @@ def vm_now(conn: Connection, domain: Domain, facts: VmFacts) -> chain.VmNow:
         )
         if image and disks.is_stored(verdict):
             headers = _headers(facts, disk.path)
+            lowest = _image_of(facts, headers[-1])
             found.append(
-                chain.DiskNow(disk.target, headers, image.virtual_size_bytes, seen.disk(disk.target).qemu or ())
+                chain.DiskNow(
+                    disk.target,
+                    headers,
+                    image.virtual_size_bytes,
+                    _above_template(facts, seen.disk(disk.target).qemu),
+                    lowest.template_disk if lowest else 0,
+                )
             )
-    return chain.VmNow(facts.name, facts.uuid, facts.saved_states, tuple(found))
+    return chain.VmNow(facts.name, facts.uuid, facts.saved_states, tuple(found), facts.thin.requires)
 
 
 def stands(
@@ -79,6 +87,13 @@ def stands(
     with open_archive(archive) as reader:
         point = reader.point()
         state = _vm_state.load(facts.uuid)
+        if facts.thin.base and facts.thin.requires is None:
+            if facts.thin.base_trouble:
+                return Standing(f"its template {facts.thin.base.name} {facts.thin.base_trouble}")
+            unread = thin.unread_bytes(facts.thin)
+            if read_limit_bytes is not None and unread > read_limit_bytes:
+                return Standing("", unread_bytes=unread)
+            facts = replace(facts, thin=thin.with_content(facts.thin, None, progress, threads=threads))
         reason = chain.judge(reader.points, vm_now(conn, domain, facts), state)
         if reason:
             return Standing(reason)
@@ -107,6 +122,16 @@ def stands(
 def open_source(path: str, from_raw: bool) -> ImageSource:
     """The bytes that a file has as a member."""
     return RawAsQcow2Source(path) if from_raw else FileSource(path)
+
+
+def _above_template(facts: VmFacts, files: tuple[str, ...]) -> tuple[str, ...]:
+    """What QEMU has open, without the disks of the template and what is below them."""
+    bases = {disk.path for disk in facts.thin.base.disks} if facts.thin.base else set()
+    return tuple(itertools.takewhile(lambda path: path not in bases, files))
+
+
+def _image_of(facts: VmFacts, path: str) -> disks.Image | None:
+    return facts.images.get(path) or next((i for i in facts.images.values() if os.path.realpath(i.path) == path), None)
 
 
 def _headers(facts: VmFacts, path: str) -> tuple[str, ...]:

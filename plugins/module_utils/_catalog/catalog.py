@@ -140,6 +140,7 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         # Whether a chain still stands is for the VM's host to say; what never was made incrementable is known anywhere.
         "incrementable": None if view.newest.incrementable else False,
         "template": view.newest.template,
+        "requires": _required(shown),
         "protected": edit.is_protected(view.path),
         "notes": edit.notes(view.path),
         "points": _points(view),
@@ -185,6 +186,7 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "compressed": None,
         "incrementable": None,
         "template": False,
+        "requires": None,
         "protected": edit.is_protected(path),
         "notes": edit.notes(path),
         "points": [],
@@ -198,6 +200,10 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
 def iso_time(timestamp: int) -> str:
     """Unix time as ISO 8601 in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp))
+
+
+def _required(point: Configuration) -> dict[str, str] | None:
+    return {"uuid": point.requires.uuid, "name": point.requires.name} if point.requires else None
 
 
 def _points(view: View) -> list[dict[str, Any]]:

@@ -9,11 +9,13 @@ import contextlib
 import hashlib
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, trash, verify
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -232,6 +234,13 @@ def _refuse_to_delete(before: State) -> None:
         with contextlib.suppress(ArchiveError):
             others.append(catalog.look(path))
     name, vm_uuid = before.view.newest.vm_name, before.view.newest.vm_uuid
+    clones = needing(before.view, others)
+    if clones:
+        raise RefusedError(
+            f"Archive {before.path}",
+            f"it is the only one here of the template that these archives of thin clones need: {', '.join(clones)}",
+            "Use force to delete it all the same.",
+        )
     own = select.of_vm([before.view, *others], name, vm_uuid)
     if len(select.without_twins(own)) < 2:
         raise RefusedError(
@@ -239,6 +248,22 @@ def _refuse_to_delete(before: State) -> None:
             f"it is the last good archive of {name or 'its VM'} in {os.path.dirname(before.path)}",
             "Use force to delete it all the same.",
         )
+
+
+def needing(template: catalog.View, others: Sequence[catalog.View]) -> list[str]:
+    """Archives of thin clones that can be restored on no other archive's template than this one. Pure."""
+    found = []
+    for view in others:
+        for point in view.points:
+            fits = point.requires is not None and _provides(template, point.requires)
+            if fits and point.requires and not any(_provides(each, point.requires) for each in others):
+                found.append(view.path)
+                break
+    return found
+
+
+def _provides(view: catalog.View, required: TemplateRequirement) -> bool:
+    return any(point.template and required.fits(point.provides) for point in view.points)
 
 
 def _lock(state: State, what: str) -> contextlib.AbstractContextManager[None]:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
@@ -18,8 +19,17 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 Judge = Callable[[catalog.View], tuple[Optional[bool], str]]
 
 
-def info(request: InfoRequest, context: Context, judge: Judge | None = None) -> dict[str, Any]:
-    """The result of ``backup_info``. `judge` looks at the VMs of this host; without it nothing is known of them.
+#: What there is to say about the template that a point of a thin clone needs.
+AboutTemplate = Callable[[Configuration], Sequence[str]]
+
+
+def info(
+    request: InfoRequest,
+    context: Context,
+    judge: Judge | None = None,
+    about_template: AboutTemplate | None = None,
+) -> dict[str, Any]:
+    """The result of ``backup_info``. `judge` and `about_template` look at the VMs of this host; without them nothing is known.
 
     Raises ArchiveError for an archive that was named and cannot be read, and for a place that cannot be listed. In a place, an
     archive that cannot be read is listed with the reason.
@@ -44,14 +54,20 @@ def info(request: InfoRequest, context: Context, judge: Judge | None = None) -> 
     if request.point is not None and not selection.archive:
         views = [view for view in views if any(point.timestamp == request.point for point in view.points)]
     views.sort(key=lambda view: (view.newest.vm_name, view.newest.vm_uuid, view.newest.timestamp, view.path))
-    result: dict[str, Any] = {"archives": [_entry(view, request.point, judge) for view in views] + unreadable}
+    result: dict[str, Any] = {
+        "archives": [_entry(view, request.point, judge, about_template) for view in views] + unreadable
+    }
     if request.query:
         result["matches"] = _matches(request.query, result)
     return result
 
 
-def _entry(view: catalog.View, point: int | None, judge: Judge | None) -> dict[str, Any]:
+def _entry(
+    view: catalog.View, point: int | None, judge: Judge | None, about_template: AboutTemplate | None
+) -> dict[str, Any]:
     entry = catalog.entry(view, point)
+    if about_template:
+        entry["warnings"] += about_template(view.point(point))
     if judge and entry["incrementable"] is None:
         entry["incrementable"], why = judge(view)
         if why:

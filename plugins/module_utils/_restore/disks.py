@@ -14,7 +14,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
-_TEMPLATE = "(thin clones of a template are not restored by this version)"
 _MAX_LAYERS = 200  # of one disk, as for libvirt
 _SOURCE_ATTRIBUTES = ("file", "dev", "volume", "name", "dir", "path")
 
@@ -158,12 +157,12 @@ def _chain(top: Member, configuration: Configuration) -> tuple[tuple[Member, ...
     while chain[0].parent:
         parent = members.get(chain[0].parent)
         if parent is None:
-            return tuple(chain), f"{chain[0].name} needs {chain[0].parent}, which is not in the archive {_TEMPLATE}"
+            return tuple(chain), f"{chain[0].name} needs {chain[0].parent}, which is not in the archive"
         if parent in chain or len(chain) >= _MAX_LAYERS:
             return tuple(chain), f"the layers below {top.name} form a circle, or there are more than {_MAX_LAYERS}"
         chain.insert(0, parent)
-    if chain[0].role is Role.LAYER:
-        return tuple(chain), f"{chain[0].name} stands on an image that is not in the archive {_TEMPLATE}"
+    if chain[0].role is Role.LAYER:  # a thin clone's lowest layer is a DISK that names the disk of its template
+        return tuple(chain), f"{chain[0].name} stands on an image that is not in the archive"
     return tuple(chain), ""
 
 

@@ -19,8 +19,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Member,
     Role,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
-from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -29,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
@@ -47,8 +48,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     Place,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
-
-_MAX_LAYERS = 200
+from ansible_collections.kvmops.backup.plugins.module_utils._template import mark as template_mark
+from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
+from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
 
 
 def gather(
@@ -57,10 +59,12 @@ def gather(
     request: RestoreRequest,
     archive_path: str,
     heads: states.Heads | None = None,
+    progress: Progress | None = None,
 ) -> HostFacts:
     """The facts for the restore of one point. Raises KvmopsError when libvirt or a file system does not answer.
 
-    ``heads``: of the memory images of its saved states, None where these do not matter.
+    ``heads``: of the memory images of its saved states, None where these do not matter. ``progress``: of reading the template
+    of a thin clone; None: the template does not matter.
     """
     root = _xml.parse(configuration.domain_xml, f"the configuration in {archive_path}")
     roots = [root, *([] if heads is None else states.definitions(configuration, heads))]
@@ -95,7 +99,15 @@ def gather(
         ),
         block_devices=_block_devices(roots),
         hostdevs=_host_devices(),
+        template=_template(conn, configuration, progress),
     )
+
+
+def _template(conn: Connection, configuration: Configuration, progress: Progress | None) -> Match | None:
+    """The template of a thin clone; without ``progress`` it is left to the caller."""
+    if configuration.requires is None or progress is None:
+        return None
+    return requirement.match_on_host(conn, configuration.requires, progress, thorough=True)
 
 
 def _former(
@@ -174,22 +186,30 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         mark=found,
         touched_files=frozenset() if found is None else _touched(found),
         snapshots=tuple(name for name, _dummy in states),
+        template=template_mark.is_marked(roots[0]),
+        missing_bases=frozenset(path for path in named - _named(roots, pools, "source") if not os.path.lexists(path)),
     )
 
 
 def _files_of(roots: Iterable[etree._Element], pools: Mapping[str, str]) -> frozenset[str]:
     """Files and devices of all disks with a medium that can be written, down to the lowest layer."""
+    paths = {layer for top in _named(roots, pools, ".//source") for layer in layers.below(top)}
+    return frozenset(paths | {os.path.realpath(path) for path in paths})
+
+
+def _named(roots: Iterable[etree._Element], pools: Mapping[str, str], sources: str) -> frozenset[str]:
+    """What elements below <disk> name: ``source`` the disk itself, ``.//source`` its <backingStore> too."""
     paths: set[str] = set()
     for root in roots:
         for disk in root.iter("disk"):
             if disk.get("device") in ("cdrom", "floppy"):
                 continue
-            for source in disk.iter("source"):
+            for source in disk.iterfind(sources):
                 path = source.get("file") or source.get("dev") or ""
                 if source.get("volume"):
                     path = os.path.join(pools.get(source.get("pool") or "", ""), source.get("volume") or "")
                 if path.startswith("/"):
-                    paths |= _with_layers(path)
+                    paths.add(path)
     return frozenset(paths)
 
 
@@ -208,31 +228,6 @@ def _other_files(roots: Iterable[etree._Element]) -> frozenset[str]:
 def _memory_files(states: Iterable[tuple[str, etree._Element]]) -> frozenset[str]:
     memories = (memory.get("file") or "" for _dummy, root in states for memory in root.iterfind("memory"))
     return frozenset(filter(None, memories))
-
-
-def _with_layers(path: str) -> set[str]:
-    """The file and what its headers say it stands on; what cannot be read ends the chain."""
-    found: set[str] = set()
-    while path and path not in found and len(found) < _MAX_LAYERS:
-        found |= {path, os.path.realpath(path)}
-        try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                break
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            break
-        try:
-            info = probe.probe(functools.partial(_pread, fd), os.fstat(fd).st_size)
-        except KvmopsError:
-            break
-        finally:
-            os.close(fd)
-        path = os.path.normpath(os.path.join(os.path.dirname(path), info.backing_file)) if info.backing_file else ""
-    return found
-
-
-def _pread(fd: int, offset: int, length: int) -> bytes:
-    return os.pread(fd, length, offset)
 
 
 def _is_held(path: str) -> bool:

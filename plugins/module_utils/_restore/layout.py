@@ -25,6 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     PlannedFile,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
+from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Needed:
 
     `disks`: the chain of each of the VM's disks by target, lowest layer first; `others`: the chains that saved states stand on.
     `memories`: memory images with the name of their saved state. `frozen`: names of members that saved states hold.
-    `overlays`: by target, the former path of the file that took the writes after the current saved state.
+    `overlays`: by target, the former path of the file that took the writes after the current saved state. `bases`: disks of the
+    template that a thin clone stands on.
     """
 
     disks: Mapping[str, tuple[Member, ...]]
@@ -41,6 +43,7 @@ class Needed:
     memories: Sequence[tuple[Member, str]] = ()
     frozen: frozenset[str] = frozenset()
     overlays: Mapping[str, str] | None = None
+    bases: Sequence[BaseDisk] = ()
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,15 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
         )
         name = f".layer-{member.name}" if temporary else namer.of_layer(place, member, image_format)
         below = files.get(member.parent)
+        base = needed.bases[member.template_disk - 1] if member.template_disk and needed.bases else None
+        stands_on = below or base
         files[member.name] = PlannedFile(
             member=member,
             path=os.path.join(place.path, name),
             format="raw" if member.role is Role.ISO else image_format,
             pool="" if temporary else place.pool,
-            backing=below.path if below is not None else "",
-            backing_format=below.format if below is not None else "",
+            backing=stands_on.path if stands_on is not None else "",
+            backing_format=stands_on.format if stands_on is not None else "",
             temporary=temporary,
         )
         if not temporary:
@@ -130,10 +135,18 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
 
 
 def clashes(
-    wanted: Mapping[str, Place], host: HostFacts, replaced: ExistingVm | None, others: Sequence[ExistingVm], force: bool
+    wanted: Mapping[str, Place],
+    host: HostFacts,
+    replaced: ExistingVm | None,
+    others: Sequence[ExistingVm],
+    force: bool,
+    template: bool,
 ) -> tuple[list[str], list[str]]:
-    """Existing files that make way for new ones (``wanted``: their places by path), and why some of them must stay."""
-    users = {path: vm.name for vm in others for path in vm.files}
+    """Existing files that make way for new ones (``wanted``: their places by path), and why some of them must stay.
+
+    A restored ``template`` may take the place of one that is gone, also while clones that stood on it are still defined.
+    """
+    users = {path: vm.name for vm in others for path in (vm.files - vm.missing_bases if template else vm.files)}
     own = replaced.files if replaced is not None else frozenset()
     # libvirt names the files in its own directories after the VM
     known = (host.target, host.nvram_place, host.tpm_place)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class ExistingVm:
     those of its disks and saved states that are there.
 
     `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
-    are no longer as the restore left them.
+    are no longer as the restore left them. `template`: it is marked as one. `missing_bases`: those of `files` that its disks
+    stand on and that are not there.
     """
 
     name: str
@@ -76,6 +78,8 @@ class ExistingVm:
     mark: Mark | None = None
     touched_files: frozenset[str] = frozenset()
     snapshots: tuple[str, ...] = ()
+    template: bool = False
+    missing_bases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class HostFacts:
     `files`: host files named by the configuration (CD images, kernels, …) that exist.
     `block_devices`: those of the LUNs in the configuration that are here, by the path given there.
     `hostdevs`: identity of the host devices (definition.hostdev_identity) that are here.
+    `template`: what this host has of the template that a thin clone needs, None for any other VM.
     """
 
     archive_place: Place
@@ -140,6 +145,7 @@ class HostFacts:
     files: Mapping[str, HostFile] = field(default_factory=dict)
     block_devices: Mapping[str, BlockDevice] = field(default_factory=dict)
     hostdevs: frozenset[str] = frozenset()
+    template: Match | None = None
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> R
 
 def _gives_states_up(configuration: Configuration, request: RestoreRequest) -> bool:
     """Whether `flatten` makes a difference for this point."""
-    layered = any(member.role is Role.LAYER for member in configuration.members)
+    layered = any(member.role is Role.LAYER or member.template_disk for member in configuration.members)
     return request.flatten and (layered or bool(configuration.saved_states))
 
 
@@ -157,6 +157,7 @@ def _draft(
         memories=states.memories(tree),
         frozen=states.frozen(tree),
         overlays=states.overlays(tree),
+        bases=host.template.template.disks if host.template and host.template.template else (),
     )
     merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
     files = layout.decide(needed, host, who, request.disk_format, merged)
@@ -164,8 +165,14 @@ def _draft(
     tpm = _tpm(configuration, root, who, host, bare)
     wanted = {**files.places, **({nvram.path: host.nvram_place} if nvram is not None else {})}
     wanted.update({tpm.path: host.tpm_place} if tpm is not None else {})
-    set_aside, clashes = layout.clashes(wanted, host, who.replaced, others, request.force)
-    problems = [*who.problems, *fate.problems, *files.problems, *clashes]
+    set_aside, clashes = layout.clashes(wanted, host, who.replaced, others, request.force, configuration.template)
+    problems = [
+        *_about_templates(configuration, host, who.replaced, others, request),
+        *who.problems,
+        *fate.problems,
+        *files.problems,
+        *clashes,
+    ]
     if nvram is not None and host.nvram_place.problem:
         problems.append(f"{host.nvram_place.path} {host.nvram_place.problem}")
     if tpm is not None and host.tpm_place.problem:
@@ -180,6 +187,7 @@ def _draft(
         trusted=bool(configuration.format_version),
         bare=bare,
         fresh=fresh,
+        template=configuration.template,
     )
     outcome = rewrite.Outcome() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
     if outcome.lacking:
@@ -189,6 +197,7 @@ def _draft(
     if not configuration.format_version:
         warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
     warnings += _left_over(who.replaced, set_aside)
+    warnings += _revived(files.places, others) if configuration.template else []
     warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, tpm, bare), *of_tree.warnings]
     all_files = of_tree.files + tuple(file for file in (nvram, tpm) if file is not None)
     return (
@@ -205,7 +214,9 @@ def _draft(
             flat=flat,
             replaced=who.replaced,
             set_aside=tuple(set_aside),
-            refresh_pools=tuple(sorted(({each.pool for each in all_files} | {each.pool for each in files.made}) - {""})),
+            refresh_pools=tuple(
+                sorted(({each.pool for each in all_files} | {each.pool for each in files.made}) - {""})
+            ),
             skipped=_unique(outcome.skipped),
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
@@ -214,6 +225,37 @@ def _draft(
         problems,
         list(of_tree.problems),
     )
+
+
+def _about_templates(
+    configuration: Configuration,
+    host: HostFacts,
+    replaced: ExistingVm | None,
+    others: Sequence[ExistingVm],
+    request: RestoreRequest,
+) -> list[str]:
+    """Why a template cannot be restored like that, or a thin clone not on what this host has."""
+    problems = []
+    if host.template is not None and (host.template.mismatch or host.template.unchecked):
+        problems.append(host.template.text)
+    if configuration.template and request.start:
+        problems.append("it is a template, which is not started ('start: false')")
+    if replaced is not None and replaced.template:
+        clones = [vm.name for vm in others if vm.files & replaced.disk_files]
+        if clones:
+            problems.append(f"the template {replaced.name} cannot be replaced: {', '.join(clones)} stand on its disks")
+    return problems
+
+
+def _revived(places: Iterable[str], others: Sequence[ExistingVm]) -> list[str]:
+    here = {os.path.realpath(path) for path in places}
+    clones = [vm.name for vm in others if vm.missing_bases & here]
+    if not clones:
+        return []
+    names = ", ".join(clones)
+    return [
+        f"{names} stood on these disks: restore them too, unless the template is now what it was when they were made."
+    ]
 
 
 def _has_inside(chain: Sequence[Member]) -> bool:

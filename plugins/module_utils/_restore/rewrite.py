@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     MadeFile,
     PlannedFile,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._template import mark as template_mark
 
 VM_TYPES = ("kvm", "qemu")
 
@@ -32,7 +33,7 @@ VM_TYPES = ("kvm", "qemu")
 class Circumstances:
     """What is the same for all definitions of a restore.
 
-    ``macs``: new address by former one. ``trusted``: the archive is one of ours.
+    ``macs``: new address by former one. ``trusted``: the archive is one of ours. ``template``: the VM gets the mark of one.
     """
 
     host: HostFacts
@@ -44,6 +45,7 @@ class Circumstances:
     trusted: bool
     bare: bool
     fresh: Fresh
+    template: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def rewrite(
     ``macs``: addresses of its interfaces, one by one, where they were decided for this very definition.
     """
     mark.strip(root)
+    template_mark.put(root, now.template)
     lacking = needs.missing(root, now.networks, now.host)
     kept, left_out = reach.apply(root, trusted=now.trusted, copy=now.who.new)
     host_devices, absent = reach.decide_hostdevs(root, now.host, now.others, bare=now.bare)

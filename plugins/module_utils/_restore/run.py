@@ -40,19 +40,19 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
         if request.check_mode:
             for text in restores.pending(request.uri):
                 context.warn(text)
-            plan = _plan(conn, archive, configuration, request)
+            plan = _plan(conn, archive, configuration, request, context.progress)
             result = _predicted(plan)
         else:
             for text in restores.settle(conn, request.uri):
                 context.warn(text)
-            draft = _plan(conn, archive, configuration, request)
+            draft = _plan(conn, archive, configuration, request, context.progress)
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
             with restores.locks(draft.name, draft.uuid, replaced):
                 if replaced:
                     for text in vm_recover.settle(conn, replaced):
                         context.warn(f"left by an earlier run and put right: {text}")
                     conn = renewed(conn)
-                plan = _plan(conn, archive, configuration, request)
+                plan = _plan(conn, archive, configuration, request, context.progress)
                 if plan.replaced is not None and plan.replaced.uuid != replaced:
                     raise BusyError(
                         f"The VM {plan.name}", "it has just been defined by somebody else", "Run the task again."
@@ -84,16 +84,29 @@ def _bare(path: str) -> Configuration:
     if configuration is None:
         raise ArchiveError(f"The configuration {path}", "it is no libvirt domain XML")
     # without its archive it is a definition like any other
-    return replace(configuration, format_version=0, members=(), saved_states=(), warnings=(), digest="")
+    return replace(
+        configuration,
+        format_version=0,
+        members=(),
+        saved_states=(),
+        warnings=(),
+        digest="",
+        template=False,
+        requires=None,
+    )
 
 
 def _plan(
-    conn: Connection, archive: ArchiveReader | None, configuration: Configuration, request: RestoreRequest
+    conn: Connection,
+    archive: ArchiveReader | None,
+    configuration: Configuration,
+    request: RestoreRequest,
+    progress: Progress,
 ) -> RestorePlan:
     heads = None
     if archive is not None and not request.flatten:
         heads = states.memory_heads(archive.read, configuration)
-    host = facts.gather(conn, configuration, request, request.source, heads)
+    host = facts.gather(conn, configuration, request, request.source, heads, progress)
     return make_plan(configuration, host, request, bare=archive is None, heads=heads)
 
 

@@ -202,13 +202,13 @@ class Transaction:
         elif file.format == "qcow2":
             _check_qcow2(file, step.partial)
         if file.backing:
-            backing = partials[file.backing] if file.temporary else file.backing
+            backing = partials.get(file.backing, file.backing) if file.temporary else file.backing
             qemu_img.rebase_unsafe(step.partial, backing, file.backing_format)
         if file.member.role is Role.MEMORY or file.member.role is Role.NVRAM:
             self._durable(file.path, "", file.format, step.partial)
 
     def _make(self, made: MadeFile, step: restores.FileStep, partials: dict[str, str]) -> None:
-        below = partials[made.backing]
+        below = partials.get(made.backing, made.backing)
         if not made.flat:
             size_bytes = (
                 os.path.getsize(below) if made.backing_format == "raw" else _read_header(below).virtual_size_bytes

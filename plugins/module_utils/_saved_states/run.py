@@ -44,6 +44,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.reques
     SnapshotRequest,
     Wish,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 _NAME_LETTERS = 80  # of a saved state in the names of its files
 _BACKUPS_OWN = re.compile(r"kvmops-[0-9]+")
@@ -84,7 +85,20 @@ def _dispatch(run: _Run) -> dict[str, Any]:
         Wish.ABSENT: _absent,
         Wish.REVERTED: _reverted,
     }
+    _refuse_template(run)
     return acts[run.request.wish](run)
+
+
+def _refuse_template(run: _Run) -> None:
+    if run.request.wish is Wish.ABSENT and not run.found.states:
+        return
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE if run.domain.isPersistent() else 0
+    if mark.is_marked_xml(run.domain.XMLDesc(flags)):
+        raise RefusedError(
+            f"The VM {run.found.vm_name}",
+            "it is a template: thin clones stand on its disks, and saved states would change them",
+            "Take the mark away first: kvmops.backup.vm_template with state: absent.",
+        )
 
 
 # --- present -------------------------------------------------------------------------------------------------------

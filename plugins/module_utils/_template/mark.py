@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 #: Not that of archives: libvirt keeps one element of each namespace.
@@ -17,6 +18,11 @@ _TAG = "{%s}template" % NAMESPACE  # noqa: UP031 - braces in an f-string would h
 def is_marked(root: etree._Element) -> bool:
     """Whether a definition is that of a template."""
     return root.find(f"metadata/{_TAG}") is not None
+
+
+def is_marked_xml(domain_xml: str) -> bool:
+    """The same of a definition as text."""
+    return is_marked(_xml.parse(domain_xml, "the definition of a VM"))
 
 
 def put(root: etree._Element, marked: bool) -> None:

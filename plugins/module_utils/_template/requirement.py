@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
-    Configuration,
     TemplateDisk,
     TemplateRequirement,
 )
@@ -54,24 +51,3 @@ def match_on_host(conn: Connection, required: TemplateRequirement, progress: Pro
         return digests.cached(disk.path, disk.format)
 
     return match(required, find.templates(conn), digest_of)
-
-
-def problems_of(conn: Connection, progress: Progress, *, thorough: bool) -> Callable[[Configuration], list[str]]:
-    """What there is to say about the template of a point, for those who only look."""
-    known: dict[TemplateRequirement, list[str]] = {}
-
-    def tell(point: Configuration) -> list[str]:
-        if point.requires is None:
-            return []
-        if point.requires not in known:
-            found = match_on_host(conn, point.requires, progress, thorough=thorough)
-            known[point.requires] = [found.text] if found.text else _states(found.template)
-        return known[point.requires]
-
-    return tell
-
-
-def _states(template: Template | None) -> list[str]:
-    if template is None or not template.saved_states:
-        return []
-    return [f"the template {template.name} has saved states: it must not be reverted, nor its layers be merged"]

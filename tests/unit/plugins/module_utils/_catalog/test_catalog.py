@@ -55,6 +55,7 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
         "compressed": compressed,
         "incrementable": False,
         "template": False,
+        "requires": None,
         "protected": True,
         "notes": "before the upgrade",
         "points": [

@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Runs ``vm_thin_clone``: a restore of a point that is not in any archive, with empty overlays on the template's disks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    Configuration,
+    Member,
+    Role,
+    TemplateDisk,
+    TemplateRequirement,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    connect,
+    find_domain,
+    libvirt,
+    translate,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import MadeFile, PlannedFile, RestorePlan
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import run
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
+from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
+from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
+from ansible_collections.kvmops.backup.plugins.module_utils._template.run import require_fit
+from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
+
+_EMPTY_OVERLAY_BYTES = 200 * 1024
+
+
+@dataclass(frozen=True)
+class CloneRequest:
+    """One run of ``vm_thin_clone``. `pool` and `path` both "": beside the template's disks. `wait_timeout_s` as everywhere."""
+
+    template: str
+    name: str
+    pool: str = ""
+    path: str = ""
+    start: bool = False
+    uri: str = "qemu:///system"
+    wait_timeout_s: int = 0
+    check_mode: bool = False
+
+
+def from_params(params: Mapping[str, Any]) -> CloneRequest:
+    """The request behind the parameters of the module. Raises RefusedError."""
+    return CloneRequest(
+        template=params["template"],
+        name=params["name"],
+        pool=params["pool"] or "",
+        path=params["path"] or "",
+        start=params["start"],
+        uri=params["uri"],
+        wait_timeout_s=duration_s(params["wait_timeout"], "wait_timeout"),
+        check_mode=params["check_mode"],
+    )
+
+
+def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
+    """One run of ``vm_thin_clone``; the module's return values. Raises KvmopsError; nothing has changed then."""
+    conn = connect(request.uri)
+    if request.check_mode:
+        for text in restores.pending(request.uri):
+            context.warn(text)
+        return _clone(conn, find_domain(conn, request.template), request, context)
+    for text in restores.settle(conn, request.uri):
+        context.warn(text)
+    domain = find_domain(conn, request.template)
+    uuid = str(domain.UUIDString())
+    what = f"making the thin clone {request.name} of {domain.name()}"
+    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=request.wait_timeout_s):
+        for text in recover.settle(conn, uuid):
+            context.warn(f"left by an earlier run and put right: {text}")
+        return _clone(conn, domain, request, context)
+
+
+def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Context) -> dict[str, Any]:
+    what = f"The thin clone {request.name} of {domain.name()}"
+    template = find.of_domain(conn, domain)
+    if not template.marked:
+        raise RefusedError(
+            what, f"{template.name} is not marked as a template", "Mark it with kvmops.backup.vm_template."
+        )
+    existing = _existing(conn, request.name)
+    if existing is not None:
+        if not find.stands_on(conn, existing, template):
+            raise RefusedError(what, "there is a VM of that name that is no clone of it", "Choose another name.")
+        return _there(conn, existing, request)
+    require_fit(conn, domain)
+    try:
+        planned = _plan(conn, domain, template, request)
+    except RefusedError as error:
+        raise RefusedError(what, error.why, error.hint) from error
+    for text in (*planned.warnings, *(f"{item.device} is left out: {item.reason}" for item in planned.skipped)):
+        context.warn(text)
+    if not request.check_mode:
+        with restores.locks(planned.name, planned.uuid):
+            run(conn, None, planned, context.progress, request.uri, source=f"template {template.uuid}")
+    return {
+        "changed": True,
+        "vm": {"name": planned.name, "uuid": planned.uuid},
+        "disks": [asdict(disk) for disk in planned.disks],
+    }
+
+
+def _existing(conn: Connection, name: str) -> Domain | None:
+    try:
+        return conn.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise translate(error, f"The VM {name}") from error
+
+
+def _there(conn: Connection, domain: Domain, request: CloneRequest) -> dict[str, Any]:
+    """A clone that was made earlier."""
+    view = domain_xml.parse(domain.XMLDesc(0))
+    starts = request.start and not domain.isActive()
+    if starts and not request.check_mode:
+        try:
+            domain.create()
+        except libvirt.libvirtError as error:
+            raise KvmopsError(f"The VM {view.name}", f"it does not start: {error}") from error
+    disks = [disk for disk in view.disks if disk.device == "disk"]
+    paths = {
+        disk.target: disk.path or storage.volume_path(conn, disk.pool, disk.volume) if disk.path or disk.volume else ""
+        for disk in disks
+    }
+    return {
+        "changed": starts,
+        "vm": {"name": view.name, "uuid": view.uuid},
+        "disks": [{"target": each.target, "path": paths[each.target], "format": each.format} for each in disks],
+    }
+
+
+def _plan(conn: Connection, domain: Domain, template: Template, request: CloneRequest) -> RestorePlan:
+    """The plan of a restore whose members are overlays that are still to be made."""
+    wanted = RestoreRequest(
+        source=template.name,
+        pool=request.pool,
+        path=request.path,
+        name=request.name,
+        uuid="new",
+        mac="new",
+        start=request.start,
+        uri=request.uri,
+        check_mode=request.check_mode,
+    )
+    xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    point = _point(conn, xml, template)
+    host = facts.gather(conn, point, wanted, template.disks[0].path)
+    planned = make_plan(point, replace(host, template=Match(template)), wanted)
+    made = [_overlay(file) for file in planned.files]
+    nvram = _nvram(conn, xml, planned)
+    return replace(
+        planned,
+        files=(),
+        made=(*made, *nvram),
+        estimated_bytes=0,
+        # there is no archive that could lack the state of the firmware
+        warnings=tuple(text for text in planned.warnings if not text.startswith("The archive holds no ")),
+    )
+
+
+def _point(conn: Connection, xml: str, template: Template) -> Configuration:
+    members = []
+    for number, disk in enumerate(template.disks, 1):
+        members.append(
+            Member(
+                name=f"{disk.target}_0.qcow2",
+                role=Role.DISK,
+                size_bytes=_EMPTY_OVERLAY_BYTES,
+                target=disk.target,
+                virtual_size_bytes=disk.virtual_size_bytes,
+                image_format="qcow2",
+                original_format="qcow2",
+                former_path=disk.path,
+                pool=storage.describe(conn, disk.path).pool,
+                active=True,
+                template_disk=number,
+            )
+        )
+    content = tuple(TemplateDisk(disk.target, disk.virtual_size_bytes, "") for disk in template.disks)
+    return Configuration(
+        timestamp=0,
+        domain_xml=xml,
+        vm_name=template.name,
+        vm_uuid=template.uuid,
+        members=tuple(members),
+        requires=TemplateRequirement(template.uuid, template.name, content),
+        digest=hashlib.sha256(f"thin clone of {template.uuid}".encode()).hexdigest(),
+    )
+
+
+def _overlay(file: PlannedFile) -> MadeFile:
+    return MadeFile(file.member.target, file.path, file.format, file.backing, file.backing_format, pool=file.pool)
+
+
+def _nvram(conn: Connection, xml: str, planned: RestorePlan) -> list[MadeFile]:
+    """A copy of the template's NVRAM under the clone's name; none where the template was never started."""
+    former, own = domain_xml.parse(xml).nvram_path, domain_xml.parse(planned.domain_xml).nvram_path
+    if not former or not own or not os.path.isfile(former):
+        return []
+    return [MadeFile("", own, "raw", former, "raw", flat=True)]
