@@ -141,7 +141,8 @@ def _image_fault(reader: ArchiveReader, member: Member, threads: int, context: C
         return f"its backing image {member.parent} is not in the archive"
     try:
         info = probe.probe(reader.read_at(member.name), member.size_bytes)
-        probe.check_archive_image(info, allowed_backing=member.parent or None)
+        stands_on = member.parent or ("a disk of the template" if member.template_disk else None)
+        probe.check_archive_image(info, allowed_backing=stands_on)
         found = _qemu_check(reader, member, info.format, threads, context)
     except (probe.ImageError, DamagedError) as error:
         return str(error)

@@ -36,6 +36,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     RestorePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat, RestoreRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk
 
 
 def plan(
@@ -157,7 +158,7 @@ def _draft(
         memories=states.memories(tree),
         frozen=states.frozen(tree),
         overlays=states.overlays(tree),
-        bases=host.template.template.disks if host.template and host.template.template else (),
+        bases=_bases(host),
     )
     merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
     files = layout.decide(needed, host, who, request.disk_format, merged)
@@ -214,9 +215,7 @@ def _draft(
             flat=flat,
             replaced=who.replaced,
             set_aside=tuple(set_aside),
-            refresh_pools=tuple(
-                sorted(({each.pool for each in all_files} | {each.pool for each in files.made}) - {""})
-            ),
+            refresh_pools=tuple(sorted(({each.pool for each in all_files} | {each.pool for each in files.made}) - {""})),
             skipped=_unique(outcome.skipped),
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
@@ -225,6 +224,14 @@ def _draft(
         problems,
         list(of_tree.problems),
     )
+
+
+def _bases(host: HostFacts) -> Sequence[BaseDisk]:
+    """The disks that a thin clone is put on; none where the host has not what it needs."""
+    found = host.template
+    if found is None or found.template is None or found.mismatch or found.unchecked:
+        return ()
+    return found.template.disks
 
 
 def _about_templates(

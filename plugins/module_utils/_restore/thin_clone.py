@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -216,7 +216,10 @@ def _overlay(file: PlannedFile) -> MadeFile:
 
 def _nvram(conn: Connection, xml: str, planned: RestorePlan) -> list[MadeFile]:
     """A copy of the template's NVRAM under the clone's name; none where the template was never started."""
-    former, own = domain_xml.parse(xml).nvram_path, domain_xml.parse(planned.domain_xml).nvram_path
-    if not former or not own or not os.path.isfile(former):
+    view = domain_xml.parse(planned.domain_xml)
+    former = firmware_state.nvram_path(conn, domain_xml.parse(xml))
+    if not former:
         return []
-    return [MadeFile("", own, "raw", former, "raw", flat=True)]
+    kind = "qcow2" if former.endswith(".qcow2") else "raw"
+    chosen = os.path.join(firmware_state.nvram_directory(conn), firmware_state.default_nvram(view.name, kind))
+    return [MadeFile("", view.nvram_path or chosen, kind, former, kind, flat=True)]
