@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import collections
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .modules import module_argv
@@ -32,6 +34,25 @@ setattr(getattr(libvirt, kind), method, call)
 sys.argv = sys.argv[5:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+
+
+class Steps:
+    """Counts the calls of functions, from 1, and kills this process before call number ``kill_at`` (0: never)."""
+
+    def __init__(self, places: Sequence[tuple[Any, str]], kill_at: int) -> None:
+        self.count = 0
+        self._kill_at = kill_at
+        for owner, name in places:
+            setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.count += 1
+            if self.count == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **named)
+
+        return call
 
 
 def count_system_calls(module: str, arguments: dict[str, Any], names: Sequence[str]) -> dict[str, int]:

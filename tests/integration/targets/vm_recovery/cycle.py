@@ -9,7 +9,6 @@ As a program: cycle.py NAME MODE KILL_AT takes and removes a saved state and kil
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover, saved_state
 from ansible_collections.kvmops.backup.tests.lab import daemons, markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+from ansible_collections.kvmops.backup.tests.lab.kills import Steps
 
 NAME = "kvmops-test"
 EVENTS = (
@@ -211,17 +211,6 @@ def killed_libvirtd(cycle, work, function, delay_s):
 
 def main(name, mode, kill_at):
     """See the top of the file."""
-    events = 0
-
-    def counted(original):
-        def call(*arguments, **named):
-            nonlocal events
-            events += 1
-            if events == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **named)
-
-        return call
 
     class Named:
         """As much of a LabVm as plan_for() and Cycle need."""
@@ -232,10 +221,9 @@ def main(name, mode, kill_at):
         def xml(self):
             return connection.find_domain(connection.connect(daemons.URI), name).XMLDesc()
 
-    for place, function in EVENTS:
-        setattr(place, function, counted(getattr(place, function)))
+    steps = Steps(EVENTS, kill_at)
     Cycle(Named(), mode).whole()
-    print(events)
+    print(steps.count)
 
 
 if __name__ == "__main__":

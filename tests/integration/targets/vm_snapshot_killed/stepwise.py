@@ -9,7 +9,6 @@ SIGKILL comes before event KILL_AT. Without one (0) the number of events is prin
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 import libvirt
@@ -19,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._journal import Jour
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import copying, run
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import SnapshotRequest, Wish
+from ansible_collections.kvmops.backup.tests.lab.kills import Steps
 
 EVENTS = (
     (Journal, "record"),
@@ -42,23 +42,10 @@ EVENTS = (
 
 def main(kill_at, vm, snapshot, state):
     """See the top of the file."""
-    events = 0
-
-    def counted(original):
-        def call(*arguments, **named):
-            nonlocal events
-            events += 1
-            if events == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **named)
-
-        return call
-
-    for place, function in EVENTS:
-        setattr(place, function, counted(getattr(place, function)))
+    steps = Steps(EVENTS, kill_at)
     request = SnapshotRequest(vm=vm, snapshot=snapshot, wish=Wish(state))
     run.snapshot(request, Context(Progress(), lambda text: None))
-    print(events)
+    print(steps.count)
 
 
 if __name__ == "__main__":
