@@ -86,7 +86,7 @@ template:
     digest:
       description:
         - One digest over the content of all its disks as a guest sees it, in order. The same however they are stored.
-        - V(null) where it is not known without reading them (check mode, O(state=absent)).
+        - V(null) where it is not known without reading them (check mode, O(state=absent)), and for a template that is running.
       type: str
       returned: success
       sample: 1f0c6f6f2bb0e1d6d2ba5bb0a60c4b3e3a4bd1f7f24a53b7a7c1f2e6c0b3a5d9

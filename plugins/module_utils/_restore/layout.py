@@ -71,7 +71,10 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
     members = _members([*needed.disks.values(), *needed.others])
     doubled = {member.name for target in flat for member in needed.disks[target]}
     # layers and the image that is made of them are there at the same time
-    sized = [replace(m, size_bytes=2 * m.size_bytes) if m.name in doubled else m for m in members.values()]
+    sized = [
+        replace(m, size_bytes=2 * m.size_bytes + _below(m, needed)) if m.name in doubled else m
+        for m in members.values()
+    ]
     images = [_beside_disks(member, members, host) for member, _dummy in needed.memories]
     where = places.decide([*sized, *images], host)
     namer = _Namer(who)
@@ -132,6 +135,11 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
         placed[path] = place
     problems = (*where.problems, *_unknown_formats(members.values()))
     return Layout(tuple(files.values()), tuple(made), tops, placed, files, where.warnings, problems)
+
+
+def _below(member: Member, needed: Needed) -> int:
+    """What a flat image holds of the template."""
+    return needed.bases[member.template_disk - 1].allocated_bytes if member.template_disk and needed.bases else 0
 
 
 def clashes(

@@ -197,7 +197,7 @@ def _draft(
     warnings = [*fate.warnings, *files.warnings]
     if not configuration.format_version:
         warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
-    warnings += _left_over(who.replaced, set_aside)
+    warnings += _left_over(who.replaced, set_aside, others)
     warnings += _revived(files.places, others) if configuration.template else []
     warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, tpm, bare), *of_tree.warnings]
     all_files = of_tree.files + tuple(file for file in (nvram, tpm) if file is not None)
@@ -293,10 +293,11 @@ def _tpm(
     return PlannedFile(member=member, path=os.path.join(host.tpm_place.path, who.uuid), format="raw")
 
 
-def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str]) -> list[str]:
+def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str], others: Sequence[ExistingVm]) -> list[str]:
     if replaced is None:
         return []
-    left = sorted(path for path in replaced.disk_files - set(set_aside) if not path.startswith("/dev/"))
+    own = replaced.disk_files.difference(set_aside, *(vm.files for vm in others))
+    left = sorted(path for path in own if not path.startswith("/dev/"))
     return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
 
 

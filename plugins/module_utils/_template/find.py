@@ -27,12 +27,16 @@ from ansible_collections.kvmops.backup.plugins.module_utils._template import mar
 
 @dataclass(frozen=True)
 class BaseDisk:
-    """A disk that thin clones can stand on. `path` is a real path; `virtual_size_bytes` 0: the image cannot be read."""
+    """A disk that thin clones can stand on.
+
+    `path` is a real path; `virtual_size_bytes` 0: the image cannot be read. `allocated_bytes`: what all its layers take.
+    """
 
     target: str
     path: str
     format: str
     virtual_size_bytes: int
+    allocated_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,11 @@ def _path(conn: Connection, disk: domain_xml.Disk) -> str:
 
 def _base_disk(conn: Connection, disk: domain_xml.Disk) -> BaseDisk:
     path, fmt = _path(conn, disk), disk.format or "raw"
-    size_bytes = 0
+    size_bytes = allocated_bytes = 0
     if os.path.exists(path) and fmt in ("qcow2", "raw"):
         try:
             size_bytes = qemu_img.info(path, fmt).virtual_size_bytes
-        except ImageError:
+            allocated_bytes = sum(os.stat(layer).st_blocks * 512 for layer in layers.below(path))
+        except (ImageError, OSError):
             size_bytes = 0  # judged as a disk whose content is not known
-    return BaseDisk(disk.target, path, fmt, size_bytes)
+    return BaseDisk(disk.target, path, fmt, size_bytes, allocated_bytes)

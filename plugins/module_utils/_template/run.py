@@ -123,8 +123,10 @@ def _judge(conn: Connection, domain: Domain, request: TemplateRequest, context: 
             _write(domain, marked=False)
         known = requirement.known_disks(found)
         return {"changed": found.marked, "template": _value(found, known)}
-    if not found.marked or not found.running:
-        found = require_fit(conn, domain)
+    if found.marked and found.running:
+        context.warn(f"the template {found.name} is running: what it writes changes what its clones stand on")
+        return {"changed": False, "template": _value(found, None)}
+    found = require_fit(conn, domain)
     content = requirement.known_disks(found) if request.check_mode else requirement.disks(found, context.progress)
     if not found.marked and not request.check_mode:
         _write(domain, marked=True)
