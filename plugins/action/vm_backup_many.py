@@ -142,13 +142,18 @@ def outcome(result: Mapping[str, Any]) -> str:
     return f"{result.get('mode')}, {base._bytes(int(result.get('bytes_written') or 0))} written, {result.get('duration')} s"
 
 
+def _text(warning: Any) -> str:
+    """A warning in words; newer releases of Ansible hand on objects of their own."""
+    return str(getattr(getattr(warning, "event", None), "msg", warning))
+
+
 def summary(tasks: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The result of the task. Pure."""
     backups: list[dict[str, Any]] = [
         {"failed": False, "changed": False, **result, "vm": task["vm"]} for task, result in zip(tasks, results)
     ]
     for each in backups:
-        each["warnings"] = [str(warning) for warning in each.get("warnings", [])]
+        each["warnings"] = [_text(warning) for warning in each.get("warnings", [])]
         each.pop("exception", None)
         each.pop("invocation", None)
     bad = [str(each["vm"]) for each in backups if each["failed"]]
