@@ -24,6 +24,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 # Measured on ext4: slices of 256 KiB are written up to twice as fast as 4 MiB at once.
 _SLICE_BYTES = 256 * 2**10
 _HOLE_BYTES = 32 * 2**10
+_GIVEN_BACK_S = 10.0
 _ZEROS = bytes(_HOLE_BYTES)
 _CANNOT_CLONE = {
     errno.EXDEV,
@@ -154,8 +155,18 @@ def _shared_bytes(fd: int) -> int:
         start = found[-1][0] + found[-1][2]
 
 
+def wait_for_free(directory: str, wanted_bytes: int) -> int:
+    """`free_bytes` once it is as much as wanted; file systems give back in the background, but not for ever."""
+    deadline = time.monotonic() + _GIVEN_BACK_S
+    while True:
+        free = free_bytes(directory)
+        if free >= wanted_bytes or time.monotonic() >= deadline:
+            return free
+        time.sleep(_GIVEN_BACK_S / 100)
+
+
 def free_bytes(directory: str) -> int:
-    """What an ordinary user may still write in a directory, after the file system has given back what was removed."""
+    """What an ordinary user may still write in a directory, with everything on the disk that was written or removed."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _libc.syncfs(fd)

@@ -166,7 +166,8 @@ def carry_out(
         context.progress.phase("remove", archive.path)
         reason = reasons[archive.path]
         if not check_mode:
-            if reason == _retention.FOR_SPACE and _files.free_bytes(place.directory) >= wanted_bytes:
+            free = _files.free_bytes(place.directory) if wanted_bytes else 0
+            if reason == _retention.FOR_SPACE and free >= wanted_bytes:
                 continue
             try:
                 for path in (*place.twins.get(archive.path, ()), archive.path):
@@ -174,6 +175,8 @@ def carry_out(
             except (BusyError, ArchiveError) as error:
                 context.warn(f"{archive.path} was not removed although it should be ({reason}): {error}")
                 continue
+            if wanted_bytes:
+                _files.wait_for_free(place.directory, min(wanted_bytes, free + archive.frees_bytes))
         removed.append(Removed(archive.path, reason, archive.frees_bytes))
     return removed
 
