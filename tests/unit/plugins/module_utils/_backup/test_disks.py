@@ -43,8 +43,8 @@ CASES = {
         (replace(FILE, type=kind, path="", network="rbd/pool/image"), None, False, True)
         for kind in ("network", "nvme", "vhostuser", "vhostvdpa", "dir")
     ],
-    "other image formats (vmdk, vdi, vhdx, …)": [
-        (FILE, replace(QCOW2, format=fmt), False, True) for fmt in ("vmdk", "vdi", "vhdx", "qed", "luks")
+    "other image formats (vmdk, vdi, vpc, …)": [
+        (FILE, replace(QCOW2, format=fmt), False, True) for fmt in ("vmdk", "vdi", "vpc", "qed", "luks")
     ],
     "qcow2 with an external data file": [
         (FILE, replace(QCOW2, has_data_file=True), False, True),
