@@ -57,6 +57,7 @@ class Progress:
         self._heartbeat_path = heartbeat_path
         self._clock = clock
         self._lock = threading.Lock()
+        self.merge_bps = 0  # how many bytes a second a merge may write; 0: no limit
         self._phase = self._disk = ""
         self._done_bytes = self._total_bytes = 0
         self._samples: list[tuple[float, int]] = [(clock(), 0)]

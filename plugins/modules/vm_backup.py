@@ -176,7 +176,10 @@ options:
     type: str
   bandwidth:
     description:
-      - Write at most this many bytes per second to the archive, for example V(50M). V(0) means no limit.
+      - Write at most this many bytes per second, for example V(50M), to the archive, and to each disk while saved states
+        are merged. V(0) means no limit.
+      - Should the guest itself write faster than that to the disk that is being merged, the limit of the merge is raised
+        until it comes to an end.
     type: str
     default: '0'
   notes:

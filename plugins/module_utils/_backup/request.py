@@ -55,7 +55,7 @@ class BackupRequest:
     `free_space`: the oldest archives there go before it, until it fits.
     `max_parallel`: backups at work in the place at once; 0: any number. `slot_timeout_s`: how long to wait for that.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
-    `bandwidth_bps`: limit of the bytes written to the archive in a second; 0: none.
+    `bandwidth_bps`: limit of the bytes written in a second, to the archive and then in merges; 0: none.
     `notes` is stored with the new archive.
     """
 

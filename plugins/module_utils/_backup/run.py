@@ -118,6 +118,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     ):
         context.warn(text)
     retention.settle(request.check_mode, context)
+    context.progress.merge_bps = request.bandwidth_bps
     domain = find_domain(conn, request.vm)
     uuid = str(domain.UUIDString())
     if not request.pool and not request.path:

@@ -127,9 +127,10 @@ def convert(src: str, src_fmt: str, dst: str, dst_fmt: str, *, untrusted: bool =
         os.close(fd)
 
 
-def commit(top: str, base: str) -> None:
+def commit(top: str, base: str, limit_bps: int = 0) -> None:
     """Merge the qcow2 ``top`` and the layers between into ``base``, all of them not in use. Raises ImageError."""
-    _run(["commit", "-q", "-f", "qcow2", "-b", _absolute(base)], top, timeout_s=_LONG_S)
+    limit = ["-r", str(limit_bps)] if limit_bps else []
+    _run(["commit", "-q", "-f", "qcow2", *limit, "-b", _absolute(base)], top, timeout_s=_LONG_S)
 
 
 def delete_internal(path: str, name: str) -> None:

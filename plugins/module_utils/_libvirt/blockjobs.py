@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 POLL_S = 0.05
 _LASTING_S = 2.0  # libvirt sees what its QEMU does within moments
 _PIVOT_S = 60.0
+_STUCK_S = 30.0
 OWN_PREFIX = "kvmops-"
 OnBytes = Callable[[int, int], None]
 
@@ -92,21 +93,22 @@ def domain_job(domain: Domain) -> str:
     return names.get(stats.get("operation", 0), "another job (virsh domjobinfo)")
 
 
-def start_commit(domain: Domain, target: str, base: str, top: str) -> None:
-    """Start merging the active image ``top`` into ``base``; it stays in step until pivot()."""
+def start_commit(domain: Domain, target: str, base: str, top: str, limit_bps: int = 0) -> None:
+    """Start merging the active image ``top`` into ``base``; it stays in step until pivot(). ``limit_bps`` 0: no limit."""
     try:
         names = _listed(domain, target)
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
-        domain.blockCommit(target, names.get(base, base), names.get(top, top), 0, flags)
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        domain.blockCommit(target, names.get(base, base), names.get(top, top), limit_bps, flags)
     except libvirt.libvirtError as error:
         raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
 
 
-def start_inner_commit(domain: Domain, target: str, base: str, top: str) -> None:
+def start_inner_commit(domain: Domain, target: str, base: str, top: str, limit_bps: int = 0) -> None:
     """Start merging ``top``, a layer below the active image, into ``base``; the job ends by itself."""
     try:
         names = _listed(domain, target)
-        domain.blockCommit(target, names.get(base, base), names.get(top, top), 0, 0)
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        domain.blockCommit(target, names.get(base, base), names.get(top, top), limit_bps, flags)
     except libvirt.libvirtError as error:
         raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
 
@@ -142,17 +144,36 @@ def wait_ended(domain: Domain, target: str, on_bytes: OnBytes) -> None:
         time.sleep(POLL_S)
 
 
-def wait_ready(domain: Domain, target: str, on_bytes: OnBytes) -> None:
+class Limit:
+    """The limit of a merge that the guest writes against: twice as high whenever the merge comes no nearer to its end."""
+
+    def __init__(self, domain: Domain, target: str, bps: int) -> None:
+        self._domain, self._target, self._bps = domain, target, bps
+        self._least_left, self._since = -1, time.monotonic()
+
+    def look(self, done: int, total: int) -> None:
+        """Called now and then with the state of the job."""
+        left, now = total - done, time.monotonic()
+        if self._least_left < 0 or left < self._least_left:
+            self._least_left, self._since = left, now
+        elif self._bps and now - self._since > _STUCK_S:
+            self._bps, self._since = 2 * self._bps, now
+            self._domain.blockJobSetSpeed(self._target, self._bps, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+
+
+def wait_ready(domain: Domain, target: str, on_bytes: OnBytes, limit_bps: int = 0) -> None:
     """Wait until base and overlay are in step. Raises KvmopsError when the job ends instead (no space, I/O error).
 
     A libvirtd that died between starting the job and writing that down knows the job, but not that its disk has one.
     QEMU's word then counts.
     """
     unseen_since = 0.0
+    limit = Limit(domain, target, limit_bps)
     while True:
         try:
             info = domain.blockJobInfo(target, 0)
             disk = domain_xml.parse(domain.XMLDesc(0)).disk(target)
+            limit.look(int(info.get("cur", 0)), int(info.get("end", 0)))
         except libvirt.libvirtError as error:
             raise translate(error, f"Merging {target} of {domain.name()}") from error
         if not info:
@@ -196,12 +217,12 @@ def pivot(domain: Domain, target: str) -> None:
         raise translate(error, f"Switching {target} of {domain.name()} back to its base") from error
 
 
-def start_commit_qemu(domain: Domain, target: str, overlay: str, base: str) -> None:
+def start_commit_qemu(domain: Domain, target: str, overlay: str, base: str, limit_bps: int = 0) -> None:
     """Start merging an active image that libvirt does not know, as our own job."""
     top_node, base_node = _format_node(domain, overlay), _format_node(domain, base)
     monitor.execute(
         domain, "block-commit", job_id=OWN_PREFIX + target, device=top_node, top_node=top_node, base_node=base_node,
-        auto_finalize=True, auto_dismiss=False,
+        speed=limit_bps, auto_finalize=True, auto_dismiss=False,
     )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def _merge_below(work: _Work, merge: Merge) -> None:
     if not work.journal.facts.get(committed):
         _require_nobody(merge.base_path, merge.base_format, merge)
         way_back.reporter(work.progress, merge.target)
-        qemu_img.commit(merge.top_path, merge.base_path)
+        qemu_img.commit(merge.top_path, merge.base_path, work.progress.merge_bps)
         copying.sync(merge.base_path)
         work.journal.record(**{committed: True})
     for child in children:
@@ -198,7 +198,8 @@ def _merge_in_qemu(work: _Work, merge: Merge) -> None:
     chain = views.gather(conn, domain).disk(merge.target).qemu
     if merge.top_path in chain and not jobs:
         work.journal.record(**{started: merge.top_path})
-        blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path)
+        limit_bps = work.progress.merge_bps
+        blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path, limit_bps)
     blockjobs.wait_ended(domain, merge.target, way_back.reporter(work.progress, merge.target))
     if not way_back.soon(lambda: views.gather(conn, domain).disk(merge.target).agree):
         seen = views.gather(conn, domain).disk(merge.target)

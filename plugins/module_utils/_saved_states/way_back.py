@@ -391,12 +391,12 @@ def _thaw(work: _Work, _target: str) -> None:
 def _merge(work: _Work, target: str) -> None:
     overlay = work.overlay(target)
     work.step(target, Step.COMMITTING)
-    blockjobs.start_commit(work.domain, target, overlay.base_path, overlay.overlay_path)
+    blockjobs.start_commit(work.domain, target, overlay.base_path, overlay.overlay_path, work.progress.merge_bps)
     _finish(work, target)
 
 
 def _finish(work: _Work, target: str) -> None:
-    blockjobs.wait_ready(work.domain, target, reporter(work.progress, target))
+    blockjobs.wait_ready(work.domain, target, reporter(work.progress, target), work.progress.merge_bps)
     disk = views.gather(work.conn, work.domain).disk(target)
     blind = _seen(disk.persistent, work.overlay(target)) is Seen.BASE
     work.step(target, Step.PIVOTING_BLIND if blind else Step.PIVOTING)
@@ -407,7 +407,7 @@ def _finish(work: _Work, target: str) -> None:
 def _merge_qemu(work: _Work, target: str) -> None:
     overlay = work.overlay(target)
     work.step(target, Step.COMMITTING)
-    blockjobs.start_commit_qemu(work.domain, target, overlay.overlay_path, overlay.base_path)
+    blockjobs.start_commit_qemu(work.domain, target, overlay.overlay_path, overlay.base_path, work.progress.merge_bps)
     _finish_qemu(work, target)
 
 
@@ -472,7 +472,7 @@ def _renew_overlay(overlay: Overlay) -> None:
 def _merge_off(work: _Work, target: str) -> None:
     overlay = work.overlay(target)
     work.step(target, Step.COMMITTING)
-    qemu_img.commit(overlay.overlay_path, overlay.base_path)
+    qemu_img.commit(overlay.overlay_path, overlay.base_path, work.progress.merge_bps)
     work.step(target, Step.PIVOTING)  # whoever starts the VM after the next line starts it on the base, rightly
     if (
         work.domain is not None

@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The limit of bytes per second holds for the merge of saved states too, of a VM that runs and of one that is off (SPEC H2)."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from contextlib import suppress
+
+import libvirt
+
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs
+from ansible_collections.kvmops.backup.tests.lab import modules
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+
+MIB = 2**20
+
+
+def merges(vm, process):
+    """The limits seen on the disk's jobs while the process ran, and for how long a job was there."""
+    seen, began, ended = set(), 0.0, 0.0
+    while process.poll() is None:
+        with suppress(libvirt.libvirtError):
+            info = vm.domain.blockJobInfo("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+            if info:
+                seen.add(info["bandwidth"])
+                began, ended = began or time.monotonic(), time.monotonic()
+        time.sleep(0.02)
+    return seen, ended - began
+
+
+def begin(**arguments):
+    argv = modules.module_argv("vm_backup", arguments)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+
+
+def test_a_merge_keeps_to_the_limit(lab, run_module):
+    target = str(lab.path("backups"))
+    vm = lab.create_vm("limited", [Disk(size_mib=128)])
+    run_module("vm_backup", vm="limited", path=target, mode="auto")
+    vm.agent.shell("dd if=/dev/urandom of=/disk/vda/ballast bs=1M count=32 conv=fsync")
+    arguments = {"vm": "limited", "path": target, "mode": "auto", "increment_limit": 2, "bandwidth": "8M"}
+    with begin(**arguments) as process:
+        seen, lasted = merges(vm, process)
+        stdout, stderr = process.communicate()
+    result = modules.module_result("vm_backup", stdout, stderr)
+    assert not result.failed and len(result["merged_saved_states"]) == 2
+    assert seen == {8 * MIB} and lasted > 2.5  # 32 MiB at 8 MiB/s, less what QEMU lets through at once
+    # off: qemu-img does it
+    run_module("vm_backup", vm="limited", path=target, mode="auto")
+    vm.agent.shell("dd if=/dev/urandom of=/disk/vda/ballast bs=1M count=32 conv=fsync,notrunc")
+    vm.shutdown()
+    began = time.monotonic()
+    merged = run_module("vm_backup", **arguments)
+    assert len(merged["merged_saved_states"]) == 2
+    assert time.monotonic() - began > 6.5  # copy and merge
+
+
+def test_a_guest_that_writes_faster_does_not_keep_the_merge_from_ending(monkeypatch):
+    """The limit is raised as long as the end comes no nearer."""
+    speeds: list[int] = []
+
+    class Domain:
+        @staticmethod
+        def blockJobSetSpeed(target, bps, flags):
+            assert (target, flags) == ("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+            speeds.append(bps)
+
+    now = [0.0]
+    monkeypatch.setattr(blockjobs.time, "monotonic", lambda: now[0])
+    limit = blockjobs.Limit(Domain(), "vda", MIB)
+    for second in range(100):
+        now[0] = float(second)
+        limit.look(second * MIB, (100 + second) * MIB)  # what is left stays the same
+    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
+    for second in range(100, 200):
+        now[0] = float(second)
+        limit.look(0, (200 - second) * MIB)
+    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
