@@ -32,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._units import human_
 _REFLINK_FILE_SYSTEMS = ("xfs", "btrfs", "bcachefs", "ocfs2")
 _OVERHEAD_BYTES = 2**20  # headers, digests and XML of an ordinary VM
 _LOW_SPACE_BYTES = 2**30
+_UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,12 @@ def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tu
         Skipped(f"{device.kind} device", f"host devices are not part of a backup ({device.description})")
         for device in facts.view.hostdevs
     ]
+    skipped += [
+        Skipped(
+            f"filesystem {each.target}", f"what is in shared host directories is not part of a backup ({each.source})"
+        )
+        for each in facts.view.filesystems
+    ]
     if facts.view.tpm not in ("", "emulator"):
         skipped.append(
             Skipped("tpm", f"the state of a TPM of type {facts.view.tpm} is not on this host's file systems")
@@ -318,7 +325,6 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
     """What will be reached, and a warning where that is less than could be expected."""
     if not facts.running:
         return Consistency.OFF, []
-    passed_through = [device for device in facts.view.hostdevs if device.kind in ("pci", "usb")]
     if wish is ConsistencyWish.CRASH:
         return Consistency.CRASH, []
     if facts.paused and wish is not ConsistencyWish.AGENT:
@@ -335,10 +341,11 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
         )
     if wish is not ConsistencyWish.MEMORY and facts.agent is AgentState.OK:
         return Consistency.AGENT, []
-    if passed_through:
+    obstacle = _keeps_memory_from_being_saved(facts.view)
+    if obstacle:
         raise RefusedError(
             what,
-            f"its memory cannot be saved because of a {passed_through[0].kind} host device ({passed_through[0].description})",
+            f"its memory cannot be saved because of {obstacle}",
             "Use consistency: crash, or install a guest agent and use consistency: agent.",
         )
     expected = (AgentState.NO_CHANNEL, AgentState.OK)
@@ -347,6 +354,22 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
             f"{facts.agent.value}: the backup has a memory image instead of frozen file systems"
         ]
     return Consistency.MEMORY, []
+
+
+def _keeps_memory_from_being_saved(view: DomainView) -> str:
+    """The first device whose state QEMU cannot put into a memory image; "" if there is none."""
+    found = [
+        f"a {device.kind} host device ({device.description})"
+        for device in view.hostdevs
+        if device.kind in _UNSAVEABLE_HOSTDEVS
+    ]
+    found += [
+        f"a network interface of type {nic.type} ({nic.mac})" for nic in view.nics if nic.type in ("hostdev", "vdpa")
+    ]
+    found += [
+        f"the shared host directory {each.source} (virtiofs)" for each in view.filesystems if each.driver == "virtiofs"
+    ]
+    return next(iter(found), "")
 
 
 def _name(facts: VmFacts, target: TargetFacts, request: BackupRequest, now: int, base: Base | None) -> tuple[int, str]:

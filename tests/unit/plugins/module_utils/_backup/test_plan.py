@@ -138,6 +138,37 @@ def test_pci_device_has_no_memory_image():
     assert make(replace(vm, agent=AgentState.OK)).consistency is Consistency.AGENT
 
 
+@pytest.mark.parametrize(
+    ("device", "word"),
+    [
+        (HOSTDEV.format(kind="usb", source="<vendor id='0x1'/><product id='0x2'/>"), "usb host device"),
+        (HOSTDEV.format(kind="scsi_host", source=""), "scsi_host host device"),
+        (
+            "<interface type='hostdev'><mac address='52:54:00:00:00:09'/></interface>",
+            "type hostdev (52:54:00:00:00:09)",
+        ),
+        (
+            "<filesystem type='mount'><driver type='virtiofs'/><source dir='/srv/x'/><target dir='x'/></filesystem>",
+            "/srv/x (virtiofs)",
+        ),
+    ],
+)
+def test_devices_whose_state_is_no_part_of_a_memory_image(device, word):
+    vm = facts(definition=xml(disk(), devices=device))
+    with pytest.raises(RefusedError) as caught:
+        make(vm)
+    assert word in str(caught.value) and "consistency: crash" in str(caught.value)
+    assert make(vm, consistency=ConsistencyWish.CRASH).consistency is Consistency.CRASH
+
+
+def test_shared_directories_and_vsock_are_in_the_configuration_only():
+    shared = "<filesystem type='mount'><source dir='/srv/x'/><target dir='tag'/></filesystem><vsock model='virtio'/>"
+    made = make(facts(definition=xml(disk(), devices=shared)))
+    assert made.consistency is Consistency.MEMORY
+    assert [each.device for each in made.configuration.skipped] == ["filesystem tag"]
+    assert "vsock" in made.configuration.domain_xml and "/srv/x" in made.configuration.domain_xml
+
+
 def test_mediated_device_only_off():
     text = xml(disk(), devices=MDEV)
     with pytest.raises(RefusedError, match="mediated device"):
