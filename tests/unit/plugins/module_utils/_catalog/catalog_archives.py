@@ -19,6 +19,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Role,
     SavedState,
     Skipped,
+    TemplateDisk,
+    TemplateRequirement,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, FileSource
@@ -75,6 +77,8 @@ def write(
     image: Path | None = None,
     extra_xml: str = "",
     incrementable: bool = False,
+    requires: TemplateRequirement | None = None,
+    provides: tuple[TemplateDisk, ...] = (),
 ) -> Path:
     """An archive of one point with a disk, an ISO and a saved state."""
     source = image or qcow2(directory)
@@ -97,7 +101,7 @@ def write(
                 timestamp, domain_xml(name, uuid, extra_xml), name, uuid, members, consistency=Consistency.AGENT,
                 saved_states=(SavedState("one", "<domainsnapshot/>"), SavedState("two", "<domainsnapshot/>", "one", True)),
                 skipped=(Skipped("sdb", "LUN disks are passed through"),), warnings=("the agent was slow",),
-                incrementable=incrementable,
+                incrementable=incrementable, requires=requires, provides=provides, template=bool(provides),
             )
         )  # fmt: skip
     source.unlink()

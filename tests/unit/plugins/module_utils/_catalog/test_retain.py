@@ -14,11 +14,17 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RetentionRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import (
+    RetentionRequest,
+    Selection,
+    VerifyRequest,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.retention import retain
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, TargetError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
     OTHER_UUID,
@@ -209,3 +215,62 @@ def test_a_file_with_two_names_frees_nothing(tmp_path: Path) -> None:
     assert _files.freed_bytes(str(path)) == path.stat().st_blocks * 512
     os.link(path, tmp_path / "second")
     assert _files.freed_bytes(str(path)) == 0
+
+
+TEMPLATE_UUID = "7e3f1a7e-9d43-4c43-9b1e-0f5b9a9c7d11"
+
+
+def of_template(directory: Path, days: int, content: str) -> Path:
+    """The archive of a template with that content."""
+    disk = TemplateDisk("vda", 2**20, content * 64)
+    return write(directory, name="golden", uuid=TEMPLATE_UUID, timestamp=TIME - days * DAY_S, provides=(disk,))
+
+
+def of_clone(directory: Path, days: int, content: str) -> Path:
+    """The archive of a thin clone that stands on that content."""
+    disk = TemplateDisk("vdb", 2**20, content * 64)
+    needed = TemplateRequirement(TEMPLATE_UUID, "golden", (disk,))
+    return write(directory, timestamp=TIME - days * DAY_S, requires=needed)
+
+
+def pools(monkeypatch: pytest.MonkeyPatch, *directories: Path) -> None:
+    monkeypatch.setattr(connection, "connect", lambda _uri: None)
+    known = tuple(storage.Pool(each.name, "dir", True, str(each), "") for each in directories)
+    monkeypatch.setattr(storage, "pools", lambda _conn: known)
+
+
+def test_the_template_of_a_kept_clone_stays(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    pools(monkeypatch, here, there)
+    oldest, older, newest = of_template(here, 9, "a"), of_template(here, 8, "b"), of_template(here, 7, "c")
+    first, second = of_clone(here, 3, "a"), of_clone(here, 2, "c")
+    elsewhere = of_clone(there, 1, "b")
+    result = run(here, told, keep_last=1)
+    assert paths(result["removed"]) == {first.name, oldest.name}
+    assert [os.path.basename(each["path"]) for each in result["removed"]] == [first.name, oldest.name]
+    reasons = {os.path.basename(each["path"]): each["reason"] for each in result["kept"]}
+    assert reasons[older.name] == "it holds the template that a kept archive of a thin clone needs"
+    assert set(os.listdir(here)) == {older.name, newest.name, second.name}
+    elsewhere.unlink()
+    assert paths(run(here, told, keep_last=1)["removed"]) == {older.name}
+
+
+def test_where_clones_elsewhere_cannot_be_seen_nothing_is_removed(tmp_path: Path, told: Told) -> None:
+    made = [of_template(tmp_path, 9, "a"), of_template(tmp_path, 8, "b")]
+    with pytest.raises(KvmopsError, match="The connection"):
+        run(tmp_path, told, keep_last=1)
+    assert all(path.exists() for path in made)
+
+
+def test_what_a_verification_has_found_counts(tmp_path: Path, told: Told) -> None:
+    """Damage that only reading shows: the archive is no longer the good one that may stand alone."""
+    older, newer = history(tmp_path, [2, 1])
+    damage(
+        newer, next(each.offset for each in catalog.open_archive(str(newer)).entries if each.name.endswith(".qcow2"))
+    )
+    assert paths(run(tmp_path, told, keep_last=1, check_mode=True)["removed"]) == {older.name}
+    verify(VerifyRequest(Selection(path=str(tmp_path)), fail_on_damage=False), told)
+    result = run(tmp_path, told, keep_last=1)
+    assert result["removed"] == [] and older.exists()
