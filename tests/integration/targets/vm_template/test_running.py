@@ -77,3 +77,25 @@ def test_a_template_and_two_running_clones_are_lost_and_come_back_byte_by_byte(l
     lab.vm("two").destroy()
     assert thin.contents(lab.vm("base")) == template_was
     assert not [name for name in os.listdir(Path(template_archive).parent) if name.startswith(".")]
+
+
+def test_a_running_clone_comes_back_with_its_memory_and_saved_states(lab: Lab, run_module: thin.Run) -> None:
+    base = lab.create_vm("base", agent=False, start=False)
+    run_module("vm_template", vm="base")
+    was = thin.contents(base)
+    web = lab.adopt(run_module("vm_thin_clone", template="base", name="web")["vm"]["name"]).start()
+    run_module("vm_snapshot", vm="web", snapshot="mine", memory=True)
+    done = run_module("vm_backup", vm="web", path=str(lab.path("backups")))
+    assert done["consistency"] == "memory"
+    thin.lose(web)
+    restored = run_module("vm_restore", source=done["archive"]["path"])
+    assert len(restored["snapshots"]) == 2 and "mine" in restored["snapshots"]
+    web = lab.vm("web")
+    for name in restored["snapshots"]:
+        run_module("vm_snapshot", vm="web", snapshot=name, state="reverted")
+        assert web.is_running()
+        assert web.console_line("GUEST-UP")
+    web.destroy()
+    run_module("vm_snapshot", vm="web", snapshot="all", state="absent")
+    (path,) = web.disks().values()
+    assert thin.chain(path)[-1] == str(base.disks()["vda"]) and thin.contents(base) == was

@@ -341,3 +341,43 @@ def test_what_a_killed_run_leaves_of_a_clone_is_gone_after_the_next(lab: Lab, ru
         assert sorted(str(path) for path in lab.directory.rglob("*")) == here
     run_module("vm_thin_clone", template="base", name="web")
     assert thin.contents(lab.adopt("web")) == thin.contents(base)
+
+
+def test_a_template_on_a_template_comes_back_with_its_clone(lab: Lab, run_module: thin.Run) -> None:
+    base = thin.off_template(lab, run_module)
+    above = thin.off_clone(lab, run_module, "above")
+    run_module("vm_template", vm="above")
+    web = thin.off_clone(lab, run_module, "web", template="above")
+    was = {vm.name: thin.contents(vm) for vm in (base, above, web)}
+    target = lab.path("backups")
+    archives = [thin.backup(run_module, vm, target) for vm in (base, above, web)]
+    entries = run_module("backup_info", path=str(target))["archives"]
+    assert {e["vm"]["name"]: (e["template"], (e["requires"] or {}).get("name")) for e in entries} == {
+        "base": (True, None), "above": (True, "base"), "web": (False, "above"),
+    }  # fmt: skip
+    for vm in (web, above, base):
+        thin.lose(vm)
+    assert "no template" in run_module("vm_restore", source=archives[2], fails=True).message
+    for archive in archives:
+        run_module("vm_restore", source=archive)
+    assert {name: thin.contents(lab.vm(name)) for name in was} == was
+    assert [len(thin.chain(path)) for path in lab.vm("web").disks().values()] == [3, 3]
+
+
+def test_a_template_that_runs_is_said_and_nothing_is_backed_up(
+    lab: Lab, run_module: thin.Run, ansible: Ansible
+) -> None:
+    base = lab.create_vm("base", start=False)
+    assert ansible.module("vm_template", vm="base").changed
+    made = ansible.module("vm_thin_clone", template="base", name="web")
+    assert made.changed and made["vm"]["name"] == lab.adopt("web").name
+    target = lab.path("backups")
+    base.domain.create()
+    for name, why in (("base", "is a template and is running"), ("web", "its template base is running")):
+        assert why in run_module("vm_backup", vm=name, path=str(target), fails=True).message
+    assert list(target.iterdir()) == []
+    again = run_module("vm_template", vm="base")
+    assert not again.changed and any("is running" in text for text in again.warnings)
+    assert "it is running" in run_module("vm_thin_clone", template="base", name="db", fails=True).message
+    base.destroy()
+    run_module("vm_backup", vm="web", path=str(target))

@@ -68,6 +68,14 @@ def test_the_layout_does_not_matter(raw: Path, tmp_path: Path) -> None:
         assert read(made, "qcow2") == want, options
 
 
+@pytest.mark.parametrize("size", [512, CHUNK, SIZE])
+def test_a_hole_at_the_end_counts_as_zeros(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "empty.raw"
+    with open(path, "wb") as file:
+        file.truncate(size)
+    assert read(path, "raw") == expected(path)
+
+
 def test_a_disk_of_several_layers_is_what_the_guest_sees(raw: Path, tmp_path: Path) -> None:
     top = tmp_path / "top.qcow2"
     qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", raw, top)
