@@ -21,6 +21,8 @@ description:
     by looking at the VM (saved states, disks, the bytes of frozen files), never by trusting what was written down.
   - A VM with saved states cannot be migrated live or undefined plainly. To end that, and with it the chain, delete them
     with M(kvmops.backup.vm_snapshot).
+  - Of a thin clone of a template (M(kvmops.backup.vm_template)) only the clone's own layers are stored, and which content
+    the template's disks have. A template has full backups only.
   - The archive appears under its name only when it is complete and durable. A run that was killed is put right by the
     next backup of that VM.
   - Everything that would make the backup fail or useless is refused before the VM is touched. That includes disks on

@@ -18,6 +18,9 @@ description:
     to with M(kvmops.backup.vm_snapshot).
   - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
     becomes a VM, and a failed restore leaves nothing behind.
+  - A template comes back as a template. A thin clone is put on the template of this host whose disks have the content
+    that it was made on, whatever its name and place. It is refused if there is no template, if the template differs, or
+    if its disks do not correspond.
   - Everything that the host lacks (pool, network or bridge, machine type, CPU, firmware, emulator, space) is named
     before the first byte is written.
 extends_documentation_fragment:
@@ -92,7 +95,7 @@ options:
       - Whether to make one standalone image of each disk, as it was at the point, and to leave all saved states out.
       - If V(false), every saved state of the point is restored and can be reverted to; one with a memory image resumes
         the guest. The disks of the VM are then fresh overlays where a saved state holds the layer below.
-      - Takes the space of the layers twice while it runs.
+      - Takes the space of the layers twice while it runs. Of a thin clone, the image holds what it needs of its template.
     type: bool
     default: false
   start:
