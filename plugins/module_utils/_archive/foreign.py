@@ -23,6 +23,7 @@ _NUMBERED = re.compile(r"^(.+)_(\d+)\.(?:qcow2|snapshot)$")
 
 
 MAX_CONFIGURATIONS = 256
+_CLOCK_S = 5  # a layer is frozen a moment after the point got its time
 MAX_PAIRS = 20_000  # disks times images of one configuration: bounds the time to match them
 
 
@@ -91,16 +92,22 @@ def _parent(member: Member, images: dict[str, Member], stems: dict[str, str]) ->
 
 
 def _top(disk: _Disk, images: dict[str, Member]) -> Optional[str]:
-    """The member that holds what `disk` showed: by the name of its file, else by its target's name."""
+    """The member that holds what `disk` showed last: by the name of its file, else by its target's name."""
     base = os.path.basename(disk.path)
     if base in images:
         return base
-    same = [name for name in images if base and os.path.splitext(name)[0] == os.path.splitext(base)[0]]
-    if len(same) == 1:
-        return same[0]
+    same = {name for name in images if base and os.path.splitext(name)[0] == os.path.splitext(base)[0]}
     own = {n for n in images if disk.target and re.match(rf"{re.escape(disk.target)}(?:[._-]|$)", n)}
-    tops = sorted(own - {images[name].parent for name in own})
-    return tops[0] if len(tops) == 1 else None
+    for candidates in (same, own):
+        tops = sorted(candidates - {images[name].parent for name in candidates})
+        if len(tops) == 1:
+            return tops[0]
+    return None
+
+
+def _top_then(top: str, images: dict[str, Member], written: dict[str, int], timestamp: int) -> Optional[str]:
+    """Of a disk's layers, the one that an older point ended in: the highest that was not written to after it."""
+    return next((m.name for m in reversed(_chain(top, images)) if written[m.name] <= timestamp + _CLOCK_S), None)
 
 
 def _chain(top: str, images: dict[str, Member]) -> list[Member]:
@@ -112,8 +119,13 @@ def _chain(top: str, images: dict[str, Member]) -> list[Member]:
     return list(reversed(chain.values()))
 
 
-def complete(configuration: Configuration, entries: tuple[Entry, ...], found: Images) -> Configuration:
-    """The point with its member table, and a warning for each thing that could not be matched."""
+def complete(
+    configuration: Configuration, entries: tuple[Entry, ...], found: Images, *, newest: bool = True
+) -> Configuration:
+    """The point with its member table, and a warning for each thing that could not be matched.
+
+    `newest`: no other point of the archive is younger. An older one must not be given what was written after it.
+    """
     images = found.good
     disks = _disks(configuration)
     if len(disks) * len(images) > MAX_PAIRS:
@@ -130,6 +142,13 @@ def complete(configuration: Configuration, entries: tuple[Entry, ...], found: Im
         for disk, name in zip(open_disks, free):
             tops[disk.target] = name
             warnings.append(f"disk {disk.target} ({disk.path}) was matched with {name} by order only")
+    written = {entry.name: entry.mtime for entry in entries}
+    for disk in disks if not newest else ():
+        top = tops.get(disk.target)
+        if top and top != os.path.basename(disk.path) and len(_chain(top, images)) > 1:
+            tops[disk.target] = then = _top_then(top, images, written, configuration.timestamp)
+            how = f"was matched with {then} by time only" if then else "has no layer that is old enough for this point"
+            warnings.append(f"disk {disk.target} ({disk.path}) {how}")
     for disk in disks:
         top = tops.get(disk.target)
         if top:

@@ -253,7 +253,8 @@ class ArchiveReader:
         else:
             images = foreign.images(self.entries, self.read_at) if good else foreign.Images({}, {})
             self.bad_images = images.bad
-            good = [foreign.complete(point, self.entries, images) for point in good]
+            last = max((point.timestamp for point in good), default=0)
+            good = [foreign.complete(p, self.entries, images, newest=p.timestamp == last) for p in good]
         return tuple(sorted(good, key=lambda point: point.timestamp)), tuple(broken)
 
     def _complete(self, points: Sequence[Configuration], broken: list[BrokenPoint]) -> list[Configuration]:

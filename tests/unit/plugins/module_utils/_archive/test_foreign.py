@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -137,6 +139,70 @@ def test_several_configurations(files: Path, tmp_path: Path) -> None:
         assert [point.timestamp for point in reader.points] == [1_700_000_000, 1_700_086_400]
         assert reader.point().timestamp == 1_700_086_400
         assert reader.point(1_700_000_000).members == reader.points[1].members
+
+
+LAYERS = {"web01.qcow2": 1_700_000_000, "web01.1.snapshot": 1_700_086_401, "web01.2.snapshot": 1_700_172_802}
+
+
+@pytest.fixture
+def products(tmp_path: Path) -> Path:
+    """A full and two increments as other products lay them out: an XML each, layers on paths of another host."""
+    where = tmp_path / "products"
+    where.mkdir()
+    below = b""
+    for name in LAYERS:
+        (where / name).write_bytes(archives.qcow2_header(backing=below) if below else archives.qcow2_header())
+        below = b"/vol/kvm-07/images/" + name.encode()
+    for name, time in LAYERS.items():
+        os.utime(where / name, (time, time))
+    return where
+
+
+def configurations(where: Path, sources: list[str]) -> None:
+    for time, source in zip(LAYERS.values(), sources):
+        text = re.sub(r"<disk.*</disk>", "", archives.DOMAIN, flags=re.DOTALL)
+        disk = f"<disk type='file' device='disk'><source file='{source}'/><target dev='vda'/></disk>"
+        path = where / f"{time}.xml"
+        path.write_text(text.replace("</devices>", f"{disk}</devices>"))
+
+
+def tops(archive: Path) -> list[str]:
+    with open_archive(str(archive)) as reader:
+        return ["".join(m.name for m in point.members if m.active) for point in reader.points]
+
+
+def test_each_point_has_the_layer_that_its_xml_names(products: Path, tmp_path: Path) -> None:
+    configurations(products, [f"/vol/kvm-07/images/{name}" for name in LAYERS])
+    run("tar -cf OUT *", products, tmp_path / "x.tar")
+    assert tops(tmp_path / "x.tar") == list(LAYERS)
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert all(not point.warnings for point in reader.points)
+        assert [m.parent for m in reader.point().members] == ["", "web01.qcow2", "web01.1.snapshot"]
+
+
+def test_an_older_point_never_gets_what_was_written_after_it(products: Path, tmp_path: Path) -> None:
+    """The XMLs name the disk as the VM has it, whatever the layers are called: only their times tell."""
+    layers = ["vda_0.qcow2", "vda_1.snapshot", "vda_2.snapshot"]
+    for name, new in zip(LAYERS, layers):
+        (products / name).rename(products / new)
+    configurations(products, ["/vol/kvm-07/images/other.qcow2"] * 3)
+    run("tar -cf OUT *", products, tmp_path / "x.tar")
+    assert tops(tmp_path / "x.tar") == layers
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert [len(point.warnings) for point in reader.points] == [1, 1, 0]
+        assert "by time only" in reader.points[0].warnings[0]
+    run("tar --mtime=@1800000000 -cf OUT *", products, tmp_path / "y.tar")  # times that tell nothing
+    assert tops(tmp_path / "y.tar") == ["", "", layers[-1]]
+    with open_archive(str(tmp_path / "y.tar")) as reader:
+        assert "no layer that is old enough" in reader.points[0].warnings[0]
+
+
+def test_a_layer_with_the_name_of_its_base(products: Path, tmp_path: Path) -> None:
+    (products / "web01.1.snapshot").rename(products / "web01.snapshot")
+    (products / "web01.2.snapshot").unlink()
+    configurations(products, ["/vol/kvm-07/images/web01.img"])
+    run("tar -cf OUT *", products, tmp_path / "x.tar")
+    assert tops(tmp_path / "x.tar") == ["web01.snapshot"]
 
 
 def test_a_name_without_a_time_takes_that_of_the_file(files: Path, tmp_path: Path) -> None:
