@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     renewed,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts, states
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts, foreign_memory, states
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlan, RestoreResult
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
@@ -70,7 +70,7 @@ def _source(request: RestoreRequest) -> Iterator[tuple[ArchiveReader | None, Con
         yield None, _bare(request.source)
         return
     with busy.reading(request.source), reader.open_archive(request.source) as archive:
-        yield archive, archive.point(request.point)
+        yield archive, foreign_memory.adopt(archive.point(request.point), archive.read)
 
 
 def _bare(path: str) -> Configuration:

@@ -7,13 +7,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
+import libvirt
 import pytest
 from lxml import etree
 
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult
-from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, make_iso
 
 Run = Callable[..., ModuleResult]
 
@@ -142,3 +143,76 @@ def test_a_foreign_definition_does_not_reach_the_host(lab: Lab, run_module: Run)
     assert {item["device"] for item in done["skipped"]} == {"vdz", "filesystem /etc", "serial /root/evil"}
     for item in done["skipped"]:
         assert any(item["device"] in warning for warning in done.warnings)
+
+
+ELSEWHERE = "/vol/kvm-07/images"  # on the host that made the archive
+
+
+def test_points_with_layers_on_paths_of_another_host(lab: Lab, run_module: Run) -> None:
+    """A full and two increments: an XML each, overlays whose headers name their base on another host."""
+    vm = lab.create_vm("elsewhere", start=False)
+    folder = lab.path("foreign")
+    definition, base = vm.xml(inactive=True), vm.disks()["vda"]
+    vm.remove()
+    times = (1_700_000_000, 1_700_086_400, 1_700_172_800)
+    layers = [folder / "vda.qcow2", folder / "vda.1.snapshot", folder / "vda.2.snapshot"]
+    base.rename(layers[0])
+    contents = []
+    for number, (time, layer) in enumerate(zip(times, layers)):
+        if number:
+            below = str(layers[number - 1])
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, str(layer))
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P {number + 1} {number + 20}M 1M", str(layer))
+        contents.append(truth.content_sha256(layer, "qcow2"))
+        (folder / f"{time}.xml").write_text(definition.replace(str(base), f"{ELSEWHERE}/{layer.name}"))
+    for below, layer in zip(layers, layers[1:]):
+        run("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"{ELSEWHERE}/{below.name}", "-f", "qcow2", str(layer))
+    run("sh", "-c", f"tar -C '{folder}' -cf - . | zstd -q -19 -o '{lab.directory}/x.tar.zst'")
+    run("rm", "-r", str(folder))
+    source = str(lab.directory / "x.tar.zst")
+    shown = run_module("backup_info", archive=source)["archives"][0]
+    assert [point["point"] for point in shown["points"]] == list(times)
+    assert (
+        shown["config"]["disks"][0]["members"] == [layer.name for layer in layers] and shown["incrementable"] is False
+    )
+    for number, time in enumerate(times):
+        place, name = lab.path(f"restored-{number}"), f"point-{number}"
+        done = run_module("vm_restore", source=source, point=time, name=name, path=str(place))
+        restored = lab.adopt(name)
+        assert truth.content_sha256(restored.disks()["vda"], "qcow2") == contents[number], done.output
+        assert ELSEWHERE not in restored.xml(inactive=True) and ELSEWHERE not in run(
+            "qemu-img", "info", "--backing-chain", str(restored.disks()["vda"])
+        )
+
+
+def test_a_foreign_memory_image_and_a_cd(lab: Lab, run_module: Run) -> None:
+    """The restored VM is off; reverted to the saved state that the image has become, it goes on where it was."""
+    disc = make_iso(lab.directory / "tools.iso", b"tools")
+    vm = lab.create_vm("alive", isos=[disc])
+    vm.agent.shell("echo remembered >/run/kept")
+    folder, disk = lab.path("foreign"), vm.disks()["vda"]
+    definition = vm.xml(inactive=True)
+    overlay = f"<disk name='vda' snapshot='external'><source file='{disk}.top'/></disk><disk name='sda' snapshot='no'/>"
+    xml = (
+        f"<domainsnapshot><memory snapshot='external' file='{disk.parent}/m'/><disks>{overlay}</disks></domainsnapshot>"
+    )
+    vm.domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC)
+    frozen = truth.content_sha256(disk, "qcow2", in_use=True)
+    vm.remove()
+    (folder / "1700000000_alive.xml").write_text(definition)
+    disk.rename(folder / disk.name)
+    (disk.parent / "m").rename(folder / "1700000000.memory")
+    disc.rename(folder / disc.name)
+    run("tar", "-C", str(folder), "-cf", str(lab.directory / "x.tar"), ".")
+    run("rm", "-r", str(folder))
+    place = lab.path("restored")
+    source = str(lab.directory / "x.tar")
+    done = run_module("vm_restore", source=source, path=str(place))
+    restored = lab.adopt("alive")
+    assert done["snapshots"] == ["1700000000"] and not restored.is_running()
+    assert truth.content_sha256(restored.disks()["vda"], "qcow2") == frozen
+    assert (place / "tools.iso").read_bytes()[:5] == b"tools"
+    assert not run_module("vm_restore", source=source, path=str(place)).changed
+    run_module("vm_snapshot", vm="alive", snapshot="1700000000", state="reverted")
+    restored.wait_until_up()
+    assert restored.agent.shell("cat /run/kept").strip() == "remembered"

@@ -558,6 +558,45 @@ def test_nvram_goes_to_libvirts_own_directory(name: str, file: str) -> None:
     assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).warnings[0]
 
 
+def test_nvram_of_a_firmware_that_libvirt_chooses_gets_libvirts_default_name() -> None:
+    xml = domain_xml().replace("<os>", "<os firmware='efi'>")
+    assert "firmware='efi'" in xml
+    for name, file in (("", "web_VARS.fd"), ("copy", "copy_VARS.fd")):
+        found = planned(point=configuration(xml, (VDA, VDB, NVRAM)), name=name)
+        assert found.files[-1].path == f"/var/lib/libvirt/qemu/nvram/{file}"
+        assert etree.fromstring(found.domain_xml).find("os/nvram") is None
+
+
+TPM = Member("1795309200.tpm.tar", Role.TPM, 10240, digest="f" * 64)
+TPM_XML = (
+    "<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='dir' path='/root/x'/></backend></tpm>"
+)
+
+
+@pytest.mark.parametrize("name", ["", "copy"])
+def test_the_state_of_a_tpm_goes_to_libvirts_own_directory_of_the_new_uuid(name: str) -> None:
+    found = planned(point=configuration(domain_xml(devices=TPM_XML), (VDA, VDB, TPM)), name=name)
+    assert found.files[-1].path == f"/var/lib/libvirt/swtpm/{found.uuid}" and (found.uuid == UUID) is (not name)
+    assert "/root/x" not in found.domain_xml and not [text for text in found.warnings if "TPM" in text]
+
+
+def test_a_tpm_without_its_state_and_a_state_without_its_tpm() -> None:
+    assert "no TPM state" in planned(point=configuration(domain_xml(devices=TPM_XML))).warnings[0]
+    assert Role.TPM not in [f.member.role for f in planned(point=configuration(members=(VDA, VDB, TPM))).files]
+
+
+def test_the_state_of_a_tpm_is_only_replaced_with_force() -> None:
+    point = configuration(domain_xml(devices=TPM_XML), (VDA, VDB, TPM))
+    left = replace(host(), tpm_place=replace(host().tpm_place, names=frozenset({UUID})))
+    with pytest.raises(RefusedError, match="'force: true' replaces it"):
+        planned(left, point)
+    path = f"/var/lib/libvirt/swtpm/{UUID}"
+    assert path in planned(left, point, force=True).set_aside
+    other = replace(left, vms=(ExistingVm("db", OTHER_UUID, files=frozenset({path})),))
+    with pytest.raises(RefusedError, match="belongs to the VM db"):
+        planned(other, point, force=True)
+
+
 # --- properties ---------------------------------------------------------------------------------
 
 file_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12)

@@ -62,6 +62,23 @@ def test_a_missing_mount_is_not_taken_for_missing_files(tmp_path: Path, gone: bo
         restores.conclude(None, wanted)
 
 
+def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new one was in place already, the old one waits aside; a second run finds nothing more to do."""
+    monkeypatch.setattr(restores, "_lookup", lambda _conn, _uuid: None)
+    monkeypatch.setattr(restores, "refresh", lambda _conn, _pools: None)
+    for name in ("u", ".old", ".partial"):
+        (tmp_path / name / "tpm2").mkdir(parents=True)
+        (tmp_path / name / "tpm2" / "state").write_text(name)
+    (tmp_path / ".scratch").write_text("tar")
+    step = FileStep(*(str(tmp_path / name) for name in (".partial", "u", ".old", ".scratch")))
+    inodes = {step.path: (tmp_path / "u").stat().st_ino}
+    wanted = replace(operation(tmp_path), files=(step,), old=None, inodes=inodes)
+    for _run in range(2):
+        restores.roll_back(None, wanted)
+        assert [path.name for path in tmp_path.iterdir()] == ["u"]
+        assert (tmp_path / "u" / "tpm2" / "state").read_text() == ".old"
+
+
 def test_a_vm_is_concerned_by_name_and_uuid_be_it_the_old_or_the_new_one(tmp_path: Path) -> None:
     found = replace(operation(tmp_path), name="web-2")
     assert all(found.concerns(each) for each in ("web-2", "u", "web", "v"))
