@@ -37,8 +37,6 @@ class AboutTemplate:
     def _look(self, required: TemplateRequirement) -> list[str]:
         self._conn = self._conn or connect(self._uri)
         found = requirement.match_on_host(self._conn, required, self._context.progress, thorough=self._thorough)
-        if found.text:
-            return [f"{found.text} (refresh reads it)" if found.unchecked else found.text]
-        if found.template and found.template.saved_states:
-            return [f"the template {found.template.name} has saved states: it must be neither reverted nor merged"]
-        return []
+        if not found.text:
+            return []
+        return [f"{found.text} (refresh reads it)" if found.unchecked else found.text]

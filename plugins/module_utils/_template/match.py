@@ -81,6 +81,8 @@ def _judge(required: TemplateRequirement, template: Template, digest_of: DigestO
         return no(Mismatch.DIFFERS, f"has another disk {template.disks[number].target}: it has {sizes}")
     if template.running:
         return no(Mismatch.DIFFERS, "is running, so what it holds is not what it was")
+    if template.saved_states:
+        return no(Mismatch.DIFFERS, "has saved states, and nothing can stand on disks that these may change")
     found = [digest_of(disk) for disk in template.disks]
     if None in found:
         text = f"whether the template {template.name} is still the one it needs was not checked here"
