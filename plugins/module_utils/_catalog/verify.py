@@ -155,7 +155,8 @@ def _qemu_check(
     reader: ArchiveReader, member: Member, image_format: str, threads: int, context: Context
 ) -> qemu_img.CheckResult:
     if not reader.compressed:
-        window = (reader.entry(member.name).offset, member.size_bytes)
+        # QEMU wants whole sectors, and a qcow2 may end within one: the tar has zeros up to the next.
+        window = (reader.entry(member.name).offset, -(-member.size_bytes // 512) * 512)
         return qemu_img.check(os.path.abspath(reader.path), image_format, untrusted=True, window=window)
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     free = shutil.disk_usage(directory).free

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,16 @@ def test_deep_in_a_foreign_archive_misses_the_backing_image(tmp_path: Path, told
     shutil.make_archive(str(tmp_path / "foreign"), "tar", tmp_path / "x")
     (only,) = verify(request(archive, deep=True), told)["archives"][0]["damage"]
     assert only["reason"] == "its backing image base.qcow2 is not in the archive"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_deep_takes_an_image_that_ends_within_a_sector(tmp_path: Path, told: Told, compressed: bool) -> None:
+    """As those that qemu-img and libvirt have just made."""
+    image = tmp_path / "fresh.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "16M"], check=True)
+    assert image.stat().st_size % 512
+    found = verify(request(write(tmp_path, image=image, compressed=compressed), deep=True), told)
+    assert found["archives"][0]["damage"] == []
 
 
 def test_deep_needs_qemu_img(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
