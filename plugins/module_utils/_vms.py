@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 _STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")
 _GLOB = "*?["
@@ -85,7 +86,8 @@ def _facts(domain: Domain) -> dict[str, Any] | None:
 
 
 def _gather(domain: Domain) -> dict[str, Any]:
-    view = domain_xml.parse(domain.XMLDesc(0))
+    xml = domain.XMLDesc(0)
+    view = domain_xml.parse(xml)
     state = domain.state()[0]
     persistent = bool(domain.isPersistent())
     return {
@@ -95,6 +97,7 @@ def _gather(domain: Domain) -> dict[str, Any]:
         "state": _STATES[state] if state < len(_STATES) else "no state",
         "persistent": persistent,
         "autostart": persistent and bool(domain.autostart()),
+        "template": mark.is_marked_xml(xml),
         "managed_save": bool(domain.hasManagedSaveImage(0)),
         "memory": view.memory_bytes,
         "vcpus": view.vcpus,

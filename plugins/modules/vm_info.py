@@ -88,6 +88,11 @@ vms:
       type: bool
       returned: success
       sample: true
+    template:
+      description: Whether it is marked as a template.
+      type: bool
+      returned: success
+      sample: false
     managed_save:
       description: Whether it has a managed-save image.
       type: bool

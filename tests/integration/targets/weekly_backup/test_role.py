@@ -76,6 +76,17 @@ def test_increments_follow_and_full_only_gets_fulls(lab: Lab, ansible: Ansible) 
     assert len(plain.domain.listAllSnapshots()) == 2
 
 
+def test_a_template_gets_a_full_each_week_and_nothing_else(
+    lab: Lab, ansible: Ansible, run_module: Callable[..., ModuleResult]
+) -> None:
+    off(lab, "golden", "plain")
+    run_module("vm_template", vm="golden")
+    target = lab.path("target")
+    variables: dict[str, Any] = {"weekly_backup_path": str(target), "weekly_backup_max_age": "0s"}
+    assert results(ansible.playbook(PLAY, **variables)) == {"golden": "full", "plain": "full"}
+    assert results(ansible.playbook(PLAY, **variables)) == {"golden": "done already", "plain": "incremental"}
+
+
 def test_who_is_chosen(lab: Lab, ansible: Ansible) -> None:
     off(lab, "web01", "web02", "mail")
     target = lab.path("target")
