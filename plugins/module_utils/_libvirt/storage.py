@@ -257,7 +257,7 @@ def _kind(named: str, real: str, is_device: bool, mount: Mount, owner: Pool | No
             return volume.kind, volume.volume_group
         if pool_type == "logical" and owner is not None:
             return PlaceKind.LVM, owner.source
-        if _mapped_uuid(real).startswith("LVM-"):  # without lvs
+        if "LVM-" in _mapped_uuid(real):  # a partition on a logical volume, or there is no lvs
             return (PlaceKind.THIN_LVM if _is_thin(real) else PlaceKind.LVM), ""
     if is_device:
         return PlaceKind.BLOCK, ""

@@ -120,7 +120,9 @@ ROWS: dict[str, list[tuple[Callable[[Bench], str], bool]]] = {
     "file, qcow2": [(lambda bench: file(bench.image()), True)],
     "file, raw": [(lambda bench: file(bench.image("raw"), "raw"), True)],
     "volume of a directory pool": [(volume, True)],
-    "block device or partition, raw": [(lambda bench: disk(f"<source dev='{bench.device()}'/>", "block", "raw"), True)],
+    "block device, partition or multipath device, raw": [
+        (lambda bench: disk(f"<source dev='{bench.device()}'/>", "block", "raw"), True)
+    ],
     "block device with qcow2 on it": [
         (lambda bench: disk(f"<source dev='{bench.device('qcow2')}'/>", "block", "qcow2"), True)
     ],
@@ -250,3 +252,32 @@ def test_somebody_elses_block_job(lab: Lab, bench: Bench, run_module) -> None:
     assert "block" in message and "job" in message
     assert fingerprint.definition(vm) == before and fingerprint.names(archives) == []
     assert vm.domain.blockJobInfo(target)["type"] == libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY  # it goes on
+
+
+def test_disks_of_the_running_vm_only_and_of_its_next_start(lab: Lab, bench: Bench, run_module) -> None:
+    vm = lab.create_vm("web", start=False).start(wait=False)
+    hot = disk(f"<source file='{bench.image('raw')}'/>", image_format="raw")
+    later = file(bench.image("qcow2")).replace("vdx", "vdy")
+    vm.domain.attachDeviceFlags(hot, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    vm.domain.attachDeviceFlags(later, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    before = fingerprint.definition(vm)
+    done = run_module("vm_backup", vm="web", path=str(lab.path("backups")), consistency="crash")
+    assert fingerprint.definition(vm) == before
+    with tarfile.open(done["archive"]["path"]) as members:
+        assert {"vda_0.qcow2", "vdx_0.qcow2"} <= set(members.getnames()) and "vdy_0.qcow2" not in members.getnames()
+    assert [item["device"] for item in done["skipped"]] == ["vdy"]
+    assert any("vdx" in text and "running VM only" in text for text in done.warnings)
+    run_module("vm_restore", source=done["archive"]["path"], name="copy", path=str(lab.path("restored")))
+    assert set(lab.adopt("copy").disks()) == {"vda", "vdx"}
+
+
+def test_a_transient_vm(lab: Lab, run_module) -> None:
+    vm = lab.create_vm("web", start=False).start(wait=False)
+    vm.domain.undefine()
+    target = str(lab.path("backups"))
+    done = run_module("vm_backup", vm="web", path=target, consistency="crash")
+    assert any("transient" in text for text in done.warnings) and vm.is_running()
+    assert "transient" in run_module("vm_backup", vm="web", path=target, mode="auto", fails=True).message
+    run_module("vm_restore", source=done["archive"]["path"], name="copy", path=str(lab.path("restored")))
+    assert set(lab.adopt("copy").disks()) == {"vda"}
+    vm.destroy()

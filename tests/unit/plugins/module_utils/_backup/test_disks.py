@@ -31,7 +31,7 @@ CASES = {
     "file, qcow2": [(FILE, QCOW2, False, True), (FILE, QCOW2, True, True)],
     "file, raw": [(FILE, RAW, False, True)],
     "volume of a directory pool": [(replace(FILE, type="volume", pool="p", volume="v"), QCOW2, False, True)],
-    "block device or partition, raw": [(replace(FILE, type="block"), DEVICE, False, True)],
+    "block device, partition or multipath device, raw": [(replace(FILE, type="block"), DEVICE, False, True)],
     "block device with qcow2 on it": [(replace(FILE, type="block"), replace(DEVICE, format="qcow2"), False, True)],
     "on LVM, thin LVM or shared LVM": [
         (FILE, replace(DEVICE, kind=kind), False, True)
