@@ -16,7 +16,7 @@ from typing import Union
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 
 _FICLONERANGE = 0x4020940D
-_FIEMAP, _FIEMAP_SYNC, _EXTENT_LAST, _EXTENT_SHARED = 0xC020660B, 1, 1, 0x2000
+_FIEMAP, _EXTENT_LAST, _EXTENT_SHARED = 0xC020660B, 1, 0x2000
 _FIEMAP_HEADER, _FIEMAP_EXTENT, _FIEMAP_COUNT = "=QQLLLL", "=QQQQQLLLL", 500
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
@@ -141,7 +141,7 @@ def _shared_bytes(fd: int) -> int:
     shared = start = 0
     size = struct.calcsize(_FIEMAP_HEADER)
     while True:
-        header = struct.pack(_FIEMAP_HEADER, start, 2**64 - 1 - start, _FIEMAP_SYNC, 0, _FIEMAP_COUNT, 0)
+        header = struct.pack(_FIEMAP_HEADER, start, 2**64 - 1 - start, 0, 0, _FIEMAP_COUNT, 0)
         answer = bytearray(header.ljust(size + _FIEMAP_COUNT * struct.calcsize(_FIEMAP_EXTENT), b"\0"))
         try:
             fcntl.ioctl(fd, _FIEMAP, answer)

@@ -62,8 +62,8 @@ class Keeper:
                 self.removed += retention.carry_out(place, verdicts, self._context, check_mode=self._request.check_mode)
         except CancelledError:
             raise
-        except KvmopsError as error:
-            self._context.warn(f"{error} No old archives were removed.")
+        except (KvmopsError, OSError) as error:
+            self._context.warn(f"No old archives were removed: {error}")
 
     def _look(self, directory: str) -> retention.Place:
         uri = self._request.uri

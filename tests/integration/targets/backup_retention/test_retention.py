@@ -222,3 +222,32 @@ def test_in_a_play_with_check_mode_and_a_pool(lab, off, ansible):
     assert predicted["removed"] == gone["removed"] and paths(gone["removed"]) == {old[0]}
     assert gone["changed"] and not again["changed"] and len(again["kept"]) == 2
     assert old[0] in predicted["diff"]["before"]
+
+
+def test_a_template_that_a_kept_archive_of_its_clone_needs_stays(lab, off, run_module):
+    target, template = lab.path("backups"), off("golden")
+    run_module("vm_template", vm="golden")
+    run_module("vm_thin_clone", template="golden", name="thin", path=str(lab.path("clones")))
+    clone = lab.adopt("thin")
+    needed = made(run_module, template, target)["archive"]["path"]
+    thin = made(run_module, clone, target)["archive"]["path"]
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", str(template.disks()["vda"]))  # as nobody should
+    changed = [made(run_module, template, target)["archive"]["path"] for _number in range(2)]
+    result = run_module("backup_retention", path=str(target), keep_last=1)
+    assert paths(result["removed"]) == {changed[0]}
+    reasons = {each["path"]: each["reason"] for each in result["kept"]}
+    assert "thin clone needs" in reasons[needed] and set(reasons) == {needed, thin, changed[1]}
+    run_module("backup_archive", archive=thin, state="absent", force=True)
+    assert paths(run_module("backup_retention", path=str(target), keep_last=1)["removed"]) == {needed}
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_blocks_that_are_shared_are_not_freed(lab, loop_fs, kind):
+    place = loop_fs(kind, 300)
+    path = place.path / "one"
+    path.write_bytes(os.urandom(8 * MIB))
+    run("sync", "-f", str(place.path))
+    assert abs(_files.freed_bytes(str(path)) - 8 * MIB) < MIB
+    run("cp", "--reflink=always", str(path), str(place.path / "two"))
+    run("sync", "-f", str(place.path))
+    assert _files.freed_bytes(str(path)) < MIB
