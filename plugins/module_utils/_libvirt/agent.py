@@ -82,6 +82,7 @@ def is_agent_failure(error: Exception) -> bool:
     """Whether a libvirt error says that the agent did not do what it was asked for."""
     return isinstance(error, libvirt.libvirtError) and (
         error.get_error_code() in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED)
+        or _is_command_timeout(error)
         or "guest-fsfreeze" in str(error)
     )
 
@@ -116,7 +117,11 @@ def _judge(error: Any) -> AgentState:
         return AgentState.DISCONNECTED if "not connected" in str(error) else AgentState.HANGING
     if code == libvirt.VIR_ERR_OPERATION_INVALID:
         return AgentState.OFF  # or paused
-    # the code of its own came with libvirt 9.1
-    if code in (libvirt.VIR_ERR_OPERATION_TIMEOUT, getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", None)):
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT or _is_command_timeout(error):
         return AgentState.HANGING
     return AgentState.CANNOT_FREEZE
+
+
+def _is_command_timeout(error: Any) -> bool:
+    """The code of its own came with libvirt 9.1."""
+    return bool(error.get_error_code() == getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", None))
