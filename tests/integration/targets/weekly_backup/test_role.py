@@ -127,3 +127,8 @@ def test_what_was_written_is_verified(lab: Lab, ansible: Ansible, run_module: Ca
     played = ansible.playbook(PLAY, fails=True, **variables, weekly_backup_max_age="0s")
     assert results(played) == {"web01": "FAILED", "web02": "incremental"}
     assert "verification has found damage" in rows(played)["web01"][1]
+
+    # The full of the week is lost, so there is a new one, and it is well again.
+    played = ansible.playbook(PLAY, **variables, weekly_backup_max_age="0s")
+    assert results(played) == {"web01": "full", "web02": "incremental"}
+    assert "no good full backup since" in rows(played)["web01"][1]
