@@ -12,7 +12,7 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Writes disks, saved states, memory image, NVRAM, CD images and configuration of a libvirt/QEMU virtual
+  - Writes disks, saved states, memory image, NVRAM, TPM state, CD images and configuration of a libvirt/QEMU virtual
     machine into one C(.tar) or C(.tar.zst) file.
   - A running VM keeps running; its file systems are frozen for a moment where it has a guest agent. A saved state is
     made, the files frozen by it are copied, and it is merged again, so that the VM ends on the disks it started on.
