@@ -237,6 +237,8 @@ def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tu
         )
         for each in facts.view.filesystems
     ]
+    if facts.view.nvram_type not in ("", "file"):
+        skipped.append(Skipped("nvram", f"NVRAM of type {facts.view.nvram_type} is no file of this host"))
     if facts.view.tpm not in ("", "emulator"):
         skipped.append(
             Skipped("tpm", f"the state of a TPM of type {facts.view.tpm} is not on this host's file systems")

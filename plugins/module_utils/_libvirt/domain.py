@@ -106,6 +106,7 @@ class DomainView:
     firmware: str  # bios, efi, or "" when the XML leaves it to libvirt
     loader_path: str
     nvram_path: str
+    nvram_type: str  # file, block or network; "" where there is no NVRAM or the XML leaves it to libvirt
     tpm: str  # backend type (emulator, passthrough, external) or ""
     tpm_persistent: bool
     tpm_version: str  # 1.2, 2.0, or "" when the XML leaves it to libvirt
@@ -155,6 +156,7 @@ def view(root: etree._Element) -> DomainView:
         firmware=_firmware(root),
         loader_path="" if loader is None else (loader.text or "").strip(),
         nvram_path=_nvram_path(root),
+        nvram_type=_attribute(root, "os/nvram", "type"),
         tpm="" if tpm is None else tpm.get("type", ""),
         tpm_persistent=tpm is not None and tpm.get("persistent_state") == "yes",
         tpm_version="" if tpm is None else tpm.get("version", ""),

@@ -169,6 +169,15 @@ def test_shared_directories_and_vsock_are_in_the_configuration_only():
     assert "vsock" in made.configuration.domain_xml and "/srv/x" in made.configuration.domain_xml
 
 
+def test_firmware_state_that_is_no_file_is_said_not_to_be_in_it():
+    devices = "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>"
+    text = xml(disk(), devices=devices).replace(
+        "<devices>", "<os><nvram type='block'><source dev='/dev/x'/></nvram></os><devices>", 1
+    )
+    skipped = make(facts(definition=text, running=False)).configuration.skipped
+    assert [(each.device, each.reason.split()[0]) for each in skipped] == [("nvram", "NVRAM"), ("tpm", "the")]
+
+
 def test_mediated_device_only_off():
     text = xml(disk(), devices=MDEV)
     with pytest.raises(RefusedError, match="mediated device"):
