@@ -62,9 +62,10 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
         waiting = deque(enumerate(tasks))
         running: list[_Running] = []
         results: dict[int, dict[str, Any]] = {}
-        seen_at, pause = time.monotonic(), base.FIRST_POLL_S
+        seen_at, pause, playbook = time.monotonic(), base.FIRST_POLL_S, base.Playbook()
         try:
             while waiting or running:
+                playbook.check()
                 if waiting and (not at_once or len(running) < at_once):
                     # One at a time: between two starts the others are looked at, which is their sign of life.
                     index, arguments = waiting.popleft()

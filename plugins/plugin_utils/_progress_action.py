@@ -151,6 +151,18 @@ class _StoppedError(BaseException):
         self.number = number
 
 
+class Playbook:
+    """The process that runs the playbook, of which this worker is a child."""
+
+    def __init__(self) -> None:
+        self._process = os.getppid()
+
+    def check(self) -> None:
+        """Ends this worker too when the playbook has been killed: workers have sessions of their own and outlive it otherwise."""
+        if os.getppid() != self._process:
+            raise _StoppedError(signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def _cancel_before_the_end() -> Iterator[None]:
     """Ansible's workers end at once when the play is interrupted; here `finally` runs first, then they do."""
@@ -265,8 +277,9 @@ class ProgressActionModule(ActionBase):
     def _follow(self, job: Job, host: str) -> dict[str, Any]:
         """The module's result; prints its progress until there is one. Raises when the host stays unreachable."""
         reporter = Reporter(f"[{host}] {self._task.action.rpartition('.')[2]}", time.monotonic())
-        pause, seen_at = FIRST_POLL_S, time.monotonic()
+        pause, seen_at, playbook = FIRST_POLL_S, time.monotonic(), Playbook()
         while True:
+            playbook.check()
             time.sleep(pause)
             pause = min(SLOWEST_POLL_S, pause * 1.3)
             try:

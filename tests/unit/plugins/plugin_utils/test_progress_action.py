@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,37 @@ def test_describe(changes: dict[str, object], text: str) -> None:
         "percent": 43.3, "rate_bps": 222298112, "eta_s": 57,
     }  # fmt: skip
     assert action.describe(json.loads(json.dumps({**whole, **changes}))) == text
+
+
+ORPHANED = """
+import os, sys, time
+from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as action
+playbook = action.Playbook()
+playbook.check()
+print(os.getpid(), flush=True)
+sys.stdin.read()
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.01)
+try:
+    playbook.check()
+except action._StoppedError:
+    open(sys.argv[2], "w").close()
+"""
+
+
+def test_a_worker_whose_playbook_was_killed_ends_too(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    parent = subprocess.Popen(
+        ["/bin/sh", "-c", f'{shlex.quote(sys.executable)} -c "$0" $$ {shlex.quote(str(proof))}; :', ORPHANED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdin
+    assert parent.stdout
+    assert int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdin.close()  # the worker goes on only now
+    parent.stdout.read()  # until it has ended
+    assert proof.exists()
