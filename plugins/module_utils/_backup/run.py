@@ -145,7 +145,12 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
             timeout_s=request.slot_timeout_s,
             context=context,
         ):
-            planned, done, cleared = _attempt(run)
+            try:
+                planned, done, cleared = _attempt(run)
+            except KvmopsError:
+                for each in run.keeper.removed:
+                    context.warn(f"{each.path} was removed before the backup failed: {each.reason}")
+                raise
         merged += cleared
         if request.notes:
             edit.set_notes(done.archive.path, request.notes)
