@@ -38,6 +38,8 @@ CALLS = [
     ("virStoragePool.refresh", 1),
 ]
 SCENES = ["same-vm", "another-vm-of-that-name", "with-saved-states", "flattened"]
+SWTPM = Path("/var/lib/libvirt/swtpm")
+TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
 
 
 def redefine(domain: libvirt.virDomain, states: list[str]) -> None:
@@ -60,6 +62,7 @@ class Scene:
     states: list[str]
     new_states: list[str]
     options: dict[str, Any]
+    tpm: Path | None = None  # the directory that holds the state of its TPM
 
     def reset(self) -> None:
         """The old VM as it was."""
@@ -69,6 +72,8 @@ class Scene:
             path.unlink()
         for path, content in self.old_files.items():
             path.write_bytes(content)
+        if self.tpm is not None:
+            write_tpm(self.tpm, "old")
         domain = self.lab.connection.defineXML(self.old_xml)
         redefine(domain, self.states)
         self.lab.adopt(self.name)
@@ -81,7 +86,7 @@ class Scene:
             vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), states)
         files = {
             path: path.read_bytes()
-            for path in self.lab.directory.rglob("*")
+            for path in (*self.lab.directory.rglob("*"), *SWTPM.rglob("*"))
             if path.is_file() and path != Path(self.archive)
         }
         return {"vms": vms, "files": files, "journal": os.listdir("/var/lib/kvmops-backup/journal")}
@@ -93,7 +98,9 @@ class Scene:
             target: truth.content_sha256(path, "raw" if path.suffix == ".raw" else "qcow2")
             for target, path in vm.disks().items()
         }
-        left = [path for path in self.lab.directory.rglob("*") if "kvmops" in path.name]
+        left = [path for path in (*self.lab.directory.rglob("*"), *SWTPM.rglob("*")) if "kvmops" in path.name]
+        if self.tpm is not None and (self.tpm / "tpm2" / "tpm2-00.permall").read_text() != "at the point":
+            return False
         single = len(self.lab.connection.listAllDomains()) == 1
         return (
             found == self.at_point and not left and single and sorted(vm.domain.snapshotListNames()) == self.new_states
@@ -101,7 +108,11 @@ class Scene:
 
 
 def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
-    vm = lab.create_vm("old", [Disk("qcow2", 16, ext4=False), Disk("raw", 16, ext4=False)], start=False)
+    images = [Disk("qcow2", 16, ext4=False), Disk("raw", 16, ext4=False)]
+    vm = lab.create_vm("old", images, extra_devices=TPM if kind == "with-tpm" else "", start=False)
+    tpm = SWTPM / vm.domain.UUIDString() if kind == "with-tpm" else None
+    if tpm is not None:
+        write_tpm(tpm, "at the point")
     disks = vm.disks()
     lab.create_pool("killed-pool", disks["vda"].parent)
     run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 1M", str(disks["vda"]))
@@ -131,9 +142,15 @@ def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
         lab.connection.defineXML(xml)
     states = [state.replace(uuid, domain_uuid(xml)) for state in states]
     files = {path: path.read_bytes() for path in disks.values()}
-    found = Scene(lab, archive, "old", at_point, xml, files, states, new_states, options)
+    found = Scene(lab, archive, "old", at_point, xml, files, states, new_states, options, tpm)
     found.reset()
     return found
+
+
+def write_tpm(directory: Path, content: str) -> None:
+    """The state of a TPM, as swtpm would have left it."""
+    (directory / "tpm2").mkdir(parents=True, exist_ok=True)
+    (directory / "tpm2" / "tpm2-00.permall").write_text(content)
 
 
 def domain_uuid(xml: str) -> str:
@@ -162,7 +179,7 @@ def settle_and_judge(place: Scene, before: dict[str, Any], where: str) -> str:
     return "new"
 
 
-@pytest.mark.parametrize("kind", SCENES)
+@pytest.mark.parametrize("kind", [*SCENES, "with-tpm"])
 def test_killed_at_system_calls(lab: Lab, run_module: Run, kind: str) -> None:
     place = scene(lab, run_module, kind)
     before = place.world()
