@@ -21,5 +21,7 @@ def read_only_places() -> frozenset[str]:
     except FileNotFoundError:
         return frozenset()
     except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"The settings {path}", f"they cannot be read ({error})", "Mend or remove the file.") from error
+        raise TargetError(
+            f"The settings {path}", f"they cannot be read ({error})", "Mend or remove the file."
+        ) from error
     return frozenset(line for line in lines if line and not line.startswith("#"))

@@ -215,7 +215,9 @@ def _draft(
             flat=flat,
             replaced=who.replaced,
             set_aside=tuple(set_aside),
-            refresh_pools=tuple(sorted(({each.pool for each in all_files} | {each.pool for each in files.made}) - {""})),
+            refresh_pools=tuple(
+                sorted(({each.pool for each in all_files} | {each.pool for each in files.made}) - {""})
+            ),
             skipped=_unique(outcome.skipped),
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
