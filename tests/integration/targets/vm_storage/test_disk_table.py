@@ -255,7 +255,8 @@ def test_somebody_elses_block_job(lab: Lab, bench: Bench, run_module) -> None:
 
 
 def test_disks_of_the_running_vm_only_and_of_its_next_start(lab: Lab, bench: Bench, run_module) -> None:
-    vm = lab.create_vm("web", start=False).start(wait=False)
+    ports = "<controller type='pci' model='pcie-root-port'/>" * 4
+    vm = lab.create_vm("web", extra_devices=ports, start=False).start(wait=False)
     hot = disk(f"<source file='{bench.image('raw')}'/>", image_format="raw")
     later = file(bench.image("qcow2")).replace("vdx", "vdy")
     vm.domain.attachDeviceFlags(hot, libvirt.VIR_DOMAIN_AFFECT_LIVE)
