@@ -210,6 +210,7 @@ class MemberWriter:
         for digest, written in self._in_order(source, work):
             chunks.append(digest)
             self._limit.spend(written)
+            self._progress.check()  # the workers are ahead of a limited rate, perhaps at their end
         return chunks
 
     def _write_packed(self, packed: PackedFile, source: ImageSource) -> list[bytes]:
@@ -228,6 +229,7 @@ class MemberWriter:
             packed.put(frame, content)
             chunks.append(digest)
             self._limit.spend(len(frame))
+            self._progress.check()
         return chunks
 
     def _in_order(self, source: ImageSource, work: Callable[[int], _Result]) -> Iterator[_Result]:
