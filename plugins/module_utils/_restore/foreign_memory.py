@@ -63,7 +63,10 @@ def _definition(member: Member, read: Read) -> etree._Element | None:
 
 def _fits(domain: etree._Element, point: etree._Element) -> bool:
     """Whether it is the same VM on the same files."""
-    return domain.tag == "domain" and (domain.findtext("uuid"), _sources(domain)) == (point.findtext("uuid"), _sources(point))
+    return domain.tag == "domain" and (domain.findtext("uuid"), _sources(domain)) == (
+        point.findtext("uuid"),
+        _sources(point),
+    )
 
 
 def _sources(root: etree._Element) -> dict[str, str]:

@@ -65,7 +65,9 @@ def test_external_with_and_without_memory(lab, run_module):
     assert not vm.is_running()
     assert visible(vm) == {target: digest for (name, target), digest in before.items() if name == "d2"}
     assert not revert(run_module, vm, "d2").changed
-    run("qemu-img", "resize", "-q", "-f", "qcow2", str(vm.disks()["vda"]), "+1M")  # nothing written, yet not the same disk
+    run(
+        "qemu-img", "resize", "-q", "-f", "qcow2", str(vm.disks()["vda"]), "+1M"
+    )  # nothing written, yet not the same disk
     assert revert(run_module, vm, "d2").changed
     assert visible(vm) == {target: digest for (name, target), digest in before.items() if name == "d2"}
     assert states.frozen(vm) == frozen
