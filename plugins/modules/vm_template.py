@@ -113,7 +113,7 @@ cancelled:
 """
 
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import URI, run_module
-from ansible_collections.kvmops.backup.plugins.module_utils._template.run import from_params, template
+from ansible_collections.kvmops.backup.plugins.module_utils._clones.template import from_params, template
 
 ARGUMENT_SPEC = {
     **URI,

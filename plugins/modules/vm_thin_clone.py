@@ -136,7 +136,7 @@ cancelled:
 """
 
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.thin_clone import from_params, thin_clone
+from ansible_collections.kvmops.backup.plugins.module_utils._clones.thin_clone import from_params, thin_clone
 
 ARGUMENT_SPEC = {
     **URI,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _slots, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _slots, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
@@ -127,10 +127,8 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
     if request.check_mode:
         return _predict(_Run(conn, domain, place, request, context, Keeper(request, context)), uuid, begin)
-    with _locks.hold(f"vm-{uuid}", what=f"backup of VM {domain.name()}", timeout_s=request.wait_timeout_s):
-        for text in recover.settle(conn, uuid):
-            context.warn(f"left by an earlier run and put right: {text}")
-        conn, domain = again(conn, domain)
+    what = f"backup of VM {domain.name()}"
+    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
         merged = cycles.finish_merge(conn, domain, uuid, context)
         run = _Run(*again(conn, domain), place, request, context, Keeper(request, context))
         fresh = _young_enough(place.directory, uuid, request)
@@ -141,7 +139,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         with _slots.hold(
             place.directory,
             request.max_parallel,
-            what=f"backup of VM {domain.name()}",
+            what=what,
             timeout_s=request.slot_timeout_s,
             context=context,
         ):

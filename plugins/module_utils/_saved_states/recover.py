@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    again,
     libvirt,
     renewed,
     translate,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
     merge,
     overlays,
@@ -62,6 +65,18 @@ def settle(conn: Connection, uuid: str) -> list[str]:
         finally:
             journal.close()
     return done
+
+
+@contextmanager
+def held(
+    conn: Connection, domain: Domain, *, what: str, timeout_s: float, context: Context
+) -> Iterator[tuple[Connection, Domain]]:
+    """The VM, locked for ``what``, after settle(), of which warnings tell; on a connection that lives. Raises BusyError."""
+    uuid = str(domain.UUIDString())
+    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=timeout_s):
+        for text in settle(conn, uuid):
+            context.warn(f"left by an earlier run and put right: {text}")
+        yield again(conn, domain)
 
 
 def pending(uuid: str) -> list[str]:

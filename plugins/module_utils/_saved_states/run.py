@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, QuiesceError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -20,7 +20,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import doma
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
-    again,
     connect,
     find_domain,
     libvirt,
@@ -70,12 +69,8 @@ def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     for text in restores.settle(conn, request.uri, request.vm):
         context.warn(f"left by an earlier run and put right: {text}")
     domain = find_domain(conn, request.vm)
-    uuid = str(domain.UUIDString())
     what = f"saved state {request.snapshot} of VM {domain.name()}, {request.wish.value}"
-    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=request.wait_timeout_s):
-        for text in recover.settle(conn, uuid):
-            context.warn(f"left by an earlier run and put right: {text}")
-        conn, domain = again(conn, domain)
+    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
         return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
 
 

@@ -330,7 +330,7 @@ def test_what_a_killed_run_leaves_of_a_clone_is_gone_after_the_next(lab: Lab, ru
         program = (
             "import os, sys, ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction as t;"
             f"t.Transaction.{step} = lambda *a: os._exit(9);"
-            "from ansible_collections.kvmops.backup.plugins.module_utils._restore.thin_clone import thin_clone, CloneRequest;"
+            "from ansible_collections.kvmops.backup.plugins.module_utils._clones.thin_clone import thin_clone, CloneRequest;"
             "from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress;"
             "thin_clone(CloneRequest('base', 'web'), Context(Progress(), print))"
         )

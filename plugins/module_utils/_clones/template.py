@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -64,11 +63,8 @@ def template(request: TemplateRequest, context: Context) -> dict[str, Any]:
     for text in restores.settle(conn, request.uri, request.vm):
         context.warn(f"left by an earlier run and put right: {text}")
     domain = find_domain(conn, request.vm)
-    uuid = str(domain.UUIDString())
     what = f"{'marking' if request.present else 'unmarking'} VM {domain.name()} as a template"
-    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=request.wait_timeout_s):
-        for text in recover.settle(conn, uuid):
-            context.warn(f"left by an earlier run and put right: {text}")
+    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
         return _judge(conn, domain, request, context)
 
 

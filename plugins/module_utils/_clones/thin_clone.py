@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Member,
@@ -19,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     TemplateDisk,
     TemplateRequirement,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._clones.template import require_fit
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
@@ -40,7 +40,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
-from ansible_collections.kvmops.backup.plugins.module_utils._template.run import require_fit
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
 
 _EMPTY_OVERLAY_BYTES = 200 * 1024
@@ -84,11 +83,8 @@ def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
     for text in restores.settle(conn, request.uri):
         context.warn(text)
     domain = find_domain(conn, request.template)
-    uuid = str(domain.UUIDString())
     what = f"making the thin clone {request.name} of {domain.name()}"
-    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=request.wait_timeout_s):
-        for text in recover.settle(conn, uuid):
-            context.warn(f"left by an earlier run and put right: {text}")
+    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
         return _clone(conn, domain, request, context)
 
 
