@@ -284,9 +284,9 @@ def insert_overlay(domain: Domain, overlay: str, base: str, index: str) -> None:
 
 
 def _format_node(domain: Domain, path: str) -> str:
-    for node in _nodes(domain, path):
-        if node["drv"] != "file":
-            return str(node["node-name"])
+    # newer libvirt gives a raw image one node only, that of its file
+    for node in sorted(_nodes(domain, path), key=lambda each: each["drv"] == "file"):
+        return str(node["node-name"])
     raise KvmopsError(f"QEMU of {domain.name()}", f"it has no block node for {path}")
 
 
