@@ -435,7 +435,7 @@ class ArchiveReader:
             return self.is_intact(known, offset, found), len(view)
 
         with Workers(threads) as workers:
-            for equal, length in workers.ordered(same, range(0, member.size_bytes, CHUNK_BYTES)):
+            for equal, length in workers.over(source, same):
                 if not equal:
                     return False
                 report.advance(length)

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, TypeVar
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import ImageSource
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MAX_DEFAULT_THREADS = 8  # about 12 MiB each; more saturate no storage we have met
@@ -42,6 +45,14 @@ class Workers:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def over(self, source: ImageSource, function: Callable[[int], Result]) -> Iterator[Result]:
+        """`ordered` over the offsets of a source's chunks; late ones begin when every earlier one is done."""
+        offsets = range(0, source.size_bytes, CHUNK_BYTES)
+        early = len(offsets) if source.late_from >= source.size_bytes else source.late_from // CHUNK_BYTES
+        yield from self.ordered(function, offsets[:early])
+        for late in offsets[early:]:
+            yield from self.ordered(function, (late,))
 
     def __enter__(self) -> Workers:
         return self

@@ -233,13 +233,13 @@ class MemberWriter:
         return chunks
 
     def _in_order(self, source: ImageSource, work: Callable[[int], _Result]) -> Iterator[_Result]:
-        """The chunks of a source through the workers; those that depend on all earlier ones only after these are done."""
-        offsets = range(0, source.size_bytes, CHUNK_BYTES)
-        early = len(offsets) if source.late_from >= source.size_bytes else source.late_from // CHUNK_BYTES
-        for part in (offsets[:early], offsets[early:]):
-            for offset, result in zip(part, self._workers.ordered(work, part)):
-                self._progress.advance(min(CHUNK_BYTES, source.size_bytes - offset))
-                yield result
+        """The chunks of a source through the workers, with progress."""
+        done = 0
+        for result in self._workers.over(source, work):
+            length = min(CHUNK_BYTES, source.size_bytes - done)
+            done += length
+            self._progress.advance(length)
+            yield result
 
 
 class ArchiveWriter(MemberWriter):
