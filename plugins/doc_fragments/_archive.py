@@ -27,3 +27,20 @@ options:
     type: int
     default: 0
 """
+
+    PRIORITY = r"""
+options:
+  nice:
+    description:
+      - How much lower than usual the CPU priority is while archives are written or read, V(19) being the lowest.
+      - Merges of a running VM are QEMU's work, to which this does not apply.
+    type: int
+    default: 0
+  ionice:
+    description:
+      - Class of the disk accesses meanwhile, as L(ionice, https://man7.org/linux/man-pages/man1/ionice.1.html) has it.
+        V(idle) waits for all others, V(best-effort) is the lowest level of the usual class. If not given, it is not changed.
+      - Works where the disk's I/O scheduler knows priorities (C(bfq), C(mq-deadline)).
+    type: str
+    choices: [best-effort, idle]
+"""

@@ -22,6 +22,10 @@ COMPRESSION: dict[str, Any] = {
     "compress_level": {"type": "int", "default": 2},
     "threads": {"type": "int", "default": 0},
 }
+PRIORITY: dict[str, Any] = {
+    "nice": {"type": "int", "default": 0},
+    "ionice": {"type": "str", "choices": ["best-effort", "idle"]},
+}
 # Those that no layer below has told more about.
 _LIBVIRT_ERRORS = (connection.libvirt.libvirtError,) if connection.libvirt else ()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

@@ -21,6 +21,7 @@ extends_documentation_fragment:
   - kvmops.backup._attributes.info
   - kvmops.backup._attributes.progress
   - kvmops.backup._archive
+  - kvmops.backup._archive.priority
   - kvmops.backup._libvirt
 options:
   archive:
@@ -169,13 +170,14 @@ cancelled:
   sample: false
 """
 
-from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import PRIORITY, TARGET, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import VerifyRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
 
 ARGUMENT_SPEC = {
     **URI,
     **TARGET,
+    **PRIORITY,
     "archive": {"type": "path"},
     "vm": {"type": "str"},
     "deep": {"type": "bool", "default": False},

@@ -33,6 +33,7 @@ extends_documentation_fragment:
   - kvmops.backup._attributes.progress
   - kvmops.backup._archive
   - kvmops.backup._archive.compression
+  - kvmops.backup._archive.priority
   - kvmops.backup._libvirt
 attributes:
   check_mode:
@@ -394,7 +395,13 @@ cancelled:
   sample: false
 """
 
-from ansible_collections.kvmops.backup.plugins.module_utils._argspec import COMPRESSION, TARGET, URI, run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import (
+    COMPRESSION,
+    PRIORITY,
+    TARGET,
+    URI,
+    run_module,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import from_params
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.run import backup
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import WEEKDAYS
@@ -402,6 +409,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._policy import WEEKD
 ARGUMENT_SPEC = {
     **URI,
     **TARGET,
+    **PRIORITY,
     **COMPRESSION,
     "vm": {"type": "str", "required": True},
     "mode": {"type": "str", "choices": ["full", "incremental", "auto"], "default": "full"},

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
 
 SLOT_TIMEOUT_S = 86400  # who limits the backups at work wants the others to wait
@@ -56,6 +57,7 @@ class BackupRequest:
     `max_parallel`: backups at work in the place at once; 0: any number. `slot_timeout_s`: how long to wait for that.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
     `bandwidth_bps`: limit of the bytes written in a second, to the archive and then in merges; 0: none.
+    `priority` is that of the copying; what a guest waits for is done with the usual one.
     `notes` is stored with the new archive.
     """
 
@@ -83,6 +85,7 @@ class BackupRequest:
     wait_timeout_s: int = 0
     slot_timeout_s: int = SLOT_TIMEOUT_S
     bandwidth_bps: int = 0
+    priority: Priority = USUAL
     notes: str = ""
     check_mode: bool = False
     diff: bool = False
@@ -128,6 +131,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         wait_timeout_s=0 if wait is None else duration_s(wait, "wait_timeout"),
         slot_timeout_s=SLOT_TIMEOUT_S if wait is None else duration_s(wait, "wait_timeout"),
         bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
+        priority=Priority.of(params),
         notes=params["notes"] or "",
         check_mode=params["check_mode"],
         diff=params["diff"],

@@ -413,10 +413,11 @@ def _write(
         time.sleep(_SETTLED_S)
     before = {each.path: _vm_state.evidence(each.path) for each in planned.members if each.path not in held}
     below = {**planned.below, **{path: each.stat[:-1] for path, each in proved.items()}}
-    stored = tuple(_add(writer, member, held) for member in planned.members)
-    _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
-    archive = writer.publish(replace(configuration, members=(*planned.kept, *stored), created=created))
+    with run.request.priority.lowered():
+        stored = tuple(_add(writer, member, held) for member in planned.members)
+        _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
+        archive = writer.publish(replace(configuration, members=(*planned.kept, *stored), created=created))
     copied = {
         each.former_path: Evidence(each.digest, before[each.former_path])
         for each in stored

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
 from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
 
@@ -64,11 +65,14 @@ class VerifyRequest:
     deep: bool = False
     fail_on_damage: bool = True
     threads: int = 0
+    priority: Priority = USUAL
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> VerifyRequest:
         """From the parameters of the module."""
-        return cls(Selection.of(params), params["deep"], params["fail_on_damage"], params["threads"])
+        return cls(
+            Selection.of(params), params["deep"], params["fail_on_damage"], params["threads"], Priority.of(params)
+        )
 
 
 @dataclass(frozen=True)

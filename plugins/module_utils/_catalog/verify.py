@@ -40,7 +40,8 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     selected = list(_selected(request.selection, context))
     if request.selection.archive and not os.path.exists(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
-    archives = [_checked(path, request, context) for path in selected]
+    with request.priority.lowered():
+        archives = [_checked(path, request, context) for path in selected]
     damaged = [archive["path"] for archive in archives if not archive["ok"]]
     result: dict[str, Any] = {"archives": archives}
     if damaged and request.fail_on_damage:

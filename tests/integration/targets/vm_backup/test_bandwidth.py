@@ -1,9 +1,11 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The limit of bytes per second holds for the merge of saved states too, of a VM that runs and of one that is off (SPEC H2)."""
+"""The limit of bytes per second holds for the merge of saved states too, of a VM that runs and of one that is off; the
+copying has the priority that was asked for, the merge the usual one (SPEC H2)."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from contextlib import suppress
@@ -18,16 +20,19 @@ MIB = 2**20
 
 
 def merges(vm, process):
-    """The limits seen on the disk's jobs while the process ran, and for how long a job was there."""
-    seen, began, ended = set(), 0.0, 0.0
+    """The limits seen on the disk's jobs while the process ran, for how long a job was there, and how nice the process
+    was before and during it."""
+    seen, began, ended, nice = set(), 0.0, 0.0, (set(), set())
     while process.poll() is None:
-        with suppress(libvirt.libvirtError):
+        with suppress(libvirt.libvirtError, ProcessLookupError):
+            how_nice = os.getpriority(os.PRIO_PROCESS, process.pid)
             info = vm.domain.blockJobInfo("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
             if info:
                 seen.add(info["bandwidth"])
                 began, ended = began or time.monotonic(), time.monotonic()
+            nice[bool(info)].add(how_nice)
         time.sleep(0.02)
-    return seen, ended - began
+    return seen, ended - began, nice
 
 
 def begin(**arguments):
@@ -41,12 +46,14 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
     run_module("vm_backup", vm="limited", path=target, mode="auto")
     vm.agent.shell("dd if=/dev/urandom of=/disk/vda/ballast bs=1M count=32 conv=fsync")
     arguments = {"vm": "limited", "path": target, "mode": "auto", "increment_limit": 2, "bandwidth": "8M"}
-    with begin(**arguments) as process:
-        seen, lasted = merges(vm, process)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    with begin(**arguments, nice=3, ionice="idle") as process:
+        seen, lasted, (before, merging) = merges(vm, process)
         stdout, stderr = process.communicate()
     result = modules.module_result("vm_backup", stdout, stderr)
     assert not result.failed and len(result["merged_saved_states"]) == 2
     assert seen == {8 * MIB} and lasted > 2.5  # 32 MiB at 8 MiB/s, less what QEMU lets through at once
+    assert {usual, usual + 3} <= before and merging == {usual}
     # off: qemu-img does it
     run_module("vm_backup", vm="limited", path=target, mode="auto")
     vm.agent.shell("dd if=/dev/urandom of=/disk/vda/ballast bs=1M count=32 conv=fsync,notrunc")
