@@ -80,6 +80,12 @@ options:
     description:
       - Text for people, kept with a new saved state.
     type: str
+  bandwidth:
+    description:
+      - Write at most this many bytes per second to each disk while layers are merged, for example V(50M). V(0) means no
+        limit. Should the guest itself write faster than that, it is raised until the merge comes to an end.
+    type: str
+    default: '0'
   wait_timeout:
     description:
       - How long to wait for another operation on the same VM to end, for example V(30m). With V(0) the module
@@ -177,6 +183,7 @@ ARGUMENT_SPEC = {
     "memory": {"type": "bool", "default": False},
     "quiesce": {"type": "bool", "default": False},
     "description": {"type": "str"},
+    "bandwidth": {"type": "str", "default": "0"},
     "wait_timeout": {"type": "str", "default": "0"},
 }
 

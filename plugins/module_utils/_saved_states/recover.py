@@ -34,22 +34,25 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.way_back import remove_file
 
 
-def settle(conn: Connection, uuid: str) -> list[str]:
+def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> list[str]:
     """Finish or undo what dead runs left on the VM; returns what was put right, one sentence each.
+
+    ``progress`` tells of merges, and has the limit of their bandwidth; a wish to cancel is not heard.
 
     libvirtd may have been restarted then: go on with connection.again(). Raises SplitViewError, with nothing touched, when
     what is found has no written recovery; BusyError when somebody else's job is at work on a disk.
     """
     done = []
+    progress = progress or Progress()
     for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         try:
             # a published point needs its saved state: that one stays
             if overlays.SAVED_STATE in journal.facts and not published.is_published(journal.facts):
                 plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
-                done += way_back.bring_back(*_again(conn, uuid), plan, journal, Progress())
+                done += way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
             if overlays.REMOVAL in journal.facts:
                 removing = removal.from_facts(journal.facts[overlays.REMOVAL])
-                removed = merge.remove(*_again(conn, uuid), removing, journal, Progress())
+                removed = merge.remove(*_again(conn, uuid), removing, journal, progress)
                 done += [*removed.notes, f"{removing.vm_name}: finished the removal of {', '.join(removed.names)}"]
             if overlays.REVERT in journal.facts:
                 reverting = revert.from_facts(journal.facts[overlays.REVERT])
@@ -74,7 +77,7 @@ def held(
     """The VM, locked for ``what``, after settle(), of which warnings tell; on a connection that lives. Raises BusyError."""
     uuid = str(domain.UUIDString())
     with _locks.hold(f"vm-{uuid}", what=what, timeout_s=timeout_s):
-        for text in settle(conn, uuid):
+        for text in settle(conn, uuid, context.progress):
             context.warn(f"left by an earlier run and put right: {text}")
         yield again(conn, domain)
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
+from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
 
 ALL_NAME = "all"
 
@@ -26,7 +26,10 @@ class Wish(str, Enum):
 
 @dataclass(frozen=True)
 class SnapshotRequest:
-    """One run of ``vm_snapshot``. `snapshot` is a name, or ALL_NAME (absent only). `wait_timeout_s` as everywhere."""
+    """One run of ``vm_snapshot``. `snapshot` is a name, or ALL_NAME (absent only). `wait_timeout_s` as everywhere.
+
+    `bandwidth_bps`: limit of the bytes that merges write in a second, 0: none.
+    """
 
     vm: str
     snapshot: str
@@ -36,6 +39,7 @@ class SnapshotRequest:
     description: str = ""
     uri: str = "qemu:///system"
     wait_timeout_s: int = 0
+    bandwidth_bps: int = 0
     check_mode: bool = False
 
 
@@ -50,6 +54,7 @@ def from_params(params: Mapping[str, Any]) -> SnapshotRequest:
         description=params["description"] or "",
         uri=params["uri"],
         wait_timeout_s=duration_s(params["wait_timeout"], "wait_timeout"),
+        bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
         check_mode=params["check_mode"],
     )
     name = request.snapshot

@@ -61,6 +61,7 @@ class _Run:
 def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_snapshot``; the module's return values. Raises KvmopsError."""
     conn = connect(request.uri)
+    context.progress.merge_bps = request.bandwidth_bps
     if request.check_mode:
         domain = find_domain(conn, request.vm)
         for text in [*restores.pending(request.uri, request.vm), *recover.pending(domain.UUIDString())]:

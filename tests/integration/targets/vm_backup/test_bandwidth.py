@@ -14,6 +14,7 @@ import libvirt
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs
 from ansible_collections.kvmops.backup.tests.lab import modules
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 MIB = 2**20
@@ -35,8 +36,8 @@ def merges(vm, process):
     return seen, ended - began, nice
 
 
-def begin(**arguments):
-    argv = modules.module_argv("vm_backup", arguments)
+def begin(module="vm_backup", **arguments):
+    argv = modules.module_argv(module, arguments)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
 
 
@@ -62,6 +63,18 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
     merged = run_module("vm_backup", **arguments)
     assert len(merged["merged_saved_states"]) == 2
     assert time.monotonic() - began > 6.5  # copy and merge
+    # vm_snapshot, and whoever goes on after a killed run
+    vm.start()
+    run_module("vm_snapshot", vm="limited", snapshot="ours")
+    vm.agent.shell("dd if=/dev/urandom of=/disk/vda/ballast bs=1M count=32 conv=fsync,notrunc")
+    with begin("vm_snapshot", vm="limited", snapshot="ours", state="absent", bandwidth="8M") as process:
+        wait_for("the merge", lambda: vm.domain.blockJobInfo("vda", 0), 30)
+        process.kill()
+    vm.domain.blockJobAbort("vda", 0)  # so that another one has to be begun
+    with begin("vm_snapshot", vm="limited", snapshot="ours", state="absent", bandwidth="9M") as process:
+        seen, _lasted, _nice = merges(vm, process)
+        assert not modules.module_result("vm_snapshot", *process.communicate()).failed
+    assert seen == {9 * MIB} and vm.domain.snapshotNum() == 0
 
 
 def test_a_guest_that_writes_faster_does_not_keep_the_merge_from_ending(monkeypatch):

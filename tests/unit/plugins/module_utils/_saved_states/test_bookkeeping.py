@@ -102,13 +102,13 @@ def test_layers_are_remembered_while_they_are_the_same_files(state_directory):
 def asked(**changes):
     values = {
         "vm": "web", "snapshot": "s", "state": "present", "memory": False, "quiesce": False, "description": None,
-        "uri": "qemu:///system", "wait_timeout": "5m", "check_mode": False, **changes,
+        "uri": "qemu:///system", "wait_timeout": "5m", "bandwidth": "8M", "check_mode": False, **changes,
     }  # fmt: skip
     return request.from_params(values)
 
 
 def test_request():
-    assert asked().wait_timeout_s == 300
+    assert (asked().wait_timeout_s, asked().bandwidth_bps) == (300, 8 * 2**20)
     assert asked(snapshot="all", state="absent").wish is request.Wish.ABSENT
     for bad in ({"snapshot": ""}, {"snapshot": ".a"}, {"snapshot": "a/b"}, {"snapshot": "all"}, {"snapshot": "a\n"}):
         with pytest.raises(RefusedError):
