@@ -250,7 +250,7 @@ def _kind(named: str, real: str, is_device: bool, mount: Mount, owner: Pool | No
         is_device and (os.path.basename(real).startswith("zd") or pool_type == "zfs")
     ):
         return PlaceKind.ZVOL, ""
-    if named.startswith("/dev/"):
+    if is_device or named.startswith("/dev/"):  # also a link from elsewhere, and a volume that is not active
         volumes = lvm.volumes()
         volume = lvm.find(named, volumes) or lvm.find(real, volumes)
         if volume is not None:

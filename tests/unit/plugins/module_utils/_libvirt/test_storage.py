@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import lvm, storage
 
 MOUNTS = r"""21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
 30 21 0:25 / /mnt/with\040space rw,relatime - nfs4 server:/export rw,vers=4.2
@@ -159,3 +159,12 @@ def test_pool_documents():
     assert storage.parse_pool(netfs, active=False) == storage.Pool("n", "netfs", False, "/t", "/e")
     logical = "<pool type='logical'><name>l</name><source><name>vg</name></source><target><path>/dev/vg</path></target></pool>"
     assert storage.parse_pool(logical, active=True).source == "vg"
+
+
+def test_a_link_to_a_logical_volume_lies_on_lvm(tmp_path, known, monkeypatch):
+    volume = lvm.LogicalVolume(("/dev/vg0/web", "/dev/dm-77"), "vg0", storage.PlaceKind.THIN_LVM, (252, 77))
+    monkeypatch.setattr(lvm, "volumes", lambda: (volume,))
+    monkeypatch.setattr(storage, "_is_block_device", lambda path: path == "/dev/dm-77")
+    link = tmp_path / "web.img"
+    link.symlink_to("/dev/dm-77")
+    assert storage.describe(None, str(link)).description == "thin LVM (volume group vg0)"
