@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 _VERSION = 1
 # A write within one tick of a file system's clock leaves ctime as it is: a file as young as that is read again next time.
 _TICK_S = 2.5
+_ATTEMPTS = 4  # libvirt changes the owner, and so the ctime, of a template's disks when a clone starts
 
 
 def cached(path: str, fmt: str) -> str | None:
@@ -46,13 +47,17 @@ def of_disk(path: str, fmt: str, progress: Progress, *, threads: int = 0) -> str
     known = cached(path, fmt)
     if known is not None:
         return known
-    before, began = _evidence(path), time.time()
-    digest = read(path, fmt, progress, threads=threads)
-    if _evidence(path) != before:
-        raise SourceError(f"The disk {path}", "it was written to while it was read", "Shut down the VM that uses it.")
-    if all(int(each[-1]) / 1e9 < began - _TICK_S for each in before):
-        _keep(path, fmt, before, digest)
-    return digest
+    for _attempt in range(_ATTEMPTS):
+        before, began = _evidence(path), time.time()
+        digest = read(path, fmt, progress, threads=threads)
+        after = _evidence(path)
+        if after == before:
+            if all(int(each[-1]) / 1e9 < began - _TICK_S for each in before):
+                _keep(path, fmt, before, digest)
+            return digest
+        if [each[:-1] for each in after] != [each[:-1] for each in before]:
+            break
+    raise SourceError(f"The disk {path}", "it was written to while it was read", "Shut down the VM that uses it.")
 
 
 def read(path: str, fmt: str, progress: Progress, *, threads: int = 0) -> str:

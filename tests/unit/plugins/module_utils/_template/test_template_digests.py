@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.served import ServedImage
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._template import digests
@@ -120,6 +120,25 @@ def test_it_is_read_once_and_again_after_a_write_that_hides(raw: Path, monkeypat
     assert os.stat(raw).st_mtime_ns == status.st_mtime_ns
     assert digests.cached(str(raw), "raw") is None
     assert digests.of_disk(str(raw), "raw", Progress()) == expected(raw) != first
+
+
+def test_a_change_of_the_owner_while_it_is_read_is_no_write(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt gives a template's disks to QEMU when another clone starts."""
+    really = digests.read
+    disturbances = [os.chmod, lambda path, _mode: Path(path).write_bytes(b"written")]
+
+    def disturbed(path: str, fmt: str, progress: Progress, *, threads: int = 0) -> str:
+        digest = really(path, fmt, progress, threads=threads)
+        if disturbances:
+            disturbances.pop(0)(path, 0o640)
+        return digest
+
+    monkeypatch.setattr(digests, "read", disturbed)
+    last = disturbances.pop()
+    assert digests.of_disk(str(raw), "raw", Progress()) == expected(raw)
+    disturbances.append(last)
+    with pytest.raises(SourceError, match="it was written to while it was read"):
+        digests.of_disk(str(raw), "raw", Progress())
 
 
 def test_a_write_to_a_lower_layer_is_seen(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
