@@ -56,7 +56,7 @@ def look(conn: Connection, name: str, uuid: str, images: Mapping[str, Image]) ->
             owner = owners.get(path)
             if owner and owner.marked:
                 bases[owner.uuid] = owner
-                kept[image.path] = replace(image, backing_path="", template_disk=find.numbers(owner)[path])
+                kept[image.path] = replace(image, backing_path="", template_disk=find.numbers(owner).get(path, 0))
                 break
             if owner:
                 foreign[path] = owner.name

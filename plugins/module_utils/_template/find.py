@@ -71,12 +71,14 @@ def templates(conn: Connection) -> tuple[Template, ...]:
 
 
 def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Template]:
-    """By real path, the VM that has it as a disk; `but`: uuid of the VM that asks."""
+    """By real path, the VM that has it as a disk, a template before others; `but`: uuid of the VM that asks."""
     wanted, found = {os.path.realpath(path) for path in paths}, {}
     for domain, root in _definitions(conn) if wanted else ():
         tops = {path for path in _tops(conn, root) if path in wanted}
         if tops and domain.UUIDString() != but:
-            found.update(dict.fromkeys(tops, of_domain(conn, domain)))
+            owner = of_domain(conn, domain)
+            # several may name one file: the template counts
+            found.update({path: owner for path in tops if owner.marked or path not in found})
     return found
 
 
