@@ -59,10 +59,10 @@ def mac_addresses(root: etree._Element) -> list[str]:
     return [(mac.get("address") or "") if mac is not None else "" for mac in found]
 
 
-def host_file_names(root: etree._Element) -> set[str]:
-    """Every file of the host that the definition names and a plan may want to look at."""
-    drives = [disk for disk in disk_rules.elements(root) if disk.device in ("cdrom", "floppy") and disk.type == "file"]
-    names = {drive.source for drive in drives}
+def host_file_names(root: etree._Element, pools: Mapping[str, str]) -> set[str]:
+    """Every file of the host that the definition names and a plan may want to look at. ``pools``: their directories."""
+    drives = [disk for disk in disk_rules.elements(root) if disk.device in ("cdrom", "floppy")]
+    names = {disk_rules.file_of(drive, pools) for drive in drives}
     names |= {(root.findtext(f"os/{tag}") or "").strip() for tag in ("kernel", "initrd", "dtb", "loader", "shim")}
     nvram = root.find("os/nvram")
     if nvram is not None:

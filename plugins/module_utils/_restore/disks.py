@@ -85,6 +85,13 @@ def elements(root: etree._Element) -> list[DiskElement]:
     return found
 
 
+def file_of(disk: DiskElement, pools: Mapping[str, str]) -> str:
+    """The file of this host that a disk names, also as the volume of a pool (``pools``: their directories); "" for others."""
+    if disk.type == "volume":
+        return os.path.join(pools[disk.pool], disk.source) if disk.pool in pools and disk.source else ""
+    return disk.source if disk.type == "file" else ""
+
+
 def decide(
     configuration: Configuration,
     root: etree._Element,
@@ -184,7 +191,7 @@ def _without_member(disk: DiskElement, facts: HostFacts, others: Sequence[Existi
     if disk.device in ("cdrom", "floppy"):
         if not disk.source:
             return Kept()
-        image = facts.files.get(disk.source) if disk.type == "file" else None
+        image = facts.files.get(file_of(disk, facts.pools))
         if image is not None and (image.public or image.pool_iso):
             return Kept()
         return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")
@@ -209,7 +216,7 @@ def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, warnings: lis
     """An image found at its former path is used as it is (C4), as long as it may be shown to a guest."""
     path = member.former_path or disk.source
     image = facts.files.get(path)
-    if image is None or disk.source != path:
+    if image is None or file_of(disk, facts.pools) != path:
         return Restored((member,))
     if image.matches is not True and not (image.public or image.pool_iso):
         warnings.append(f"{path} may be another file than the CD image in the archive and is private: it is not used.")

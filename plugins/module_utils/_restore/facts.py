@@ -71,7 +71,8 @@ def gather(
     pools = {pool.name: pool.target_path for pool in storage.pools(conn) if pool.active and pool.target_path}
     target = None
     if request.pool or request.path:
-        target = _model_place(storage.resolve_target(conn, pool=request.pool, path=request.path), pools, request.path)
+        path = os.path.abspath(request.path) if request.path else ""  # libvirt knows no current directory
+        target = _model_place(storage.resolve_target(conn, pool=request.pool, path=path), pools, path)
     wanted = {request.name or configuration.vm_name, configuration.vm_uuid.lower(), request.uuid.lower()}
     try:
         vms = tuple(_existing_vm(domain, wanted, pools) for domain in conn.listAllDomains(0))
@@ -91,7 +92,7 @@ def gather(
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
         files=_host_files(
-            set(images).union(*(definition.host_file_names(each) for each in roots)),
+            set(images).union(*(definition.host_file_names(each, pools) for each in roots)),
             images,
             vms,
             pools,
@@ -100,6 +101,7 @@ def gather(
         block_devices=_block_devices(roots),
         hostdevs=_host_devices(),
         template=_template(conn, configuration, progress),
+        pools=pools,
     )
 
 
@@ -144,6 +146,7 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> P
         filesystem=str(os.stat(place.directory).st_dev),
         free_bytes=place.free_bytes,
         names=frozenset(os.listdir(place.directory)),
+        kind=place.kind,
     )
 
 

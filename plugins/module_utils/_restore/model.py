@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Skipped
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    Member,
+    Skipped,
+    TemplateRequirement,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
 
 
@@ -18,7 +23,7 @@ class Place:
 
     `problem` says why nothing can be written there ("" = it can), `filesystem` is equal for places that share their
     free bytes, `names` are the files that are there now. `pool` is "" for a directory that is no active pool's.
-    `real_path` is `path` without symbolic links, where that differs.
+    `real_path` is `path` without symbolic links, where that differs. `kind`: what the bytes lie on.
     """
 
     path: str
@@ -28,6 +33,7 @@ class Place:
     problem: str = ""
     names: frozenset[str] = frozenset()
     real_path: str = ""
+    kind: PlaceKind = PlaceKind.DIR
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class HostFacts:
     `block_devices`: those of the LUNs in the configuration that are here, by the path given there.
     `hostdevs`: identity of the host devices (definition.hostdev_identity) that are here.
     `template`: what this host has of the template that a thin clone needs, None for any other VM.
+    `pools`: directories of the active pools by name.
     """
 
     archive_place: Place
@@ -146,6 +153,7 @@ class HostFacts:
     block_devices: Mapping[str, BlockDevice] = field(default_factory=dict)
     hostdevs: frozenset[str] = frozenset()
     template: Match | None = None
+    pools: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +215,7 @@ class RestorePlan:
     `set_aside`: existing files whose names the restore takes, removed once the new VM stands.
     `domain_xml`: the definition, without the mark. `refresh_pools`: names of pools that get new files.
     `made`: files that are made of those in `files`. `states`: the saved states, parents first. `flat`: they were given up.
+    `requires`: content of the template that files stand on; it is compared once more before they take their places.
     """
 
     name: str
@@ -227,6 +236,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
+    requires: TemplateRequirement | None = None
 
     @property
     def all_files(self) -> tuple[PlannedFile | MadeFile, ...]:

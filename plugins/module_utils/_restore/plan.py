@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
@@ -18,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
@@ -197,7 +198,8 @@ def _draft(
     warnings = [*fate.warnings, *files.warnings]
     if not configuration.format_version:
         warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
-    warnings += _left_over(who.replaced, set_aside, others)
+    warnings += _not_backed_up(files, bool(tree))
+    warnings += _left_over(who.replaced, set_aside, others, host, {rewrite.nvram_path(root, who, host), who.uuid})
     warnings += _revived(files.places, others) if configuration.template else []
     warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, tpm, bare), *of_tree.warnings]
     all_files = of_tree.files + tuple(file for file in (nvram, tpm) if file is not None)
@@ -222,6 +224,7 @@ def _draft(
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
+            requires=configuration.requires,
         ),
         problems,
         list(of_tree.problems),
@@ -295,10 +298,30 @@ def _tpm(
     return PlannedFile(member=member, path=os.path.join(host.tpm_place.path, who.uuid), format="raw")
 
 
-def _left_over(replaced: ExistingVm | None, set_aside: Sequence[str], others: Sequence[ExistingVm]) -> list[str]:
+def _not_backed_up(files: layout.Layout, saved_states: bool) -> list[str]:
+    """A warning where the restored VM could not be backed up again as it is."""
+    here = sorted({place.path for place in files.places.values() if place.kind is PlaceKind.ZFS})
+    if not here or not saved_states:
+        return []
+    return [
+        f"{', '.join(here)} is on ZFS, from where a VM with saved states cannot be backed up: restore it with 'flatten: true', "
+        "or remove them (kvmops.backup.vm_snapshot with snapshot: all and state: absent)."
+    ]
+
+
+def _left_over(
+    replaced: ExistingVm | None,
+    set_aside: Sequence[str],
+    others: Sequence[ExistingVm],
+    host: HostFacts,
+    in_use: Collection[str],
+) -> list[str]:
+    """``in_use``: path of the NVRAM, and uuid, that the restored VM has."""
     if replaced is None:
         return []
-    own = replaced.disk_files.difference(set_aside, *(vm.files for vm in others))
+    firmware = {os.path.join(place.path, name) for place in (host.nvram_place, host.tpm_place) for name in place.names}
+    firmware = {path for path in firmware & replaced.files if not {path, os.path.basename(path)} & set(in_use)}
+    own = (replaced.disk_files | firmware).difference(set_aside, *(vm.files for vm in others))
     left = sorted(path for path in own if not path.startswith("/dev/"))
     return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
 

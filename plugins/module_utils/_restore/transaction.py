@@ -50,6 +50,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     RestorePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
+from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
 
 class _CountedSink:
@@ -120,6 +121,7 @@ class Transaction:
             states = self._finish_files()
             self._operation = replace(self._operation, inodes=self._inodes())
             journal.record(inodes=self._operation.inodes)
+            self._require_template()
             self._end_cycles()
             self._swap()
             self._define(states)
@@ -233,6 +235,20 @@ class Transaction:
         return {step.path: os.stat(step.partial).st_ino for step in self._operation.files if step.path}
 
     # --- the VM ----------------------------------------------------------------------------------
+
+    def _require_template(self) -> None:
+        """The template is still what the plan has seen: nothing kept it from being changed or replaced meanwhile."""
+        required = self._plan.requires
+        if required is None:
+            return
+        found = requirement.match_on_host(self._conn, required, self._progress, thorough=True)
+        here = {disk.path for disk in found.template.disks} if found.template is not None else set()
+        below = {file.backing for file in self._plan.files if file.member.template_disk}
+        if found.mismatch is not None or not below <= here:
+            why = found.text or "its disks are in another place now"
+            raise BusyError(
+                f"The template {required.name}", f"it was changed during the restore ({why})", "Run the task again."
+            )
 
     def _end_cycles(self) -> None:
         """No backup goes on from here as if nothing had happened."""

@@ -475,6 +475,27 @@ def test_a_cd_image_at_its_former_path_is_used_as_it_is(here: HostFile | None, p
     assert etree.fromstring(found.domain_xml).find("devices/disk[3]/driver").get("type") == "raw"
 
 
+def test_a_cd_image_that_is_a_volume_is_used_where_its_pool_still_has_it() -> None:
+    volume = CD.replace("type='file'", "type='volume'").replace("file='/iso/os.iso'", "pool='isos' volume='os.iso'")
+    point = configuration(domain_xml(DISKS + volume), (VDA, VDB, replace(ISO, pool="isos")))
+    here = Place("/iso", pool="isos", filesystem="9", free_bytes=100 * MIB, names=frozenset({"os.iso"}))
+    facts = host(
+        files={"/iso/os.iso": HostFile(4096, public=False, pool_iso=True, matches=True)},
+        former={**host().former, "isos": here},
+        pools={"isos": "/iso"},
+    )
+    for archived in (point, replace(point, members=(VDA, VDB))):
+        found = planned(facts, archived)
+        cd = etree.fromstring(found.domain_xml).findall("devices/disk")[2]
+        assert (cd.get("type"), dict(cd.find("source").attrib)) == ("volume", {"pool": "isos", "volume": "os.iso"})
+        assert found.skipped == () and found.warnings == () and len(found.files) == 2
+    moved = replace(
+        facts, pools={"isos": "/elsewhere"}, former={**facts.former, "isos": replace(here, path="/elsewhere")}
+    )
+    found = planned(moved, replace(point, members=(VDA, VDB)))
+    assert sources(found.domain_xml)["sdc"] == "" and found.skipped[0].device == "sdc"
+
+
 def test_a_medium_without_member_is_kept_only_where_a_guest_may_see_it() -> None:
     point = configuration(domain_xml(DISKS + CD))
     kept = planned(host(files={"/iso/os.iso": HostFile(1, public=True, pool_iso=False)}), point)
@@ -595,6 +616,22 @@ def test_the_state_of_a_tpm_is_only_replaced_with_force() -> None:
     other = replace(left, vms=(ExistingVm("db", OTHER_UUID, files=frozenset({path})),))
     with pytest.raises(RefusedError, match="belongs to the VM db"):
         planned(other, point, force=True)
+
+
+def test_what_firmware_and_tpm_of_a_replaced_vm_leave_is_named() -> None:
+    """A VM of another uuid makes way: nothing removes the state of its TPM, which holds keys."""
+    tpm, nvram = f"/var/lib/libvirt/swtpm/{OTHER_UUID}", "/var/lib/libvirt/qemu/nvram/web_VARS.fd"
+    old = replace(ORIGINAL, uuid=OTHER_UUID, files=ORIGINAL.files | {tpm, nvram})
+    facts = replace(
+        host(vms=(old,)),
+        tpm_place=replace(host().tpm_place, names=frozenset({OTHER_UUID, UUID})),
+        nvram_place=replace(host().nvram_place, names=frozenset({"web_VARS.fd", "db_VARS.fd"})),
+    )
+    (left,) = [text for text in planned(facts, force=True).warnings if "stay" in text]
+    assert tpm in left and nvram in left and UUID not in left and "db_VARS" not in left
+    efi = domain_xml().replace("<os>", "<os firmware='efi'>")  # the new VM goes on with the variables that are there
+    (left,) = [text for text in planned(facts, configuration(efi), force=True).warnings if "stay" in text]
+    assert tpm in left and nvram not in left
 
 
 # --- properties ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Place, RestorePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
@@ -241,6 +242,14 @@ def test_disk_format_qcow2_goes_through_the_chain_and_the_saved_states() -> None
     for found, image_format in ((keep, "raw"), (qcow2, "qcow2")):
         driver = snapshots(found)["root"].find("domain/devices/disk/driver")
         assert driver.get("type") == image_format
+
+
+def test_saved_states_on_zfs_are_said_to_be_in_the_way_of_the_next_backup() -> None:
+    zfs = {key: replace(place, kind=PlaceKind.ZFS) for key, place in host().former.items()}
+    (told,) = [text for text in planned(point(), facts=host(former=zfs)).warnings if "ZFS" in text]
+    assert "/vms" in told and "'flatten: true'" in told and "state: absent" in told
+    assert not [text for text in planned(point(), facts=host(former=zfs), flatten=True).warnings if "ZFS" in text]
+    assert not [text for text in planned(point()).warnings if "ZFS" in text]
 
 
 def test_flatten_makes_one_image_per_disk_with_the_lowest_layers_name_and_format() -> None:
