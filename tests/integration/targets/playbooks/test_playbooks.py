@@ -100,9 +100,42 @@ def test_restore_takes_the_newest_archive_of_a_vm(backed_up: BackedUp, ansible: 
     assert played.task("Restore it").data["invocation"]["module_args"]["source"] == str(backed_up.newest)
 
 
+def chosen(ansible: Ansible, vm: str, places: Path) -> str:
+    """The archive that the playbook would restore."""
+    played = ansible.playbook(
+        "kvmops.backup.restore",
+        check_mode=True,
+        restore_vm=vm,
+        restore_from_path=str(places),
+        restore_path=str(places),
+        restore_name="copy",
+        restore_become=False,
+    )
+    return str(played.task("Restore it").data["invocation"]["module_args"]["source"])
+
+
+def test_restore_of_a_renamed_vm_takes_its_newest_good_archive(backed_up: BackedUp, ansible: Ansible) -> None:
+    """The new name comes before the old one in the alphabet; what a verification has found to be damaged is no candidate."""
+    places = backed_up.lab.path("renamed")
+    older = run_module("vm_backup", vm="web 01", path=str(places))["archive"]["path"]
+    backed_up.vm.domain.rename("a 01")
+    try:
+        newest = run_module("vm_backup", vm="a 01", path=str(places))["archive"]["path"]
+        assert chosen(ansible, "a 01", places) == newest
+        with open(newest, "r+b") as file:
+            file.seek(8192)
+            byte = file.read(1)
+            file.seek(8192)
+            file.write(bytes([byte[0] ^ 1]))
+        run_module("backup_verify", archive=newest, fails=True)
+        assert chosen(ansible, "a 01", places) == older
+    finally:
+        backed_up.lab.connection.lookupByName("a 01").rename("web 01")
+
+
 def test_restore_without_an_archive_says_so(backed_up: BackedUp, ansible: Ansible) -> None:
     empty = backed_up.lab.path("empty")
     played = ansible.playbook(
         "kvmops.backup.restore", fails=True, restore_vm="web 01", restore_from_path=str(empty), restore_become=False
     )
-    assert "No readable archive of web 01" in played.tasks[-1].data["msg"]
+    assert "No good archive of web 01" in played.tasks[-1].data["msg"]

@@ -17,6 +17,18 @@ PLAY = """
   roles:
     - role: kvmops.backup.weekly_backup
 """
+SERIAL = """
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - ansible.builtin.add_host:
+        name: other
+- hosts: localhost:other
+  gather_facts: false
+  serial: 1
+  roles:
+    - role: kvmops.backup.weekly_backup
+"""
 SMALL = [Disk(size_mib=16, ext4=False)]
 
 
@@ -103,6 +115,29 @@ def test_who_is_chosen(lab: Lab, ansible: Ansible) -> None:
     )
     assert results(missed) == {"mail": "full", "news": "FAILED"}
     assert "1 of 2 failed: news" in missed.tasks[-1].data["msg"]
+
+
+def test_options_as_the_command_line_gives_them(lab: Lab, ansible: Ansible) -> None:
+    """After ``-e NAME=VALUE`` everything is text."""
+    off(lab, "web01")
+    target = lab.path("target")
+    numbers = {"max_parallel": "2", "keep_days": "30", "keep_last": "3", "increment_limit": "7", "bandwidth": "50M"}
+    switches = {"verify": "false", "compress": "false", "free_space": "true"}
+    given = {f"weekly_backup_{name}": value for name, value in {**numbers, **switches}.items()}
+    played = ansible.playbook(PLAY, weekly_backup_path=str(target), weekly_backup_vms="web*", **given)
+    assert results(played) == {"web01": "full"}
+    assert played.task("kvmops.backup.weekly_backup : Verify what was written").status == "skipped"
+    played = ansible.playbook(PLAY, weekly_backup_path=str(target), **{**given, "weekly_backup_max_age": "0"})
+    assert results(played) == {"web01": "incremental"}
+
+
+def test_hosts_in_batches(lab: Lab, ansible: Ansible) -> None:
+    """A name that fits no VM is told of when all batches have been asked, and only then."""
+    off(lab, "mail")
+    options: dict[str, Any] = {"weekly_backup_path": str(lab.path("target")), "weekly_backup_vms": ["mail", "news"]}
+    played = ansible.playbook(SERIAL, check_mode=True, fails=True, **options)
+    said = [task.data["msg"] for task in played.tasks if task.task.endswith("Say who was backed up")]
+    assert [sorted(line.split()[0] for line in table) for table in said] == [["mail"], ["mail", "news"]]
 
 
 def test_a_place_must_be_named(lab: Lab, ansible: Ansible) -> None:
