@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.tree import StateDisk, TreeState
 
 _MAX_HEADS_BYTES = 32 * 2**20  # libvirt leaves 64 KiB for each
+_MAX_HEADS_NODES = 300_000
 Heads = Mapping[str, memory_image.Head]  # of external memory images, by member
 
 
@@ -78,7 +79,7 @@ class Outcome:
 def memory_heads(read: Callable[[str, int, int], bytes], configuration: Configuration) -> Heads:
     """Heads of the memory images that saved states have; ``read``: bytes of a member from an offset. Raises HostileError."""
     heads: dict[str, memory_image.Head] = {}
-    total = 0
+    total = nodes = 0
     for state in tree.read(configuration):
         image = _image(state, configuration)
         if image is not None and image.name not in heads:
@@ -88,6 +89,11 @@ def memory_heads(read: Callable[[str, int, int], bytes], configuration: Configur
             if total > _MAX_HEADS_BYTES:
                 raise HostileError(what, f"the heads of all images have more than {_MAX_HEADS_BYTES} bytes")
             heads[image.name] = memory_image.parse(read(image.name, 0, length), what)
+            nodes += sum(map(heads[image.name].xml.count, "<="))  # at least as many as it has
+            if nodes > _MAX_HEADS_NODES:
+                raise HostileError(
+                    what, f"the heads of all images have more than {_MAX_HEADS_NODES} elements and attributes"
+                )
     return heads
 
 

@@ -24,6 +24,7 @@ _POWER = (
 _MODES = ("no", "internal", "external")
 _COOKIE_PARTS = ("cpu", "slirpHelper")
 _MAX_STATES = 1000
+_MAX_NODES = 400_000  # elements and attributes of all together; a configuration of 8 MiB that libvirt wrote has fewer
 _MAX_NAME = 200
 
 
@@ -69,7 +70,19 @@ def read(configuration: Configuration) -> tuple[TreeState, ...]:
     what = f"The saved states of {configuration.vm_name}"
     if len(configuration.saved_states) > _MAX_STATES:
         raise HostileError(what, f"there are {len(configuration.saved_states)} of them")
-    found = {state.name: state for state in map(_state, configuration.saved_states)}
+    found: dict[str, TreeState] = {}
+    nodes = 0
+    for saved in configuration.saved_states:
+        state = _state(saved)
+        nodes += sum(
+            1 + len(each.attrib)
+            for root in (*state.definitions, state.cookie)
+            if root is not None
+            for each in root.iter()
+        )
+        if nodes > _MAX_NODES:
+            raise HostileError(what, f"they have more than {_MAX_NODES} elements and attributes")
+        found[state.name] = state
     if len(found) != len(configuration.saved_states):
         raise HostileError(what, "two of them have the same name")
     if sum(state.current for state in found.values()) > 1:

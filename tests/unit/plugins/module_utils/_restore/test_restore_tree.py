@@ -382,6 +382,13 @@ def test_an_overlay_is_never_a_file_of_the_host() -> None:
     assert all(path in allowed or path.endswith(".absent") for path in every_path(found))
 
 
+def huge(name: str) -> SavedState:
+    """As large as the XML of one saved state may be; several of them would cost a gigabyte."""
+    return SavedState(
+        name, state(name, "/vms/web.first").xml.replace("</devices>", "<a b='1'/>" * 49_000 + "</devices>")
+    )
+
+
 @pytest.mark.parametrize(
     ("states", "words"),
     [
@@ -394,6 +401,7 @@ def test_an_overlay_is_never_a_file_of_the_host() -> None:
         ((SavedState("a", state("b", "/vms/web.first").xml),), "another one"),
         ((SavedState("a", "<domainsnapshot><name>a</name></domainsnapshot>"),), "no whole"),
         ((state("a", "/vms/web.first", power="evil"),), "make no sense"),
+        (tuple(huge(name) for name in "abcde"), "more than 400000 elements"),
         ((SavedState("a", "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><domainsnapshot/>"),), "no place"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
