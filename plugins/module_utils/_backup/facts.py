@@ -46,7 +46,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         running = bool(domain.isActive())
         live = domain.XMLDesc(flags) if running else ""
         persistent = domain.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
-        paused = domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+        paused = domain.state()[0] in _standing_still()
         managed_save = bool(domain.hasManagedSaveImage(0))
         jobs = _jobs(domain) if running else ()
     except libvirt.libvirtError as error:
@@ -82,6 +82,16 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         tpm_path=tpm_path,
         file_bytes=_file_bytes([view.nvram_path, *(state.memory_path for state in states)], tpm_path),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
+    )
+
+
+def _standing_still() -> tuple[int, ...]:
+    """States of a VM that has a QEMU, but does not run: libvirt does not resume it after its memory was saved."""
+    return (
+        libvirt.VIR_DOMAIN_PAUSED,
+        libvirt.VIR_DOMAIN_PMSUSPENDED,
+        libvirt.VIR_DOMAIN_CRASHED,
+        libvirt.VIR_DOMAIN_SHUTDOWN,
     )
 
 
@@ -220,5 +230,5 @@ def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple
 
 
 def _free(path: str) -> int:
-    figures = os.statvfs(os.path.dirname(path))
+    figures = os.statvfs(os.path.dirname(os.path.realpath(path)))
     return figures.f_bavail * figures.f_frsize

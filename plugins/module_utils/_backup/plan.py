@@ -39,6 +39,7 @@ _UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")
 class VmFacts:
     """What is known about a VM before anything is touched.
 
+    `paused`: it has a QEMU, but stands still (paused, suspended, crashed).
     `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and saved states
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
@@ -331,7 +332,7 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
         return Consistency.CRASH, []
     if facts.paused and wish is not ConsistencyWish.AGENT:
         # After its memory was saved, a VM that is not resumed keeps its disks inactive, and nothing can be merged.
-        why = "it is paused: neither its agent answers nor can its memory be saved"
+        why = "it is paused, suspended or crashed: neither its agent answers nor can its memory be saved"
         if wish is ConsistencyWish.MEMORY:
             raise RefusedError(
                 f"{what} with consistency memory", why, f"Resume it (virsh resume {facts.name}) or use crash."
@@ -401,7 +402,7 @@ def _saved_state(
     if not frozen:
         return None
     name = own.name(timestamp)
-    directory = os.path.dirname(frozen[0].path)
+    directory = os.path.dirname(os.path.realpath(frozen[0].path))
     temporary = f"Temporary, made by kvmops.backup for {archive_path}; it goes when the copy is done."
     return SavedStatePlan(
         vm_uuid=facts.uuid,
@@ -413,7 +414,7 @@ def _saved_state(
                 target=disk.target,
                 base_path=disk.path,
                 base_format=facts.images[disk.path].format,
-                overlay_path=own.overlay_path(disk.path, name),
+                overlay_path=own.overlay_path(os.path.realpath(disk.path), name),  # not beside a symbolic link
             )
             for disk in frozen
         ),
