@@ -75,16 +75,23 @@ def images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> Images
                 original_format=info.format,
                 parent=backing,
             )
-    stems = {os.path.splitext(name)[0]: name for name in found}
+    stems: dict[str, list[str]] = {}
+    for name in found:
+        stems.setdefault(os.path.splitext(name)[0], []).append(name)
     return Images({name: replace(m, parent=_parent(m, found, stems)) for name, m in found.items()}, bad)
 
 
-def _parent(member: Member, images: dict[str, Member], stems: dict[str, str]) -> str:
+def _parent(member: Member, images: dict[str, Member], stems: dict[str, list[str]]) -> str:
     """The member that a layer stands on: the name in its header, else the one numbered before it."""
     if not member.parent:
         return ""
+    stem, suffix = os.path.splitext(member.parent)
     number = _NUMBERED.match(member.name)
-    candidates = [member.parent, stems.get(os.path.splitext(member.parent)[0], "")]
+    candidates = [member.parent]
+    # vm.state1 is another file than vm.qcow2, but vm.img may have become it
+    for named in (member.parent, stem) if suffix.lower() in IMAGE_SUFFIXES else (member.parent,):
+        others = [name for name in stems.get(named, ())[:3] if name != member.name]
+        candidates += others if len(others) == 1 else []
     if number and int(number.group(2)):
         before = f"{number.group(1)}_{int(number.group(2)) - 1}"
         candidates += [f"{before}.snapshot", f"{before}.qcow2"]
@@ -93,16 +100,36 @@ def _parent(member: Member, images: dict[str, Member], stems: dict[str, str]) ->
 
 def _top(disk: _Disk, images: dict[str, Member]) -> Optional[str]:
     """The member that holds what `disk` showed last: by the name of its file, else by its target's name."""
-    base = os.path.basename(disk.path)
-    if base in images:
-        return base
-    same = {name for name in images if base and os.path.splitext(name)[0] == os.path.splitext(base)[0]}
+    if os.path.basename(disk.path) in images:
+        return os.path.basename(disk.path)
+    exact = [name for name in images if _is_named(name, disk.path)]
+    if len(exact) == 1:
+        return exact[0]
+    base = os.path.splitext(os.path.basename(disk.path))[0]
+    same = {name for name in images if base and os.path.splitext(name)[0] == base}
     own = {n for n in images if disk.target and re.match(rf"{re.escape(disk.target)}(?:[._-]|$)", n)}
-    for candidates in (same, own):
-        tops = sorted(candidates - {images[name].parent for name in candidates})
-        if len(tops) == 1:
-            return tops[0]
-    return None
+    return _highest(same, images) or _highest(own, images)
+
+
+def _is_named(name: str, path: str) -> bool:
+    """Whether a member has the name of a file, or that with a suffix of its own: vm.state1.snapshot of /vms/vm.state1."""
+    base = os.path.basename(path)
+    return base != "" and (name == base or ("." in base and os.path.splitext(name)[0] == base))
+
+
+def _highest(candidates: set[str], images: dict[str, Member]) -> Optional[str]:
+    """The one image that stands on all the others of a disk, also where its name is of another kind than theirs."""
+    tops = sorted(candidates - {images[name].parent for name in candidates})
+    if len(tops) != 1:
+        return None
+    above: dict[str, list[str]] = {}
+    for name, member in images.items():
+        above.setdefault(member.parent, []).append(name)
+    seen: set[str] = set()
+    while len(tops) == 1 and tops[0] not in seen:
+        seen.add(tops[0])
+        tops = above.get(tops[0], tops)
+    return tops[0] if len(tops) == 1 else None
 
 
 def _top_then(top: str, images: dict[str, Member], written: dict[str, int], timestamp: int) -> Optional[str]:
@@ -145,7 +172,7 @@ def complete(
     written = {entry.name: entry.mtime for entry in entries}
     for disk in disks if not newest else ():
         top = tops.get(disk.target)
-        if top and top != os.path.basename(disk.path) and len(_chain(top, images)) > 1:
+        if top and not _is_named(top, disk.path) and len(_chain(top, images)) > 1:
             tops[disk.target] = then = _top_then(top, images, written, configuration.timestamp)
             how = f"was matched with {then} by time only" if then else "has no layer that is old enough for this point"
             warnings.append(f"disk {disk.target} ({disk.path}) {how}")
@@ -159,6 +186,10 @@ def complete(
             ]
         elif disk.device == "disk":
             warnings.append(f"disk {disk.target} ({disk.path or 'no file'}) is not in the archive")
+    shown = {top for top in tops.values() if top}
+    for member in images.values() if newest else ():
+        if member.parent in shown and member.name not in shown:
+            warnings.append(f"{member.name} stands on {member.parent}, which the configuration shows, and is left out")
     for entry in entries:
         name = entry.name
         role = _ROLES.get(os.path.splitext(name)[1].lower())

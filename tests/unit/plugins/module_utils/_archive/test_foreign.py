@@ -205,6 +205,48 @@ def test_a_layer_with_the_name_of_its_base(products: Path, tmp_path: Path) -> No
     assert tops(tmp_path / "x.tar") == ["web01.snapshot"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["web01.qcow2", "web01_1.snapshot", "web01_2.snapshot"],
+        ["vda_0.qcow2", "vda_1.snapshot", "vda_2.snapshot"],
+        ["web01.qcow2", "web01.monday.snapshot", "web01.tuesday.snapshot"],
+    ],
+)
+def test_layers_whose_names_are_of_another_kind_than_the_files(tmp_path: Path, names: list[str]) -> None:
+    """libvirt calls the overlay of web01.qcow2 web01.STATE; the product numbers its layers, or adds a suffix."""
+    files = ["/vms/web01.qcow2", "/vms/web01.monday", "/vms/web01.tuesday"]
+    for name, below, time in zip(names, ["", *files], LAYERS.values()):
+        (tmp_path / name).write_bytes(
+            archives.qcow2_header(backing=below.encode()) if below else archives.qcow2_header()
+        )
+        os.utime(tmp_path / name, (time, time))
+    configurations(tmp_path, files)
+    run("tar -cf OUT *.xml *.qcow2 *.snapshot", tmp_path, tmp_path / "x.tar")
+    assert tops(tmp_path / "x.tar") == names
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert [m.parent for m in reader.point().members] == ["", *names[:2]]
+
+
+def test_a_layer_whose_base_cannot_be_told_is_given_none(products: Path, tmp_path: Path) -> None:
+    (products / "web01.2.snapshot").write_bytes(archives.qcow2_header(backing=b"/vms/web01.lost"))
+    configurations(products, ["/x"] * 2 + ["/vms/web01.2.snapshot"])
+    run("tar -cf OUT *", products, tmp_path / "x.tar")
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        (top,) = [m for m in reader.point().members if m.active]
+        assert (top.name, top.parent) == ("web01.2.snapshot", "web01.lost")
+
+
+def test_a_layer_above_the_one_that_the_newest_point_shows_is_named(products: Path, tmp_path: Path) -> None:
+    for name in list(LAYERS)[2:]:
+        (products / name).unlink()
+    configurations(products, ["/vms/web01.qcow2"])
+    run("tar -cf OUT *", products, tmp_path / "x.tar")
+    assert tops(tmp_path / "x.tar") == ["web01.qcow2"]
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        assert "web01.1.snapshot stands on web01.qcow2" in reader.point().warnings[0]
+
+
 def test_a_name_without_a_time_takes_that_of_the_file(files: Path, tmp_path: Path) -> None:
     (files / "1700000000_web01.xml").rename(files / "web01.xml")
     run("tar --mtime=@1600000000 -cf OUT *", files, tmp_path / "x.tar")
