@@ -252,7 +252,7 @@ def _disk(disk: domain.Disk, point: Configuration) -> dict[str, Any]:
     top = chain[0] if chain else None
     return {
         "target": disk.target,
-        "path": disk.path or disk.network,
+        "path": disk.path or (top.former_path if top else "") or disk.network,
         "pool": disk.pool or (top.pool if top else ""),
         "format": disk.format or (top.original_format if top else ""),
         "bus": disk.bus,
