@@ -34,6 +34,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
     mark,
+    needs,
     places,
     reach,
     states,
@@ -286,7 +287,21 @@ def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[Existing
         cpu_models={} if custom is None else {m.text or "": m.get("usable") != "no" for m in custom.iterfind("model")},
         firmware=frozenset(value.text or "" for value in details.iterfind("os/loader/value")),
         firmware_auto=frozenset(value.text or "" for value in details.iterfind("os/enum[@name='firmware']/value")),
+        devices=_devices(details),
     )
+
+
+def _devices(details: etree._Element) -> dict[str, frozenset[str]]:
+    """What the host has of each kind in `needs.DEVICES`."""
+    found = {}
+    for *_dummy, key in needs.DEVICES:
+        kind = details.find(f"devices/{key.partition('/')[0]}")
+        values = None if kind is None else details.find(f"devices/{key}")
+        if kind is not None and kind.get("supported") == "no":
+            found[key] = frozenset[str]()
+        elif values is not None:
+            found[key] = frozenset(value.text or "" for value in values.iterfind("value"))
+    return found
 
 
 def _domain_capabilities(conn: Connection, arch: str, machine: str | None, kind: str) -> etree._Element:

@@ -93,6 +93,7 @@ class Capabilities:
     """What this host can run for the architecture and type of the VM; from libvirt's domain capabilities.
 
     `problem` not "": it runs none of that kind. `cpu_models`: name → usable; `firmware`: files of loaders it knows.
+    `devices`: values that it takes by the key in `needs.DEVICES`; a key that libvirt does not tell of is not there.
     """
 
     problem: str = ""
@@ -103,6 +104,7 @@ class Capabilities:
     cpu_models: Mapping[str, bool] = field(default_factory=dict)
     firmware: frozenset[str] = frozenset()
     firmware_auto: frozenset[str] = frozenset()
+    devices: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import defi
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Capabilities, HostFacts
 
 _CPU_MODES = {"host-passthrough", "maximum", "host-model"}
+#: Devices that libvirt refuses to define, or to start, where QEMU or a helper of it is not installed: what it is, the element
+#: and the attribute in a definition, the enumeration in the domain capabilities.
+DEVICES = (
+    ("display of the type", "graphics", "type", "graphics/enum[@name='type']"),
+    ("video card", "video/model", "type", "video/enum[@name='modelType']"),
+    ("TPM of the type", "tpm/backend", "type", "tpm/enum[@name='backendModel']"),
+    ("driver of shared directories", "filesystem/driver", "type", "filesystem/enum[@name='driverType']"),
+)
 
 
 def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts) -> list[str]:
@@ -24,6 +32,7 @@ def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts)
         lacking += _machine(root, capabilities)
         lacking += _cpu(root, capabilities)
         lacking += _firmware(root, facts)
+        lacking += _devices(root, capabilities)
     lacking += [
         f"{name} (booted by the VM) as a file that everybody on this host may read"
         for name in definition.private_boot_files(root, facts)
@@ -58,6 +67,15 @@ def _cpu(root: etree._Element, capabilities: Capabilities) -> list[str]:
     # A model may lack features here that the definition disables anyway; then only a start can tell.
     forgiving = cpu.get("check") == "none" or cpu.find("feature[@policy='disable']") is not None
     return [] if capabilities.cpu_models[model] or forgiving else [f"a CPU that can run the model {model}"]
+
+
+def _devices(root: etree._Element, capabilities: Capabilities) -> list[str]:
+    lacking = []
+    for kind, element, attribute, key in DEVICES:
+        values = (each.get(attribute) or "" for each in root.iterfind(f"devices/{element}"))
+        here = capabilities.devices.get(key)
+        lacking += [f"the {kind} {value}" for value in values if here is not None and value and value not in here]
+    return list(dict.fromkeys(lacking))
 
 
 def _firmware(root: etree._Element, facts: HostFacts) -> list[str]:

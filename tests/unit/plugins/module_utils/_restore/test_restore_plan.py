@@ -16,7 +16,7 @@ from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark, needs
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     BlockDevice,
@@ -379,6 +379,24 @@ def test_everything_that_is_lacking_is_named_at_once() -> None:
         "/boot/private",
     )
     assert [phrase for phrase in lacking if phrase not in text] == []
+
+
+def test_devices_that_no_emulator_here_has_are_named() -> None:
+    """virt-manager's VMs have SPICE and QXL, which are packages of their own on a server."""
+    keys = {element: key for _kind, element, _attribute, key in needs.DEVICES}
+    wanted = "<graphics type='spice'/><graphics type='vnc'/><video><model type='qxl'/></video>" + TPM_XML
+    point = configuration(domain_xml(DISKS + wanted))
+    has = {
+        keys["graphics"]: frozenset({"vnc"}),
+        keys["video/model"]: frozenset({"vga"}),
+        keys["tpm/backend"]: frozenset[str](),
+    }
+    text = refusal(facts=host(capabilities=replace(host().capabilities, devices=has)), point=point)
+    assert (
+        "the display of the type spice, the video card qxl, the TPM of the type emulator" in text and "vnc" not in text
+    )
+    more = {keys["graphics"]: frozenset({"vnc", "spice"}), keys["video/model"]: frozenset({"qxl"})}
+    planned(host(capabilities=replace(host().capabilities, devices=more)), point)
 
 
 def test_networks_are_mapped_also_from_a_bridge_to_a_network() -> None:
