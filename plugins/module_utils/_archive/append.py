@@ -41,6 +41,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
     compressor_threads,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
     DamagedError,
     KvmopsError,
     RefusedError,
@@ -59,6 +60,18 @@ Facts = dict[str, Union[str, int]]
 def next_timestamp(reader: ArchiveReader, now: int) -> int:
     """The time of a point to be added: `now`, or one above the newest in the archive where the clock has stepped back."""
     return max(now, 1 + max(_timestamps(reader), default=0))
+
+
+def why_full(reader: ArchiveReader) -> str:
+    """Why a native archive takes no more points, "" while it does: a clause about its configurations, which readers hold in memory.
+
+    Each has all saved states that the VM had, so that a chain without end gets there. The next one is taken to be at most twice
+    as large as the newest.
+    """
+    newest = reader.entry(reader.points[-1].member_name).size_bytes
+    if len(reader.points) < MAX_CONFIGURATIONS and reader.heads_bytes + 2 * newest <= MAX_CONFIGURATION_BYTES:
+        return ""
+    return f"it has {len(reader.points)} points, and there is no room for the configuration of one more"
 
 
 def _timestamps(reader: ArchiveReader) -> Iterable[int]:
@@ -254,7 +267,7 @@ class ArchiveAppender(MemberWriter):
     `sizes` are those of the members to come, in order. `newest` is the point that the new one stands on. `on_growth` is told what
     the archive was before the first byte is written, and the path of the partial file if it has to be written anew.
     Raises RefusedError for archives that are not ours and times that are not new, DamagedError for archives without a good newest
-    point, BusyError, TargetError, SourceError.
+    point, ArchiveError where there is no room for one more, BusyError, TargetError, SourceError.
     """
 
     def __init__(
@@ -370,7 +383,7 @@ class ArchiveAppender(MemberWriter):
             blob,
         )
         if self._archive.configuration_bytes + len(xml) > MAX_CONFIGURATION_BYTES:
-            raise RefusedError(
+            raise ArchiveError(
                 f"The archive {self.path}",
                 f"with one more point its configurations would have more than {MAX_CONFIGURATION_BYTES} bytes",
                 "Make a full backup.",
@@ -423,5 +436,5 @@ def _fit(path: str, timestamp: int) -> _Archive:
         if timestamp < first:
             raise RefusedError(what, f"a point of the time {timestamp} would not be its newest", f"{first} is free.")
         if len(reader.points) >= MAX_CONFIGURATIONS:
-            raise RefusedError(what, f"it has {len(reader.points)} points, more are not read", "Make a full backup.")
+            raise ArchiveError(what, f"it has {len(reader.points)} points, more are not read", "Make a full backup.")
         return _Archive.of(reader)

@@ -14,6 +14,7 @@ import chains
 import libvirt
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader
 from ansible_collections.kvmops.backup.tests.lab import kills, markers, modules
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
@@ -68,6 +69,40 @@ def test_clock(lab, run_module):
     back = at_another_time("by", -DAY, **{**arguments, "mode": "full", "incrementable": True})
     assert back["point"] > later["point"]
     assert at_another_time("by", -DAY, **arguments)["archive"]["path"] == back["archive"]["path"]
+
+
+#: Runs a module that believes an archive to be full with fewer bytes of configurations.
+_SMALL = """
+import runpy, sys
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
+append.MAX_CONFIGURATION_BYTES = int(sys.argv[1])
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_chain_without_end(lab, run_module):
+    """Every configuration has all saved states; when readers take no more of them, auto begins anew and says why."""
+    vm = lab.create_vm("endless", [Disk(size_mib=16)], start=False)
+    arguments = {"vm": "endless", "path": str(lab.path("backups")), "mode": "auto"}
+    for _dummy in range(3):
+        result = run_module("vm_backup", **arguments)
+    with reader.open_archive(result["archive"]["path"]) as archive:
+        newest = archive.entry(archive.points[-1].member_name).size_bytes
+        room = archive.heads_bytes + newest
+
+    def limited(limit, **more):
+        argv = [sys.executable, "-c", _SMALL, str(limit), *modules.module_argv("vm_backup", {**arguments, **more})[2:]]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        return modules.module_result("vm_backup", done.stdout, done.stderr)
+
+    refused = limited(room, mode="incremental")
+    assert "no room for the configuration of one more" in refused.message and len(vm.domain.snapshotListNames()) == 3
+    assert limited(room + newest)["mode"] == "incremental"
+    begun = limited(room + newest)
+    assert (begun["mode"], "no room for the configuration" in begun["reason"]) == ("full", True)
+    assert len(begun["merged_saved_states"]) == 4 and len(vm.domain.snapshotListNames()) == 1
+    assert run_module("vm_backup", **arguments)["archive"]["path"] == begun["archive"]["path"]
 
 
 def test_two_at_once_and_a_dead_one(lab, run_module):

@@ -34,6 +34,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
     BusyError,
     DamagedError,
     RefusedError,
@@ -402,6 +403,20 @@ def test_the_configuration_must_fit(archive: Path) -> None:
             with pytest.raises(ValueError, match="does not list"):
                 appender.publish(archives.configuration(rows, archives.TIMESTAMP + 1))
     assert points(archive) == [archives.TIMESTAMP]
+
+
+def test_an_archive_is_full_when_readers_take_no_more(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_archive(str(archive)) as reader:
+        held, newest = reader.heads_bytes, reader.entry(reader.points[-1].member_name).size_bytes
+        monkeypatch.setattr(append, "MAX_CONFIGURATION_BYTES", held + 2 * newest)
+        assert append.why_full(reader) == ""
+        monkeypatch.setattr(append, "MAX_CONFIGURATION_BYTES", held + 2 * newest - 1)
+        assert "no room" in append.why_full(reader)
+    monkeypatch.setattr(append, "MAX_CONFIGURATION_BYTES", held)
+    before = archive.read_bytes()
+    with pytest.raises(ArchiveError, match="more than"):
+        archives.append(archive, NEXT)
+    assert archive.read_bytes() == before
 
 
 def test_timestamps_only_grow(archive: Path) -> None:
