@@ -13,12 +13,15 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 
 _QUICK_S = 60.0
+_MAP_S = 3600.0  # the tables of a large, fragmented image on slow storage
 _LONG_S = 7 * 24 * 3600.0
 _UNTRUSTED_MEMORY_BYTES = 2 << 30
 _UNTRUSTED_CPU_S = 600
+_UNTRUSTED_BYTES_PER_CPU_S = 20 << 20  # what an honest image takes at the very most, compressed and all
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class CheckResult:
 
 def info(path: str, fmt: str, *, untrusted: bool = False) -> QemuImageInfo:
     """Header of one image; works on images in use. Raises ImageError."""
-    return _parse_info(json.loads(_run(["info", "-U", "-f", fmt, "--output=json"], path, untrusted=untrusted)))
+    command = ["info", "-U", "-f", fmt, "--output=json"]
+    return _parse_info(json.loads(_run(command, path, cpu_s=_cpu_s([path]) if untrusted else 0)))
 
 
 def backing_chain(path: str, fmt: str) -> list[QemuImageInfo]:
@@ -71,7 +75,7 @@ def check(path: str, fmt: str, *, untrusted: bool = False, window: tuple[int, in
         file = {"driver": "raw", "offset": window[0], "size": window[1], "file": file}
     options = {"driver": fmt, "backing": None, "file": file}
     command = ["check", "--output=json", "json:" + json.dumps(options)]
-    done = _execute(command, path, untrusted=untrusted, timeout_s=_LONG_S)
+    done = _execute(command, path, cpu_s=_cpu_s([path]) if untrusted else 0, timeout_s=_LONG_S)
     # 0 clean, 2 corruptions, 3 leaks; 1 means the check itself failed.
     if done.returncode not in (0, 2, 3):
         raise _failed(command, path, done)
@@ -114,7 +118,7 @@ def convert(src: str, src_fmt: str, dst: str, dst_fmt: str, *, untrusted: bool =
         ["convert", "-q", "-W", "-m", "8", "-f", src_fmt, "-O", dst_fmt],
         src,
         _absolute(dst),
-        untrusted=untrusted,
+        cpu_s=_cpu_s(layers.below(src)) if untrusted else 0,
         timeout_s=_LONG_S,
     )
     # convert writes with cache mode "unsafe", which never flushes.
@@ -157,7 +161,7 @@ def has_data(path: str, layers: int = 1) -> bool:
 
 def data_ranges(path: str, fmt: str) -> list[tuple[int, int]]:
     """Offset and length of what may not be zero in an image and all it stands on; works on images in use. Raises ImageError."""
-    extents = json.loads(_run(["map", "-U", "-f", fmt, "--output=json"], path))
+    extents = json.loads(_run(["map", "-U", "-f", fmt, "--output=json"], path, timeout_s=_MAP_S))
     return [(each["start"], each["length"]) for each in extents if not each["zero"]]
 
 
@@ -192,21 +196,20 @@ def _absolute(path: str) -> str:
     return path
 
 
-def _run(options: list[str], path: str, *operands: str, untrusted: bool = False, timeout_s: float = _QUICK_S) -> str:
+def _run(options: list[str], path: str, *operands: str, cpu_s: int = 0, timeout_s: float = _QUICK_S) -> str:
     command = [*options, "--", _absolute(path), *operands]
-    done = _execute(command, path, untrusted=untrusted, timeout_s=timeout_s)
+    done = _execute(command, path, cpu_s=cpu_s, timeout_s=timeout_s)
     if done.returncode:
         raise _failed(command, path, done)
     return done.stdout
 
 
 def _execute(
-    command: list[str], path: str, *, untrusted: bool = False, timeout_s: float = _QUICK_S
+    command: list[str], path: str, *, cpu_s: int = 0, timeout_s: float = _QUICK_S
 ) -> subprocess.CompletedProcess[str]:
+    """`cpu_s`: for an untrusted image, the CPU time that it may take; its memory is bounded then too."""
     # prlimit instead of preexec_fn, which can deadlock in a process with threads.
-    limits = (
-        ["prlimit", f"--as={_UNTRUSTED_MEMORY_BYTES}", f"--cpu={_UNTRUSTED_CPU_S}", "--core=0"] if untrusted else []
-    )
+    limits = ["prlimit", f"--as={_UNTRUSTED_MEMORY_BYTES}", f"--cpu={cpu_s}", "--core=0"] if cpu_s else []
     try:
         return subprocess.run(
             [*limits, "qemu-img", *command],
@@ -215,7 +218,7 @@ def _execute(
             encoding="utf-8",
             errors="surrogateescape",
             # One malloc arena: each thread's own would count 64 MiB against the memory limit.
-            env={**os.environ, "LC_ALL": "C", **({"MALLOC_ARENA_MAX": "1"} if untrusted else {})},
+            env={**os.environ, "LC_ALL": "C", **({"MALLOC_ARENA_MAX": "1"} if cpu_s else {})},
             timeout=timeout_s,
             check=False,
         )
@@ -227,6 +230,12 @@ def _execute(
         raise ImageError(
             f"disk image {path}", f"'qemu-img {command[0]}' did not finish within {timeout_s:.0f} s"
         ) from error
+
+
+def _cpu_s(files: list[str]) -> int:
+    """CPU time for an untrusted image of these files: enough for their bytes, whatever they say about themselves."""
+    taken = sum(os.stat(file).st_blocks * 512 for file in files if os.path.exists(file))
+    return _UNTRUSTED_CPU_S + taken // _UNTRUSTED_BYTES_PER_CPU_S
 
 
 def _failed(command: list[str], path: str, done: subprocess.CompletedProcess[str]) -> ImageError:

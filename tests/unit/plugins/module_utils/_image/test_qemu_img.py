@@ -126,6 +126,24 @@ def test_limits_bind_untrusted_images(tmp_path: Path, monkeypatch: pytest.Monkey
     assert qemu_img.info(path, "qcow2").format == "qcow2"
 
 
+def test_a_large_image_gets_the_time_that_its_layers_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, top, target = create(tmp_path / "base"), create(tmp_path / "top"), tmp_path / "target"
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 512k", base)
+    qemu_img.rebase_unsafe(top, base, "qcow2")
+    target.touch()
+    monkeypatch.setattr(qemu_img, "_UNTRUSTED_BYTES_PER_CPU_S", 1 << 10)
+    given: list[int] = []
+
+    def execute(command: list[str], path: str, *, cpu_s: int, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        given.append(cpu_s)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(qemu_img, "_execute", execute)
+    qemu_img.convert(top, "qcow2", str(target), "raw", untrusted=True)
+    qemu_img.convert(top, "qcow2", str(target), "raw")
+    assert given == [600 + sum(os.stat(each).st_blocks * 512 >> 10 for each in (base, top)), 0]
+
+
 def test_missing_program_and_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = create(tmp_path / "a")
     monkeypatch.setenv("PATH", str(tmp_path))
