@@ -66,36 +66,38 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
         try:
             while waiting or running:
                 playbook.check()
-                if waiting and (not at_once or len(running) < at_once):
-                    # One at a time: between two starts the others are looked at, which is their sign of life.
-                    index, arguments = waiting.popleft()
-                    started = self._begin(index, arguments, task_vars)
-                    if isinstance(started, _Running):
-                        running.append(started)
-                    else:
-                        results[index] = started
-                else:
-                    time.sleep(pause)
-                    pause = min(base.SLOWEST_POLL_S, pause * 1.3)
                 try:
+                    if waiting and (not at_once or len(running) < at_once):
+                        # One at a time: between two starts the others are looked at, which is their sign of life.
+                        index, arguments = waiting[0]
+                        started = self._begin(index, arguments, task_vars)
+                        waiting.popleft()
+                        if isinstance(started, _Running):
+                            running.append(started)
+                        else:
+                            results[index] = started
+                    else:
+                        time.sleep(pause)
+                        pause = min(base.SLOWEST_POLL_S, pause * 1.3)
                     polls = self._poll_all([each.job for each in running])
+                    seen_at = time.monotonic()
+                    for each, poll in zip(list(running), polls):
+                        if poll.result is not None:
+                            results[each.index] = self._readable(each.job, poll.result, task_vars)
+                            running.remove(each)
+                            self._remove(each.job)
+                            self._say(f"{tasks[each.index]['vm']}: {outcome(results[each.index])}")
+                            pause = base.FIRST_POLL_S
+                        else:
+                            line = each.reporter.line(poll.status, seen_at) if poll.status else None
+                            if line:
+                                base.display.display(line)
                 except AnsibleConnectionFailure:
-                    if time.monotonic() - seen_at > base.LOST_CONNECTION_LIMIT_S:
+                    never = not (running or results)
+                    if never or time.monotonic() - seen_at > base.LOST_CONNECTION_LIMIT_S:
                         raise
                     base.display.vvv("the host did not answer, trying again", host=self._host)
-                    continue
-                seen_at = time.monotonic()
-                for each, poll in zip(list(running), polls):
-                    if poll.result is not None:
-                        results[each.index] = self._readable(each.job, poll.result, task_vars)
-                        running.remove(each)
-                        self._remove(each.job)
-                        self._say(f"{tasks[each.index]['vm']}: {outcome(results[each.index])}")
-                        pause = base.FIRST_POLL_S
-                    else:
-                        line = each.reporter.line(poll.status, seen_at) if poll.status else None
-                        if line:
-                            base.display.display(line)
+                    time.sleep(pause)
         finally:
             self._cancel_all([each.job for each in running])
         return [results[index] for index in range(len(tasks))]
@@ -104,9 +106,14 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
         token = f"kvmops_backup_{secrets.token_hex(8)}"
         try:
             job = self._start(token, task_vars, _MODULE, arguments)
+        except (
+            AnsibleConnectionFailure
+        ):  # the module may have come to life all the same, as after a timeout or a signal
+            self._forestall(token)
+            raise
         except Exception:
             raise
-        except BaseException:  # a timeout or a signal: the module may have come to life all the same
+        except BaseException:
             self._forestall(token)
             raise
         if not isinstance(job, base.Job):

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 
-from ansible_collections.kvmops.backup.plugins.action.vm_backup_many import outcome, summary
+from ansible_collections.kvmops.backup.plugins.action import vm_backup_many
+from ansible_collections.kvmops.backup.plugins.action.vm_backup_many import ActionModule, outcome, summary
+from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
 
 GOOD: dict[str, Any] = {
     "changed": True,
@@ -57,3 +60,55 @@ def test_warnings_are_text() -> None:
 )
 def test_outcome(result: dict[str, Any], text: str) -> None:
     assert outcome(result) == text
+
+
+class _Host(ActionModule):
+    """Runs backups without a host: `lost` are the numbers of the looks and starts at which it does not answer."""
+
+    def __init__(self, lost: set[int]) -> None:
+        self._host, self._lost, self._count = "kvm01", lost, 0
+        self.begun: list[str] = []
+        self.cancelled: list[str] = []
+
+    def _answer(self) -> None:
+        self._count += 1
+        if self._count in self._lost:
+            raise AnsibleConnectionFailure("lost")
+
+    def _begin(self, index: int, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Any:
+        self._answer()
+        self.begun.append(arguments["vm"])
+        reporter = base.Reporter("title", 0.0)
+        return vm_backup_many._Running(index, base.Job(arguments["vm"], "", "", ""), reporter)
+
+    def _poll_all(self, jobs: Any) -> list[base.Poll]:
+        self._answer()
+        return [base.Poll(None, {**GOOD, "of": job.id}) for job in jobs]
+
+    def _readable(self, job: base.Job, result: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        self._answer()
+        return result
+
+    def _remove(self, job: base.Job) -> None:
+        pass
+
+    def _cancel_all(self, jobs: Any) -> None:
+        self.cancelled += [job.id for job in jobs]
+
+
+def test_a_host_that_does_not_answer_for_a_moment_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is a start, a look or the fetching of a result."""
+    monkeypatch.setattr(base, "FIRST_POLL_S", 0.001)
+    tasks = [{"vm": name} for name in "abc"]
+    for moment in range(2, 12):
+        host = _Host({moment})
+        assert [each["of"] for each in host._run_all(tasks, 2, {})] == ["a", "b", "c"]
+        assert host.begun == ["a", "b", "c"] and host.cancelled == []
+    host = _Host({1})
+    with pytest.raises(AnsibleConnectionFailure):
+        host._run_all(tasks, 2, {})
+    monkeypatch.setattr(base, "LOST_CONNECTION_LIMIT_S", 0.05)
+    host = _Host(set(range(2, 10000)))
+    with pytest.raises(AnsibleConnectionFailure):
+        host._run_all(tasks, 2, {})
+    assert host.cancelled == ["a"]
