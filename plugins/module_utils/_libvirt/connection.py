@@ -8,6 +8,8 @@ The binding has no type stubs: ``Connection``, ``Domain`` and ``Snapshot`` stand
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
@@ -15,6 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libraries import li
 
 __all__ = [
     "Connection", "Domain", "Snapshot", "connect", "find_domain", "is_connection_lost", "libvirt", "libvirt_qemu", "translate",
+    "unless_gone",
 ]  # fmt: skip
 Connection = Any
 Domain = Any
@@ -79,6 +82,16 @@ def translate(error: Exception, what: str) -> KvmopsError:
             what, why, "Check that libvirtd (or virtqemud) runs on this host and that this user may use it."
         )
     return KvmopsError(what, why)
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """For looking through all VMs: a VM, or a saved state, that is no longer there when its turn comes is passed over."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT):
+            raise
 
 
 def is_connection_lost(error: Exception) -> bool:

@@ -28,6 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Domain,
     libvirt,
     translate,
+    unless_gone,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
@@ -76,7 +77,10 @@ def gather(
         target = _model_place(storage.resolve_target(conn, pool=request.pool, path=path), pools, path)
     wanted = {request.name or configuration.vm_name, configuration.vm_uuid.lower(), request.uuid.lower()}
     try:
-        vms = tuple(_existing_vm(domain, wanted, pools) for domain in conn.listAllDomains(0))
+        vms: list[ExistingVm] = []
+        for domain in conn.listAllDomains(0):
+            with unless_gone():
+                vms.append(_existing_vm(domain, wanted, pools))
         networks = frozenset(network.name() for network in conn.listAllNetworks(0))
         capabilities = _capabilities(conn, root, vms)
     except libvirt.libvirtError as error:
@@ -88,7 +92,7 @@ def gather(
         tpm_place=_tpm_place(conn, pools),
         target=target,
         former=_former(conn, configuration, roots, pools),
-        vms=vms,
+        vms=tuple(vms),
         networks=networks,
         interfaces=frozenset(os.listdir("/sys/class/net")),
         capabilities=capabilities,
@@ -166,9 +170,12 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     texts = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)] if persistent else []
     texts += [domain.XMLDesc(0)] if active else []
     roots = [_xml.parse(text, f"the definition of {name}") for text in texts]
-    found = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
-    snapshots = [(each.getName(), each.getXMLDesc(0)) for each in found]
-    states = [(state, _xml.parse(text, f"the saved state {state} of {name}")) for state, text in snapshots]
+    states = []
+    for each in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL):
+        with unless_gone():
+            states.append(
+                (each.getName(), _xml.parse(each.getXMLDesc(0), f"the saved state {each.getName()} of {name}"))
+            )
     named = _files_of([*roots, *(root for _dummy, root in states)], pools) | _memory_files(states)
     disk_files = frozenset(path for path in named if os.path.lexists(path))
     found = mark.read(roots[0])

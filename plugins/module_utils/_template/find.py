@@ -21,6 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Domain,
     libvirt,
     translate,
+    unless_gone,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
@@ -89,8 +90,12 @@ def clones_of(conn: Connection, template: Template) -> list[str]:
     for domain, root in _definitions(conn):
         if domain.UUIDString() == template.uuid:
             continue
+        states: list[etree._Element] = []
         try:
-            states = [_xml.parse(each.getXMLDesc(0), "a saved state") for each in domain.listAllSnapshots(0)]
+            with unless_gone():
+                for each in domain.listAllSnapshots(0):
+                    with unless_gone():
+                        states.append(_xml.parse(each.getXMLDesc(0), "a saved state"))
         except libvirt.libvirtError as error:
             raise translate(error, f"The VM {domain.name()}") from error
         tops = {path for each in (root, *states) for path in _tops(conn, each)}
@@ -119,10 +124,14 @@ def numbers(template: Template) -> Mapping[str, int]:
 
 
 def _definitions(conn: Connection) -> list[tuple[Domain, etree._Element]]:
+    found = []
     try:
-        return [(each, _xml.parse(each.XMLDesc(0), "the definition of a VM")) for each in conn.listAllDomains(0)]
+        for domain in conn.listAllDomains(0):
+            with unless_gone():
+                found.append((domain, _xml.parse(domain.XMLDesc(0), "the definition of a VM")))
     except libvirt.libvirtError as error:
         raise translate(error, "The VMs of this host") from error
+    return found
 
 
 def _tops(conn: Connection, root: etree._Element) -> list[str]:

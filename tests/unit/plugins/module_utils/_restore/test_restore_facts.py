@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Capabilities, HostFacts, Place
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
     DISKS,
     configuration,
@@ -53,3 +55,31 @@ def test_luns_and_media_are_looked_up_wherever_they_are_named(
     found = gathered(monkeypatch, point)
     assert found.block_devices[str(lun)].problem == "is not a block device"
     assert str(medium) in found.files and set(found.former) >= {"vms"}
+
+
+@pytest.mark.parametrize(
+    ("code", "goes_on"), [(42, True), (72, True), (38, False)]
+)  # no such domain, saved state; system error
+def test_a_vm_that_goes_away_while_all_are_looked_at_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, code: int, goes_on: bool
+) -> None:
+    """A restore test next door removes its VM."""
+    libvirt = pytest.importorskip("libvirt")
+    monkeypatch.setattr(facts.storage, "pools", lambda _conn: [])
+
+    def gone(*_arguments: Any) -> Any:
+        error = libvirt.libvirtError("gone")
+        error.err = (code, 10, "gone", 1, "", None, None, -1, -1)
+        raise error
+
+    conn = SimpleNamespace(listAllDomains=lambda _flags: [SimpleNamespace(XMLDesc=gone)])
+    monkeypatch.setattr(facts, "_existing_vm", gone)
+    if goes_on:
+        assert find.templates(conn) == ()
+        with pytest.raises(AttributeError, match="listAllNetworks"):  # the next thing that is asked for
+            facts.gather(conn, configuration(), request(), "/backup/web.tar", {})
+    else:
+        with pytest.raises(KvmopsError, match="gone"):
+            find.templates(conn)
+        with pytest.raises(KvmopsError, match="gone"):
+            facts.gather(conn, configuration(), request(), "/backup/web.tar", {})
