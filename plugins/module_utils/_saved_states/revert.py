@@ -18,6 +18,7 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
@@ -388,7 +389,7 @@ def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> Non
     if domain.isActive() and not set(news.values()) <= _active_images(conn, domain, live=True):
         domain.destroy()
     snapshots.redefine(domain, plan.state_xml, current=True)
-    untouched = not any(qemu_img.has_data(path) for path in news.values())
+    untouched = not any(image_layers.has_data(path) for path in news.values())
     if plan.memory_path and not domain.isActive() and untouched:
         flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
         head = _xml.parse(conn.saveImageGetXMLDesc(plan.memory_path, flags), f"The memory image {plan.memory_path}")

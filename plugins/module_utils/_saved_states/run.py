@@ -14,7 +14,7 @@ from typing import Any, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, QuiesceError, RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -273,7 +273,7 @@ def _stands_there(found: Layers, name: str) -> bool:
     return set(found.active) == {disk.target for disk in frozen} and all(
         disk.kind is Kind.EXTERNAL
         and found.chain(found.active[disk.target])[1:2] == (disk.path,)
-        and not qemu_img.has_data(found.active[disk.target])
+        and not image_layers.has_data(found.active[disk.target])
         and found.files[found.active[disk.target]].virtual_size_bytes == found.files[disk.path].virtual_size_bytes
         for disk in frozen
     )

@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
     SplitViewError,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, status, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -154,7 +154,7 @@ def _content(overlay: Overlay, *, compare: bool) -> Content:
     empty = os.path.getsize(overlay.overlay_path) == 0
     if empty:
         return Content.EMPTY  # libvirt makes an empty file first
-    if not qemu_img.has_data(overlay.overlay_path, layers=len(overlay.layers)) and _is_same_size(overlay):
+    if not any(map(layers.has_data, overlay.layers)) and _is_same_size(overlay):
         return Content.EMPTY
     if not compare:
         return Content.DATA

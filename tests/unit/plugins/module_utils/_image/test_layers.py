@@ -1,0 +1,35 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tables of an overlay tell, whatever it stands on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._image.image_tools import qemu
+
+
+@pytest.mark.parametrize("options", ["cluster_size=65536", "cluster_size=512", "extended_l2=on", "compat=0.10"])
+@pytest.mark.parametrize("written", ["", "write 0 512", "write -z 1G 64k", "write 31G 4k"])
+def test_an_overlay_has_data_when_something_was_written_to_it(tmp_path: Path, options: str, written: str) -> None:
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    qemu("qemu-img", "create", "-q", "-f", "raw", str(base), "32G")
+    qemu("qemu-io", "-f", "raw", "-c", "write 1M 1M", str(base))
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-F", "raw", "-b", str(base), str(overlay))
+    assert not layers.has_data(str(overlay))
+    if written:
+        qemu("qemu-io", "-f", "qcow2", "-c", written, str(overlay))
+    os.unlink(base)  # nothing below it is looked at
+    assert layers.has_data(str(overlay)) == bool(written)
+
+
+def test_what_is_no_qcow2(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"QFI\xfb")
+    for name in ("a", "missing"):
+        with pytest.raises(ImageError):
+            layers.has_data(str(tmp_path / name))
