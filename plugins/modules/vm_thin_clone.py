@@ -31,7 +31,7 @@ attributes:
   idempotent:
     support: full
     details:
-      - No change if a VM of that name exists and all its disks stand on those of the template.
+      - No change if a VM of that name exists and has a disk on each of the template's. It may have other disks too.
 options:
   template:
     description:

@@ -212,11 +212,15 @@ def _overlay(file: PlannedFile) -> MadeFile:
 
 
 def _nvram(conn: Connection, xml: str, planned: RestorePlan) -> list[MadeFile]:
-    """A copy of the template's NVRAM under the clone's name; none where the template was never started."""
+    """A copy of the template's NVRAM under the clone's name; none where the template was never started. Raises RefusedError."""
     view = domain_xml.parse(planned.domain_xml)
     former = firmware_state.nvram_path(conn, domain_xml.parse(xml))
     if not former:
         return []
     kind = "qcow2" if former.endswith(".qcow2") else "raw"
     chosen = os.path.join(firmware_state.nvram_directory(conn), firmware_state.default_nvram(view.name, kind))
-    return [MadeFile("", view.nvram_path or chosen, kind, former, kind, flat=True)]
+    path = view.nvram_path or chosen
+    if os.path.lexists(path):
+        hint = "Remove it if no VM needs it any more, or choose another name."
+        raise RefusedError(f"The file {path}", f"the NVRAM of a VM of that name is still there: {path}", hint)
+    return [MadeFile("", path, kind, former, kind, flat=True)]

@@ -16,7 +16,7 @@ from lxml import etree
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.modules import Ansible
-from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, make_image
 
 
 def test_marking_twice_is_one_change_and_leaves_other_metadata_alone(lab: Lab, run_module: thin.Run) -> None:
@@ -54,6 +54,10 @@ def test_a_clone_is_a_vm_of_its_own_on_the_disks_of_the_template(lab: Lab, run_m
     assert "kvmops-template" not in web.xml()
     again = run_module("vm_thin_clone", template="base", name="web")
     assert not again.changed and (again["vm"], again["disks"]) == (done["vm"], done["disks"])
+    data = make_image(lab.path("data") / "data.qcow2", Disk())
+    more = f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{data}'/><target dev='vdx' bus='virtio'/></disk>"
+    web.domain.attachDeviceFlags(more, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    assert not run_module("vm_thin_clone", template="base", name="web").changed
     elsewhere = lab.path("elsewhere")
     other = run_module("vm_thin_clone", template=base.domain.UUIDString(), name="db", path=str(elsewhere))
     lab.adopt("db")
@@ -81,6 +85,14 @@ def test_the_nvram_of_a_template_is_copied(lab: Lab, run_module: thin.Run) -> No
     copied = Path(etree.fromstring(web.xml()).findtext("os/nvram"))
     assert copied == nvram / "web_VARS.fd"
     assert copied.read_bytes().rstrip(b"\0") == b"variables" * 1024
+    left = nvram / "db_VARS.fd"
+    left.write_bytes(b"of an earlier VM")
+    try:
+        for check_mode in (True, False):
+            refused = run_module("vm_thin_clone", template="base", name="db", fails=True, check_mode=check_mode).message
+            assert str(left) in refused and "Remove it" in refused
+    finally:
+        left.unlink()
 
 
 def test_what_cannot_be_a_template_is_refused(lab: Lab, run_module: thin.Run) -> None:
