@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
@@ -60,8 +61,10 @@ def _copy_data(source_fd: int, target_fd: int, size: int, target: str, progress:
     while end < size:
         try:
             begin = os.lseek(source_fd, end, os.SEEK_DATA)
-        except OSError:  # only a hole is left
-            return
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # only a hole is left
         end = os.lseek(source_fd, begin, os.SEEK_HOLE)
         for offset in range(begin, end, _PIECE_BYTES):
             data = os.pread(source_fd, min(_PIECE_BYTES, end - offset), offset)
