@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 from typing import Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
@@ -155,11 +156,11 @@ def _shared_bytes(fd: int) -> int:
         start = found[-1][0] + found[-1][2]
 
 
-def wait_for_free(directory: str, wanted_bytes: int) -> int:
-    """`free_bytes` once it is as much as wanted; file systems give back in the background, but not for ever."""
+def wait_for_free(measure: Callable[[], int], wanted_bytes: int) -> int:
+    """What is measured to be free once it is as much as wanted; file systems give back in the background, but not for ever."""
     deadline = time.monotonic() + _GIVEN_BACK_S
     while True:
-        free = free_bytes(directory)
+        free = measure()
         if free >= wanted_bytes or time.monotonic() >= deadline:
             return free
         time.sleep(_GIVEN_BACK_S / 100)

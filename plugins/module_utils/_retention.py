@@ -113,15 +113,18 @@ def make_room(
 ) -> Optional[list[Verdict]]:
     """The verdicts with as many more removals, oldest first and of any VM, as `wanted_bytes` need; None if that cannot be.
 
-    `verdicts`: those of `judge` for these archives; what they remove counts as free. No archive goes that need not.
+    `verdicts`: those of `judge` for these archives; what they remove counts as free. No archive goes that need not, nor the
+    newest good one of a VM of which older ones must stay.
     """
     decided = {each.path: each for each in verdicts}
     free = free_bytes + sum(each.frees_bytes for each in archives if not decided[each.path].keep)
     waiting = sorted((each for each in archives if decided[each.path].keep), key=_age)
     kept = _Kept(waiting, now)
+    newest = {each.vm_uuid: each for each in waiting if kept.is_good(each)}  # the last in this order
     while free < wanted_bytes:
         # nothing is gained by an archive whose removal frees nothing
-        gone = next((each for each in waiting if each.frees_bytes and not kept.held(each)), None)
+        may_go = (each for each in waiting if each.frees_bytes and each != newest.get(each.vm_uuid))
+        gone = next((each for each in may_go if not kept.held(each)), None)
         if gone is None:
             return None
         waiting.remove(gone)
@@ -235,7 +238,7 @@ class _Kept:
     def take(self, archive: Archive, count: int) -> None:
         """One more that is kept (1), or one less (-1)."""
         self._needed.update(dict.fromkeys(archive.needs, count))
-        if self._is_good(archive):
+        if self.is_good(archive):
             self._good_of_vm[archive.vm_uuid] += count
             self._provided.update(dict.fromkeys(archive.provides, count))
 
@@ -257,7 +260,7 @@ class _Kept:
             return f"it is in use: {archive.in_use}"
         if _is_future(archive, self._now):
             return "it is dated in the future, so its age is not known: the clock was wrong then, or is now"
-        good = self._is_good(archive)
+        good = self.is_good(archive)
         if self._good_of_vm[archive.vm_uuid] <= good:
             return (
                 "it is the last good archive of its VM" if good else "its VM has no good archive, so damaged ones stay"
@@ -266,5 +269,6 @@ class _Kept:
             return "it holds the template that a kept archive of a thin clone needs"
         return "a backup with mode auto would continue it" if archive.continued else ""
 
-    def _is_good(self, archive: Archive) -> bool:
+    def is_good(self, archive: Archive) -> bool:
+        """Whether a VM can be restored from it, as far as is known, and its age is known."""
         return not archive.damaged and not archive.not_ours and not _is_future(archive, self._now)

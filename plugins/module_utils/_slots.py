@@ -5,6 +5,7 @@
 
 One hidden file in the target: byte 0 is the gate, held while somebody counts; every backup at work locks one of the bytes
 behind it. The locks are the kernel's (OFD): those of a dead process are free at once. The file goes with the last backup.
+Each backup says there how much it will write, so that two do not reckon with the same free space.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
@@ -25,7 +28,7 @@ NAME = ".kvmops-backup-slots"
 POLL_S = 0.5
 _GATE_POLL_S = 0.02
 _GATE_TIMEOUT_S = 30.0
-_RECORD_BYTES = 256  # slot i is told at i * 256, and locked at byte i
+_RECORD_BYTES = 2048  # slot i is told at i * 2048, and locked at byte i
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 # What these tell a client to do with locks never reaches the server, or the server forgets it.
@@ -42,12 +45,65 @@ def why_not_shared(fs_type: str, options: frozenset[str]) -> str:
     return f"it is mounted with {found[0]}" if found else ""
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What a backup at work tells the others: who it is, how much it is about to write, and into which file of the directory.
+
+    `claimed_bytes` of blocks will be added to the file `name` ("": it is not there yet), which had `had_bytes` before.
+    """
+
+    who: str
+    claimed_bytes: int = 0
+    name: str = ""
+    had_bytes: int = 0
+
+    def outstanding_bytes(self, directory: str) -> int:
+        """What of the claim is not written yet; nothing where the file is gone, as it is when it has got its final name."""
+        if not self.name:
+            return self.claimed_bytes
+        try:
+            written = _blocks(os.path.join(directory, self.name)) - self.had_bytes
+        except OSError:
+            return 0
+        return max(0, self.claimed_bytes - max(0, written))
+
+
+class Slot:
+    """One backup at work in a directory, among the others."""
+
+    def __init__(self, fd: int, directory: str, number: int, who: str) -> None:
+        self._fd, self._directory, self._number, self._record = fd, directory, number, _Record(who)
+
+    def claim(self, wanted_bytes: int) -> None:
+        """Tells the others how many bytes of blocks this backup is about to write. Do it before you ask what is free."""
+        self._tell(_Record(self._record.who, wanted_bytes))
+
+    def writes(self, path: str) -> None:
+        """Tells the others which file of the directory, which is there by now, grows by that."""
+        with contextlib.suppress(OSError):
+            self._tell(_Record(self._record.who, self._record.claimed_bytes, os.path.basename(path), _blocks(path)))
+
+    def others_bytes(self) -> int:
+        """What the others at work here will still write."""
+        with _gate(self._fd):
+            records = [_read(self._fd, slot) for slot in _busy(self._fd) if slot != self._number]
+        return sum(each.outstanding_bytes(self._directory) for each in records)
+
+    def _tell(self, record: _Record) -> None:
+        """No reason to fail: without it the others reckon with too much, and find out when they write."""
+        self._record = record
+        with contextlib.suppress(OSError, BusyError), _gate(self._fd):
+            # The release of the gate is what makes clients of a network file system pass the record on.
+            _write(self._fd, self._number, record)
+
+
 @contextlib.contextmanager
-def hold(directory: str, limit: int, *, what: str, timeout_s: float, context: Context) -> Iterator[None]:
+def hold(directory: str, limit: int, *, what: str, timeout_s: float, context: Context) -> Iterator[Slot]:
     """Counts as a backup at work in `directory` while the block runs; before that waits until fewer than `limit` are (0: never).
 
     `what` is shown to those who wait. Raises BusyError after `timeout_s`, naming who is at work.
     """
+    who = str(_locks.Holder.myself(what))
     deadline = time.monotonic() + timeout_s
     fd, path = _place(directory, limit, context)
     slot = 0
@@ -57,12 +113,12 @@ def hold(directory: str, limit: int, *, what: str, timeout_s: float, context: Co
             try:
                 busy = _busy(fd)
                 if not limit or len(busy) < limit:
-                    slot = _take(fd, busy, what)
+                    slot = _take(fd, busy, who)
             finally:
                 _unlock(fd, 0)
             if not slot:
                 _wait(fd, directory, busy, limit, deadline, context)
-        yield
+        yield Slot(fd, directory, slot, who)
     finally:
         _leave(fd, path, slot)
 
@@ -134,21 +190,57 @@ def _busy(fd: int) -> list[int]:
     return [slot for slot in range(1, os.fstat(fd).st_size // _RECORD_BYTES) if _is_locked(fd, slot)]
 
 
-def _take(fd: int, busy: list[int], what: str) -> int:
+def _take(fd: int, busy: list[int], who: str) -> int:
     slot = next(each for each in range(1, len(busy) + 2) if each not in busy)
     _lock(fd, slot)
     os.ftruncate(fd, max(os.fstat(fd).st_size, (slot + 1) * _RECORD_BYTES))  # a hole: needs no space
-    record = str(_locks.Holder.myself(what)).encode()[:_RECORD_BYTES].ljust(_RECORD_BYTES, b"\0")
-    with contextlib.suppress(OSError):  # it is only told
-        os.pwrite(fd, record, slot * _RECORD_BYTES)
+    _write(fd, slot, _Record(who))
     return slot
+
+
+def _write(fd: int, slot: int, record: _Record) -> None:
+    text = json.dumps([record.claimed_bytes, record.had_bytes, record.name, record.who[:300]], ensure_ascii=False)
+    with contextlib.suppress(OSError):  # it is only told: no reason to fail where there is no room
+        os.pwrite(
+            fd,
+            text.encode("utf-8", "surrogateescape")[:_RECORD_BYTES].ljust(_RECORD_BYTES, b"\0"),
+            slot * _RECORD_BYTES,
+        )
+
+
+def _read(fd: int, slot: int) -> _Record:
+    """What somebody has written there; no claim where that cannot be understood."""
+    text = os.pread(fd, _RECORD_BYTES, slot * _RECORD_BYTES).rstrip(b"\0").decode("utf-8", "replace")
+    try:
+        claimed, had, name, who = json.loads(text)
+        return _Record(str(who), int(claimed), os.path.basename(str(name)), int(had))
+    except (ValueError, TypeError):
+        return _Record("")
+
+
+def _blocks(path: str) -> int:
+    return os.stat(path).st_blocks * 512
+
+
+@contextlib.contextmanager
+def _gate(fd: int) -> Iterator[None]:
+    """The gate for who has a slot already, so that the file is not removed."""
+    deadline = time.monotonic() + _GATE_TIMEOUT_S
+    while not _lock(fd, 0):
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                "The count of backups at work", "its gate has been held for too long", "Look for a stopped process."
+            )
+        time.sleep(_GATE_POLL_S)
+    try:
+        yield
+    finally:
+        _unlock(fd, 0)
 
 
 def _wait(fd: int, directory: str, busy: list[int], limit: int, deadline: float, context: Context) -> None:
     if time.monotonic() >= deadline:
-        told = (
-            os.pread(fd, _RECORD_BYTES, slot * _RECORD_BYTES).rstrip(b"\0").decode("utf-8", "replace") for slot in busy
-        )
+        told = (_read(fd, slot).who for slot in busy)
         raise BusyError(
             f"The directory {directory}",
             f"{len(busy)} backups are at work there and max_parallel is {limit}: {'; '.join(filter(None, told))}",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
@@ -23,15 +24,21 @@ class Keeper:
         self._request, self._context = request, context
         self.removed: list[retention.Removed] = []
 
-    def make_room(self, draft: BackupPlan) -> bool:
-        """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be."""
+    def make_room(self, draft: BackupPlan, measure: Callable[[], int]) -> bool:
+        """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be.
+
+        `measure`: what is free there for this backup.
+        """
         with retention.alone(draft.directory):
+            free = measure()
+            if draft.needed_bytes <= free:  # another backup has made room meanwhile
+                return True
             place = self._look(draft.directory)
             if draft.base:  # it is about to take the point
                 path = draft.base.path
                 grown = (replace(each, in_use="this backup") if each.path == path else each for each in place.archives)
                 place = replace(place, archives=tuple(grown))
-            verdicts = retention.make_room(place, draft.needed_bytes)
+            verdicts = retention.make_room(place, draft.needed_bytes, free)
             if verdicts is None:
                 return False
             self.removed += retention.carry_out(
@@ -40,6 +47,7 @@ class Keeper:
                 self._context,
                 check_mode=self._request.check_mode,
                 wanted_bytes=draft.needed_bytes,
+                measure=measure,
             )
         return True
 

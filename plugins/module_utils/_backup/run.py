@@ -65,6 +65,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     saved_state,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
@@ -100,6 +101,7 @@ class _Run:
     request: BackupRequest
     context: Context
     keeper: Keeper
+    slot: _slots.Slot | None = None
 
     def went(self, merged: Sequence[str]) -> dict[str, Any]:
         """What the result says of everything that is gone."""
@@ -142,9 +144,9 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
             what=what,
             timeout_s=request.slot_timeout_s,
             context=context,
-        ):
+        ) as slot:
             try:
-                planned, done, cleared = _attempt(run)
+                planned, done, cleared = _attempt(replace(run, slot=slot))
             except KvmopsError:
                 for each in run.keeper.removed:
                     context.warn(f"{each.path} was removed before the backup failed: {each.reason}")
@@ -217,21 +219,28 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
             facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason
         )
 
+    slot = run.slot if place is run.place else None
+
+    def measure() -> int:
+        """What is free there beside what the others at work there will still write."""
+        return _files.free_bytes(place.directory) - (slot.others_bytes() if slot else 0)
+
     target = vm_facts.target_facts(place)
+    draft = make(replace(target, free_bytes=_ENDLESS_BYTES) if run.request.free_space else target)
+    if slot:
+        slot.claim(draft.needed_bytes)
     if not run.request.free_space:
-        return make(target)
-    draft = make(replace(target, free_bytes=_ENDLESS_BYTES))
-    if draft.needed_bytes <= target.free_bytes:
-        return make(target)
-    if not run.keeper.make_room(draft):
+        return draft
+    free = measure()
+    if draft.needed_bytes > free and not run.keeper.make_room(draft, measure):
+        others = f" Other backups at work there still need {human_bytes(slot.others_bytes())}." if slot else ""
         hint = "Removing what may go beside it (free_space) would not be enough, so nothing was removed."
         try:
-            return make(target)
+            return make(replace(target, free_bytes=max(free, 0)))
         except TargetError as error:
-            raise TargetError(error.what, error.why, hint) from error
+            raise TargetError(error.what, error.why, hint + others) from error
     freed = sum(each.freed_bytes for each in run.keeper.removed) if run.request.check_mode else 0
-    target = vm_facts.target_facts(place)
-    return make(replace(target, free_bytes=target.free_bytes + freed))
+    return make(replace(vm_facts.target_facts(place), free_bytes=max(measure() + freed, 0)))
 
 
 def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
@@ -336,7 +345,7 @@ def _remember(run: _Run, planned: BackupPlan, done: _Done, proved: Mapping[str, 
 
 def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWriter:
     request = run.request
-    return ArchiveWriter(
+    writer = ArchiveWriter(
         planned.directory,
         planned.archive_name,
         compression=Compression(request.compress_level) if request.compress else None,
@@ -346,6 +355,9 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWri
         on_partial=lambda path: journal.record(**{overlays.PARTIAL: path}),
         bandwidth=request.bandwidth_bps,
     )
+    if run.slot:
+        run.slot.writes(writer.partial)
+    return writer
 
 
 def _appender(
@@ -357,6 +369,8 @@ def _appender(
         source = _source(each, held)
         sizes.append(source.size_bytes)
         source.close()
+    if run.slot:
+        run.slot.writes(planned.archive_path)
     return ArchiveAppender(
         planned.archive_path,
         timestamp=planned.timestamp,
@@ -453,12 +467,13 @@ def _young_enough(directory: str, uuid: str, request: BackupRequest) -> tuple[ca
     oldest = time.time() - request.max_age_s
     found = []
     for path in catalog.find([directory]):
-        # a file that was last written before then holds no younger point; foreign archives are slow to read
-        if os.stat(path).st_mtime < oldest:
-            continue
-        with suppress(KvmopsError):
+        with suppress(KvmopsError, FileNotFoundError):
+            # a file that was last written before then holds no younger point; foreign archives are slow to read
+            if os.stat(path).st_mtime < oldest:
+                continue
             view = catalog.look(path)
-            mine = [point for point in view.points if view.native and point.vm_uuid == uuid]
+            lost = view.found.lost if view.found else ()
+            mine = [each for each in view.points if view.native and each.vm_uuid == uuid and each.timestamp not in lost]
             found += [(each.timestamp, view, each) for each in mine if each.timestamp <= time.time() + _FUTURE_S]
     newest = max(found, key=lambda each: each[0], default=None)
     return (newest[1], newest[2]) if newest and newest[0] >= oldest else None

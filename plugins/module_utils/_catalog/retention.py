@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _retention
@@ -82,6 +82,8 @@ def retain(request: RetentionRequest, context: Context, continued: Continued) ->
             check_mode=request.check_mode,
             wanted_bytes=request.free_space_bytes,
         )
+    if not request.check_mode:
+        _refuse_too_little(directory, request.free_space_bytes, removed, context)
     gone = {each.path for each in removed}
     shown = place.archives if uuids is None else place.of_vms({*uuids, *_vms_of(place, gone)})
     reasons = {each.path: each.reason for each in verdicts}
@@ -155,30 +157,55 @@ def carry_out(
     *,
     check_mode: bool = False,
     wanted_bytes: int = 0,
+    measure: Callable[[], int] | None = None,
 ) -> list[Removed]:
     """Removes what the verdicts say; what has come into use or has changed since stays, with a warning.
 
-    What goes for the sake of space only stays as soon as `wanted_bytes` are free.
+    What goes for the sake of space only stays as soon as `wanted_bytes` are free by `measure` (None: the file system's own
+    figure); where a removal gave back less than it seemed to, the next oldest goes too. The caller looks whether it was enough.
     """
-    reasons = {each.path: each.reason for each in verdicts if not each.keep}
-    removed = []
-    for archive in _retention.in_order(each for each in place.archives if each.path in reasons):
-        context.progress.phase("remove", archive.path)
-        reason = reasons[archive.path]
-        if not check_mode:
-            free = _files.free_bytes(place.directory) if wanted_bytes else 0
-            if reason == _retention.FOR_SPACE and free >= wanted_bytes:
+    archives, decided = list(place.archives), {each.path: each for each in verdicts}
+    removed: list[Removed] = []
+    free = measure or (lambda: _files.free_bytes(place.directory))
+    while True:
+        going = _retention.in_order(each for each in archives if not decided[each.path].keep)
+        if check_mode:
+            return [Removed(each.path, decided[each.path].reason, each.frees_bytes) for each in going]
+        stuck: set[str] = set()
+        for archive in going:
+            context.progress.phase("remove", archive.path)
+            reason = decided[archive.path].reason
+            before = free() if wanted_bytes else 0
+            if reason == _retention.FOR_SPACE and before >= wanted_bytes:
                 continue
             try:
                 for path in (*place.twins.get(archive.path, ()), archive.path):
                     _remove(path, place.evidence[path])
             except (BusyError, ArchiveError) as error:
                 context.warn(f"{archive.path} was not removed although it should be ({reason}): {error}")
+                stuck.add(archive.path)
                 continue
+            removed.append(Removed(archive.path, reason, archive.frees_bytes))
             if wanted_bytes:
-                _files.wait_for_free(place.directory, min(wanted_bytes, free + archive.frees_bytes))
-        removed.append(Removed(archive.path, reason, archive.frees_bytes))
-    return removed
+                _files.wait_for_free(free, min(wanted_bytes, before + archive.frees_bytes))
+        if not wanted_bytes or free() >= wanted_bytes:
+            return removed
+        gone = {each.path for each in removed}
+        archives = [
+            replace(each, in_use="it could not be removed") if each.path in stuck else each
+            for each in archives
+            if each.path not in gone
+        ]
+        more = _retention.make_room(
+            archives,
+            [replace(decided[each.path], keep=True) for each in archives],
+            wanted_bytes=wanted_bytes,
+            free_bytes=free(),
+            now=int(time.time()),
+        )
+        if more is None:
+            return removed
+        decided = {each.path: each for each in more}
 
 
 def _remove(path: str, evidence: tuple[int, ...]) -> None:
@@ -190,12 +217,11 @@ def _remove(path: str, evidence: tuple[int, ...]) -> None:
         edit.remove(path)
 
 
-def make_room(place: Place, wanted_bytes: int) -> list[_retention.Verdict] | None:
+def make_room(place: Place, wanted_bytes: int, free_bytes: int) -> list[_retention.Verdict] | None:
     """Verdicts that free `wanted_bytes` in the place at the cost of the oldest archives; None where that cannot be."""
     verdicts = judge(place, _retention.Rules())
-    free = _files.free_bytes(place.directory)
     return _retention.make_room(
-        place.archives, verdicts, wanted_bytes=wanted_bytes, free_bytes=free, now=int(time.time())
+        place.archives, verdicts, wanted_bytes=wanted_bytes, free_bytes=free_bytes, now=int(time.time())
     )
 
 
@@ -220,6 +246,21 @@ def _with_room(place: Place, verdicts: Sequence[_retention.Verdict], wanted_byte
             "Nothing was removed. Free space by other means, unprotect archives, or ask for less.",
         )
     return made
+
+
+def _refuse_too_little(directory: str, wanted_bytes: int, removed: Sequence[Removed], context: Context) -> None:
+    """Raises TargetError if less is free than was wanted, after all that was removed."""
+    free = _files.free_bytes(directory) if wanted_bytes else 0
+    if free >= wanted_bytes:
+        return
+    for each in removed:
+        context.warn(f"{each.path} was removed: {each.reason}")
+    raise TargetError(
+        f"The directory {directory}",
+        f"{human_bytes(wanted_bytes)} are wanted and {human_bytes(free)} are free, although {len(removed)} archives were removed",
+        "Something else takes the space: files that others write there, snapshots of the file system, or archives that "
+        "cannot be removed (see the warnings).",
+    )
 
 
 def _directory(request: RetentionRequest) -> str:

@@ -208,6 +208,19 @@ def test_room_is_made_from_the_oldest_of_any_vm_and_not_one_more() -> None:
     assert removed(2 * GIB + 1) is None
 
 
+def test_the_newest_of_a_vm_does_not_go_for_space_while_an_older_one_must_stay() -> None:
+    found = [
+        Archive("protected", "a", NOW - 9, GIB, protected=True),
+        Archive("newest", "a", NOW - 5, GIB),
+        Archive("damaged", "a", NOW - 4, GIB, damaged=True),
+        Archive("b", "b", NOW - 3, GIB),
+    ]
+    verdicts = judge(found, Rules(), now=NOW, tz=UTC)
+    made = make_room(found, verdicts, wanted_bytes=GIB, free_bytes=0, now=NOW)
+    assert made is not None and [each.path for each in made if not each.keep] == ["damaged"]
+    assert make_room(found, verdicts, wanted_bytes=GIB + 1, free_bytes=0, now=NOW) is None
+
+
 def test_room_counts_what_the_rules_remove() -> None:
     found = [Archive(f"{each}", "a", NOW - each, GIB) for each in range(5)]
     verdicts = judge(found, Rules(last=3), now=NOW, tz=UTC)

@@ -40,7 +40,7 @@ def hold(
     timeout_s: float = 0,
     progress: Progress | None = None,
     **more: str,
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[_slots.Slot]:
     context = Context(progress or Progress(), warnings.append)
     return _slots.hold(str(directory), limit, what="backup of VM a", timeout_s=timeout_s, context=context)
 
@@ -56,6 +56,31 @@ def test_the_limit_counts_all_and_zero_never_waits(tmp_path: Path, warnings: lis
             pass
         assert os.listdir(tmp_path) == [_slots.NAME]
     assert os.listdir(tmp_path) == [] and warnings == []
+
+
+def test_each_says_what_it_will_still_write(tmp_path: Path, warnings: list[str]) -> None:
+    """Until it is written, and not for a file that has got another name."""
+    file = tmp_path / "partial"
+    with hold(tmp_path, 0, warnings) as one, hold(tmp_path, 0, warnings) as two:
+        assert two.others_bytes() == 0
+        one.claim(10 * 2**20)
+        assert (one.others_bytes(), two.others_bytes()) == (0, 10 * 2**20)
+        file.write_bytes(os.urandom(2**20))
+        one.writes(str(file))
+        assert two.others_bytes() == 10 * 2**20
+        with open(file, "ab") as stream:
+            stream.write(os.urandom(4 * 2**20))
+            os.fsync(stream.fileno())
+        assert abs(two.others_bytes() - 6 * 2**20) < 2**16
+        with hold(tmp_path, 0, warnings) as three:
+            three.claim(2**20)
+            assert abs(two.others_bytes() - 7 * 2**20) < 2**16
+        file.rename(tmp_path / "published")
+        assert two.others_bytes() == 0
+        one.claim(5)
+        with open(tmp_path / _slots.NAME, "r+b") as stream:
+            stream.write(b"\xff{" * 4000)  # whatever somebody else has written there
+        assert two.others_bytes() == 0
 
 
 def test_waiting_can_be_cancelled(tmp_path: Path, warnings: list[str]) -> None:
@@ -171,7 +196,7 @@ def test_random_order_of_leaving_keeps_the_count(tmp_path: Path, warnings: list[
     seed = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
     print(f"KVMOPS_BACKUP_SEED={seed}")
     pick = random.Random(seed)
-    held: list[contextlib.AbstractContextManager[None]] = []
+    held: list[contextlib.AbstractContextManager[_slots.Slot]] = []
     for _number in range(300):
         if held and pick.random() < 0.5:
             held.pop(pick.randrange(len(held))).__exit__(None, None, None)

@@ -210,6 +210,40 @@ def test_space_is_freed_from_the_oldest_and_no_further(
     assert not run(tmp_path, told, free_space_bytes=size + 1)["changed"]
 
 
+def test_space_that_one_cannot_give_comes_from_the_next(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest has come into use, and the next gives back half of what it seemed to: the third goes too."""
+    made = history(tmp_path, [4, 3, 2, 1])
+    size = _files.freed_bytes(str(made[0]))
+    gives = dict(zip(made, (size, size // 2, size, size)))
+    monkeypatch.setattr(_files, "_GIVEN_BACK_S", 0.01)
+    monkeypatch.setattr(retention.busy, "users", lambda _path: "")
+    monkeypatch.setattr(
+        retention._files, "free_bytes", lambda _directory: sum(b for path, b in gives.items() if not path.exists())
+    )
+    with busy.reading(str(made[0])):
+        result = run(tmp_path, told, free_space_bytes=size)
+        assert paths(result["removed"]) == {made[1].name, made[2].name}
+        assert "was not removed although it should be" in told.warnings[0]
+        with pytest.raises(TargetError, match=r"are wanted and .* are free, although 0 archives were removed"):
+            run(tmp_path, told, free_space_bytes=2 * size)
+    assert made[0].exists() and made[3].exists()
+
+
+def test_too_little_space_is_an_error_that_tells_of_what_went(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with snapshots of the file system, which keep the blocks."""
+    made = history(tmp_path, [2, 1])
+    monkeypatch.setattr(_files, "_GIVEN_BACK_S", 0.01)
+    monkeypatch.setattr(retention._files, "free_bytes", lambda _directory: 0)
+    with pytest.raises(TargetError, match="although 1 archives were removed"):
+        run(tmp_path, told, free_space_bytes=1000)
+    assert [each.exists() for each in made] == [False, True]
+    assert any(f"{made[0]} was removed" in text for text in told.warnings)
+
+
 def test_a_file_with_two_names_frees_nothing(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert _files.freed_bytes(str(path)) == path.stat().st_blocks * 512
