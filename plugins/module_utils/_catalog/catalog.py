@@ -91,6 +91,13 @@ def look(path: str, *, refresh: bool = False) -> View:
         raise ArchiveError(path, "this release does not read OVA and OVF packages", "Give an archive or a domain XML.")
     if lower.endswith(".xml"):
         return _look_at_xml(path)
+    try:
+        return _look_at_archive(path, refresh)
+    except FileNotFoundError as error:  # retention has removed it while it was read
+        raise ArchiveError(f"archive {path}", "it is not there any more") from error
+
+
+def _look_at_archive(path: str, refresh: bool) -> View:
     kept = None if refresh or not os.path.exists(path) else cache.load(path)
     if kept:
         return View(path, os.stat(path).st_size, compressed=True, native=False, points=kept)

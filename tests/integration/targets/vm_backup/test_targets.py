@@ -143,6 +143,13 @@ def test_max_age(lab, run_module):
     assert first.changed and not again.changed
     assert (again["mode"], again["point"]) == ("none", first["point"])
     assert fingerprint.names(target) == sorted([first["archive"]["path"], first["archive"]["path"] + ".notes"])
+    with open(first["archive"]["path"], "r+b") as file:
+        file.seek(8192)
+        file.write(b"damage")
+    assert run_module("backup_verify", path=str(target), fails=True)
+    good = run_module("vm_backup", vm="daily", path=str(target), max_age="20h")  # the young point is not a good one
+    assert good.changed and good["mode"] == "full"
+    assert not run_module("vm_backup", vm="daily", path=str(target), max_age="20h").changed
     assert run_module("vm_backup", vm="daily", path=str(target), max_age="0").changed
 
 

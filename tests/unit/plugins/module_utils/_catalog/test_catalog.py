@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,3 +226,17 @@ def test_a_damaged_configuration_is_no_point(tmp_path: Path) -> None:
     damage(path, entry.offset + 200)
     with pytest.raises(ArchiveError, match="no point in it is whole"):
         catalog.look(str(path))
+
+
+def test_an_archive_that_goes_while_it_is_read_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(write(tmp_path))
+    real = catalog.open_archive
+
+    def opened(name: str) -> Any:
+        found = real(name)
+        os.unlink(name)
+        return found
+
+    monkeypatch.setattr(catalog, "open_archive", opened)
+    with pytest.raises(ArchiveError, match="not there any more"):
+        catalog.look(path)
