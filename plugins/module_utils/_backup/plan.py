@@ -207,7 +207,7 @@ def plan(
 
 def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
     warnings = [
-        f"{path} is a disk of the VM {name}, which is no template: what is in it goes into the archive too"
+        f"{path} belongs to the VM {name}, which is no template or has saved states: what is in it goes into the archive too"
         for path, name in facts.thin.foreign.items()
     ]
     if facts.thin.marked and request.incrementable and request.mode is Mode.FULL:

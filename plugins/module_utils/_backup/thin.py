@@ -25,9 +25,9 @@ class Thin:
     """What templates mean for the backup of a VM.
 
     `marked`: it is a template itself. `base`: the template that its disks stand on, None for any other VM; `base_trouble`: why
-    that cannot be relied on now, as a clause about the template. `foreign`: files below its disks that are disks of VMs which
-    are no templates, with their names. `requires` and `provides` are known after `with_content`, as `_archive.model.Configuration`
-    has them; `files`: evidence of the files that they were read from.
+    that cannot be relied on now, as a clause about the template. `foreign`: files below its disks that belong to VMs which are
+    no templates, or that templates have below their disks, with the names of these VMs. `requires` and `provides` are known
+    after `with_content`, as `_archive.model.Configuration` has them; `files`: evidence of the files that they were read from.
     """
 
     marked: bool = False
@@ -54,9 +54,10 @@ def look(conn: Connection, name: str, uuid: str, images: Mapping[str, Image]) ->
             kept[path] = image = images[path]
             path = os.path.realpath(image.backing_path) if image.backing_path else ""
             owner = owners.get(path)
-            if owner and owner.marked:
+            number = find.numbers(owner).get(path, 0) if owner and owner.marked else 0
+            if owner and number:
                 bases[owner.uuid] = owner
-                kept[image.path] = replace(image, backing_path="", template_disk=find.numbers(owner).get(path, 0))
+                kept[image.path] = replace(image, backing_path="", template_disk=number)
                 break
             if owner:
                 foreign[path] = owner.name

@@ -72,15 +72,27 @@ def templates(conn: Connection) -> tuple[Template, ...]:
 
 
 def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Template]:
-    """By real path, the VM that has it as a disk, a template before others; `but`: uuid of the VM that asks."""
-    wanted, found = {os.path.realpath(path) for path in paths}, {}
+    """By real path, the VM that has it as a disk, a template before others, or a template that has it below a disk.
+
+    `but`: uuid of the VM that asks.
+    """
+    wanted = {os.path.realpath(path) for path in paths}
+    found: dict[str, Template] = {}
+    beneath: dict[str, Template] = {}
     for domain, root in _definitions(conn) if wanted else ():
-        tops = {path for path in _tops(conn, root) if path in wanted}
-        if tops and domain.UUIDString() != but:
+        if domain.UUIDString() == but:
+            continue
+        tops = _tops(conn, root)
+        # what a saved state of a template has frozen is no disk of it any more
+        lower = (
+            {os.path.realpath(layer) for top in tops for layer in layers.below(top)} if mark.is_marked(root) else set()
+        )
+        if wanted & {*tops, *lower}:
             owner = of_domain(conn, domain)
             # several may name one file: the template counts
-            found.update({path: owner for path in tops if owner.marked or path not in found})
-    return found
+            found.update({path: owner for path in wanted & {*tops} if owner.marked or path not in found})
+            beneath.update(dict.fromkeys(wanted & lower, owner))
+    return {**beneath, **found}
 
 
 def clones_of(conn: Connection, template: Template) -> list[str]:
