@@ -86,8 +86,9 @@ options:
   free_space:
     description:
       - Remove archives, the oldest first and of whatever VM, until so much is free in the place, for example V(200G). It
-        takes archives that the other rules keep, but none of those that are never removed.
-      - Fails and removes nothing at all where that cannot be reached.
+        takes archives that the other rules keep, but none of those that are never removed, nor the newest good one of a VM.
+      - Fails and removes nothing at all where what may go would not be enough. Fails too where that gave back less than
+        expected, as under snapshots of the file system; warnings tell what went then.
     type: str
 seealso:
   - module: kvmops.backup.vm_backup

@@ -278,6 +278,8 @@ def _uuids(request: RetentionRequest, place: Place, context: Context) -> set[str
         return None
     selection = request.selection
     own = select.of_vm(list(place.views.values()), request.vm, select.vm_on_host(selection, context))
+    if not own:
+        context.warn(f"No archive in {place.directory} belongs to a VM {request.vm}")
     return {view.newest.vm_uuid for view in own}
 
 

@@ -81,6 +81,13 @@ def test_keeps_the_newest_and_says_why(tmp_path: Path, told: Told) -> None:
     assert told.warnings == []
 
 
+def test_a_vm_without_archives_is_told_of(tmp_path: Path, told: Told) -> None:
+    history(tmp_path, [3, 2])
+    result = run(tmp_path, told, keep_last=1, vm="web1")
+    assert not result["changed"] and result["kept"] == []
+    assert any("belongs to a VM web1" in text for text in told.warnings)
+
+
 def test_foreign_files_are_never_touched(tmp_path: Path, told: Told) -> None:
     made = history(tmp_path, [400, 300, 0])
     write_foreign(tmp_path, name="web01_20200101T000000Z_6f1a2b3c")
