@@ -245,7 +245,7 @@ def _config(point: Configuration) -> dict[str, Any]:
         "firmware": view.firmware,
         "disks": [_disk(disk, point) for disk in disks],
         "cds": [
-            {"target": disk.target, "path": disk.path, "members": _isos(point, disk.target)}
+            {"target": disk.target, "path": disk.path, "members": _isos(point, disk)}
             for disk in view.disks
             if disk.device == "cdrom"
         ],
@@ -268,8 +268,11 @@ def _disk(disk: domain.Disk, point: Configuration) -> dict[str, Any]:
     }
 
 
-def _isos(point: Configuration, target: str) -> list[str]:
-    return [member.name for member in point.members if member.role is Role.ISO and member.target == target]
+def _isos(point: Configuration, drive: domain.Disk) -> list[str]:
+    """The image of a drive; one that is in two drives is in the archive once."""
+    images = [member for member in point.members if member.role is Role.ISO]
+    own = [member.name for member in images if member.target == drive.target]
+    return own or [member.name for member in images if drive.path and member.former_path == drive.path]
 
 
 def _warnings(point: Configuration) -> list[str]:
@@ -282,7 +285,7 @@ def _warnings(point: Configuration) -> list[str]:
     skipped_devices = {skipped.device for skipped in point.skipped}
     # A foreign archive's reader has told what it could not match; a bare XML has no members by nature.
     for disk in view.disks if point.format_version else ():
-        held = _isos(point, disk.target) if disk.device == "cdrom" else chain_of(point, disk.target)
+        held = _isos(point, disk) if disk.device == "cdrom" else chain_of(point, disk.target)
         if not held and disk.target not in skipped_devices and (disk.path or disk.volume or disk.network):
             told.append(f"{disk.name} is not in the archive")
     for hostdev in view.hostdevs:

@@ -113,7 +113,7 @@ def decide(
     if bare:
         reason = "a configuration file is restored without disks"
         return Decision({disk.target: Dropped(reason) for disk in disks})
-    tops = _tops_then(configuration, disks) if then else _tops(configuration)
+    tops = _tops_then(configuration, disks) if then else _tops(configuration, disks, facts)
     fates: dict[str, Fate] = {}
     warnings: list[str] = []
     problems: list[str] = []
@@ -133,10 +133,14 @@ def decide(
     return Decision(fates, tuple(warnings), tuple(problems))
 
 
-def _tops(configuration: Configuration) -> dict[str, Member]:
+def _tops(configuration: Configuration, disks: Sequence[DiskElement], facts: HostFacts) -> dict[str, Member]:
     """The member that each target shows at this point: the top layer of a disk, or a CD image."""
     images = [member for member in configuration.members if member.role in (Role.DISK, Role.LAYER, Role.ISO)]
-    return {member.target: member for member in images if member.target and (member.active or member.role is Role.ISO)}
+    tops = {member.target: member for member in images if member.target and (member.active or member.role is Role.ISO)}
+    # one image in two drives is in the archive once
+    isos = {member.former_path: member for member in images if member.role is Role.ISO and member.former_path}
+    drives = {disk.target: isos.get(file_of(disk, facts.pools)) for disk in disks if disk.device == "cdrom"}
+    return {**{target: image for target, image in drives.items() if image is not None}, **tops}
 
 
 def _tops_then(configuration: Configuration, disks: Sequence[DiskElement]) -> dict[str, Member]:

@@ -493,6 +493,14 @@ def test_a_cd_image_at_its_former_path_is_used_as_it_is(here: HostFile | None, p
     assert etree.fromstring(found.domain_xml).find("devices/disk[3]/driver").get("type") == "raw"
 
 
+def test_a_cd_image_in_two_drives_comes_back_once_for_both() -> None:
+    both = CD + CD.replace("sdc", "sdd")
+    found = planned(host(), configuration(domain_xml(DISKS + both), (VDA, VDB, ISO)))
+    shown = sources(found.domain_xml)
+    assert shown["sdc"] == shown["sdd"] == "/backup/os.iso" and found.skipped == ()
+    assert [file.path for file in found.files].count("/backup/os.iso") == 1
+
+
 def test_a_cd_image_that_is_a_volume_is_used_where_its_pool_still_has_it() -> None:
     volume = CD.replace("type='file'", "type='volume'").replace("file='/iso/os.iso'", "pool='isos' volume='os.iso'")
     point = configuration(domain_xml(DISKS + volume), (VDA, VDB, replace(ISO, pool="isos")))
