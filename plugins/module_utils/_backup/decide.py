@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _policy
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
@@ -23,6 +23,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
 _DAY_S = 86400
+#: Archives (path, evidence) that do not belong to the VM of this UUID: a run looks at a place more than once.
+_of_others: set[tuple[str, tuple[int, ...], str]] = set()
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,15 @@ def views_of(directory: str, uuid: str) -> list[catalog.View]:
     """The archives of ours that belong to a VM in a place; those that cannot be read are nobody's."""
     found = []
     for path in catalog.find([directory]):
-        with suppress(KvmopsError):
+        with suppress(KvmopsError, FileNotFoundError):
+            seen = (path, _files.evidence(path), uuid)
+            if seen in _of_others:
+                continue
             view = catalog.look(path)
             if view.native and view.newest.vm_uuid == uuid:
                 found.append(view)
+            else:
+                _of_others.add(seen)
     return select.without_twins(found)
 
 
