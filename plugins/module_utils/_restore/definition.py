@@ -13,10 +13,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import reach
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, PlannedDisk
 
-_LIBVIRTS_SOCKETS = "/var/lib/libvirt/qemu/channel/"
 #: Host files that QEMU hands to the guest as they are: element or attribute path → what it is.
 _GUEST_READABLE = (
     ("os/acpi/table", "", "ACPI table"),
@@ -279,7 +279,7 @@ def _runtime_traces(root: etree._Element) -> None:
             continue
         device.attrib.pop("tty", "")
         for source in device.findall("source"):
-            if device.get("type") == "pty" or (source.get("path") or "").startswith(_LIBVIRTS_SOCKETS):
+            if device.get("type") == "pty" or reach.is_own_socket(source.get("path") or ""):
                 device.remove(source)
 
 

@@ -10,6 +10,7 @@ foreign one. What only one VM can have is left out of a copy beside the original
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _ENTROPY = ("/dev/urandom", "/dev/random", "/dev/hwrng")
 _CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
 _HARMLESS_CHARACTERS = ("pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent", "dbus")
-_OWN_SOCKETS = "/var/lib/libvirt/qemu/channel/"
+# Below /var/lib, since libvirt 9.7 below /run; of a user's own libvirt in the home directory or below /run/user.
+_OWN_SOCKET = re.compile(r"/libvirt/qemu/(?:run/)?channel/")
 _HARMLESS_INTERFACES = ("network", "bridge", "user", "direct", "hostdev")
 
 
@@ -32,9 +34,14 @@ def _character_devices(root: etree._Element) -> Iterator[etree._Element]:
             continue
         source = device.find("source")
         path = source.get("path") or "" if source is not None else ""
-        if device.get("type") == "unix" and (not path or path.startswith(_OWN_SOCKETS)):
-            continue  # libvirt's own socket of the channel
+        if device.get("type") == "unix" and (not path or is_own_socket(path)):
+            continue
         yield device
+
+
+def is_own_socket(path: str) -> bool:
+    """Whether a channel's socket is one that libvirt makes by itself. The name is never passed on: libvirt finds a new one."""
+    return bool(_OWN_SOCKET.search(path))
 
 
 def _random_sources(root: etree._Element) -> Iterator[etree._Element]:

@@ -84,6 +84,8 @@ def test_the_table(devices: str, top: str, words: str, exclusive: bool) -> None:
     "devices",
     [
         "<channel type='unix'><source path='/var/lib/libvirt/qemu/channel/target/web.agent'/></channel>",
+        "<channel type='unix'><source mode='bind' path='/run/libvirt/qemu/channel/3-web/org.qemu.guest_agent.0'/></channel>",
+        "<channel type='unix'><source path='/run/user/1000/libvirt/qemu/run/channel/3-web/agent.0'/></channel>",
         "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
         "<channel type='spicevmc'><target type='virtio'/></channel>",
         "<serial type='pty'><source path='/dev/pts/3'/><target port='0'/></serial>",
@@ -99,7 +101,7 @@ def test_what_every_vm_has_is_not_touched(devices: str) -> None:
     assert found.skipped == ()
     root = etree.fromstring(found.domain_xml)
     assert root.find(f"devices/{devices.split()[0].lstrip('<')}") is not None
-    assert "/dev/pts/3" not in found.domain_xml and "channel/target" not in found.domain_xml
+    assert "/dev/pts/3" not in found.domain_xml and "/channel/" not in found.domain_xml
 
 
 def test_a_foreign_console_to_a_file_becomes_a_terminal() -> None:
