@@ -10,7 +10,8 @@ class ModuleDocFragment:
 options:
   uri:
     description:
-      - The libvirt connection on the host that the module runs on.
+      - The libvirt connection on the host that the module runs on. Another host's, such as C(qemu+ssh://kvm02/system), is refused,
+        as the files of its VMs are not here.
     type: str
     default: qemu:///system
 requirements:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import libvirt, libvirt_qemu
@@ -22,10 +23,12 @@ __all__ = [
 Connection = Any
 Domain = Any
 Snapshot = Any
+_THIS_HOST = ("localhost", "127.0.0.1", "::1")
 
 
 def connect(uri: str = "qemu:///system") -> Connection:
-    """A read-write connection. Raises KvmopsError when the binding is missing or the daemon does not answer."""
+    """A read-write connection. Raises KvmopsError when the binding is missing or the daemon does not answer, RefusedError for
+    another host's: paths of its VMs would be looked up on this one."""
     if libvirt is None:
         raise KvmopsError(
             f"The connection to {uri}",
@@ -33,10 +36,23 @@ def connect(uri: str = "qemu:///system") -> Connection:
             "Install the package python3-libvirt (libvirt-python) for the Python that runs the module.",
         )
     libvirt.registerErrorHandler(_quiet, None)  # the binding prints every error to stderr otherwise
+    _require_local(uri)
     try:
-        return libvirt.open(uri)
+        conn = libvirt.open(uri)
+        _require_local(str(conn.getURI()))  # it may have been an alias
+        return conn
     except libvirt.libvirtError as error:
         raise translate(error, f"The connection to {uri}") from error
+
+
+def _require_local(uri: str) -> None:
+    host = urlsplit(uri).hostname
+    if host and host not in _THIS_HOST:
+        raise RefusedError(
+            f"The connection to {uri}",
+            "it leads to another host, and the files of its VMs are not here",
+            f"Run the task on that host (delegate_to: {host}) with uri: qemu:///system.",
+        )
 
 
 def find_domain(conn: Connection, name_or_uuid: str) -> Domain:

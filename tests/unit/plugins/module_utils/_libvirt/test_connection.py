@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which libvirt a module may talk to."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
+
+
+class _Libvirt:
+    """Answers as libvirt does, with aliases of its own."""
+
+    libvirtError = RuntimeError
+
+    @staticmethod
+    def registerErrorHandler(*_arguments):
+        pass
+
+    @staticmethod
+    def open(uri):
+        class Conn:
+            @staticmethod
+            def getURI():
+                return {"backup": "qemu+ssh://kvm02/system"}.get(uri, uri)
+
+        return Conn()
+
+
+@pytest.mark.parametrize(
+    ("uri", "fine"),
+    [
+        ("qemu:///system", True),
+        ("qemu:///session", True),
+        ("qemu+unix:///system?socket=/run/other", True),
+        ("qemu+tcp://127.0.0.1/system", True),
+        ("qemu+ssh://root@kvm02/system", False),
+        ("qemu+ssh://kvm02:2222/system", False),
+        ("qemu://kvm02/system", False),
+        ("backup", False),
+    ],
+)
+def test_only_the_libvirt_of_this_host(monkeypatch, uri, fine):
+    """A path of another host's VM would be looked up here, and may name another VM's disk."""
+    monkeypatch.setattr(connection, "libvirt", _Libvirt)
+    if fine:
+        assert connection.connect(uri).getURI() == uri
+        return
+    with pytest.raises(RefusedError, match="another host"):
+        connection.connect(uri)
