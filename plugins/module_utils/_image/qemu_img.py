@@ -234,4 +234,9 @@ def _cpu_s(files: list[str]) -> int:
 
 def _failed(command: list[str], path: str, done: subprocess.CompletedProcess[str]) -> ImageError:
     reason = done.stderr.strip() or f"exit code {done.returncode}"
-    return ImageError(f"disk image {path}", f"'qemu-img {command[0]}' failed: {reason}")
+    hint = (
+        "Run the task as root (become: true), or as the user that owns the image."
+        if "Permission denied" in reason
+        else ""
+    )
+    return ImageError(f"disk image {path}", f"'qemu-img {command[0]}' failed: {reason}", hint)
