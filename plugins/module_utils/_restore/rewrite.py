@@ -99,7 +99,9 @@ def nvram_path(root: etree._Element, who: Identity, host: HostFacts) -> str:
     source = nvram.find("source")
     former = (nvram.text or "").strip() or (source.get("file") or "" if source is not None else "")
     name = os.path.basename(former)
-    if who.new or not name or name.startswith("."):
+    others = (vm.files for vm in host.vms if vm is not who.replaced)
+    taken = any(os.path.join(host.nvram_place.path, name) in files for files in others)
+    if who.new or not name or name.startswith(".") or taken:
         name = f"{names.stem(who.name)}_VARS.fd"
     return os.path.join(host.nvram_place.path, name)
 

@@ -605,6 +605,16 @@ def test_nvram_goes_to_libvirts_own_directory(name: str, file: str) -> None:
     assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).warnings[0]
 
 
+@pytest.mark.parametrize("members", [(VDA, VDB), (VDA, VDB, NVRAM)])
+def test_nvram_of_another_vm_is_not_taken(members: tuple[Member, ...]) -> None:
+    directory = "/var/lib/libvirt/qemu/nvram"
+    theirs = EFI.replace("/root/secret", f"{directory}/db_VARS.fd")
+    db = ExistingVm("db", OTHER_UUID, files=frozenset({f"{directory}/db_VARS.fd"}))
+    for vms, name in (((), "db_VARS.fd"), ((db,), "web_VARS.fd")):
+        found = planned(host(vms=vms), configuration(domain_xml(os_extra=theirs), members))
+        assert etree.fromstring(found.domain_xml).findtext("os/nvram") == f"{directory}/{name}"
+
+
 def test_nvram_of_a_firmware_that_libvirt_chooses_gets_libvirts_default_name() -> None:
     xml = domain_xml().replace("<os>", "<os firmware='efi'>")
     assert "firmware='efi'" in xml
