@@ -93,6 +93,7 @@ RULES = (
         e for e in root.iterfind("devices/tpm") if e.find("backend[@type='emulator']") is None),
         exclusive=True),
     Rule("memory shared with other VMs", _found("devices/shmem")),
+    Rule("persistent store in a host file", _found("devices/pstore"), exclusive=True),
     Rule("memory device backed by a host file", _typed("devices/memory", "model", ("dimm", "virtio-mem")), always=True),
     Rule("host input device", _found("devices/input[@type='passthrough']", "devices/input[@type='evdev']"), exclusive=True),
     Rule("audio written to a host file", _found("devices/audio[@type='file']"), exclusive=True),

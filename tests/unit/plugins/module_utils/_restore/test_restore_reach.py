@@ -47,6 +47,7 @@ ITEMS = [
         True,
     ),
     ("<shmem name='shared'/>", "", "shared", False),
+    ("<pstore backend='acpi-erst'><path>/root/erst</path><size unit='KiB'>64</size></pstore>", "", "/root/erst", True),
     ("<input type='evdev'><source dev='/dev/input/event1'/></input>", "", "/dev/input/event1", True),
     ("<audio id='1' type='file' path='/root/a.wav'/>", "", "/root/a.wav", True),
     ("<smartcard mode='host-certificates'><certificate>c</certificate></smartcard>", "", "smartcard", True),
