@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
@@ -74,7 +74,13 @@ def with_content(thin: Thin, own: Template | None, progress: Progress, *, thread
     source = own or thin.base
     if source is None or thin.base_trouble:
         return thin
-    every = [disk for template in (own, thin.base) if template for disk in template.disks]
+    every = []
+    for template in filter(None, (own, thin.base)):
+        lost = next((disk.path or disk.target for disk in template.disks if not os.path.exists(disk.path)), "")
+        if lost:
+            hint = "Put it back, or restore the template from its archive."
+            raise SourceError(f"The template {template.name}", f"its disk {lost} is not there", hint)
+        every += template.disks
     files = {path: _files.evidence(path) for path in find.files(every)}
     requires = thin.requires
     if thin.base:
@@ -94,6 +100,8 @@ def unread_bytes(thin: Thin) -> int:
 def _trouble(base: Template) -> str:
     if base.running:
         return "is running, so what its clones stand on changes"
+    if base.suspended:
+        return "has a managed-save image, so what its clones stand on changes when it goes on"
     if any(qemu_img.is_in_use(disk.path, disk.format) for disk in base.disks):
         return "is off for libvirt, but a process writes to its disks"
     return ""

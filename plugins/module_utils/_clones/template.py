@@ -119,8 +119,9 @@ def _judge(conn: Connection, domain: Domain, request: TemplateRequest, context: 
             _write(domain, marked=False)
         known = requirement.known_disks(found)
         return {"changed": found.marked, "template": _value(found, known)}
-    if found.marked and found.running:
-        context.warn(f"the template {found.name} is running: what it writes changes what its clones stand on")
+    if found.marked and (found.running or found.suspended):
+        state = "is running" if found.running else "has a managed-save image"
+        context.warn(f"the template {found.name} {state}: what it writes changes what its clones stand on")
         return {"changed": False, "template": _value(found, None)}
     found = require_fit(conn, domain)
     content = requirement.known_disks(found) if request.check_mode else requirement.disks(found, context.progress)

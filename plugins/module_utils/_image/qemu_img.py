@@ -58,7 +58,14 @@ def info(path: str, fmt: str, *, untrusted: bool = False) -> QemuImageInfo:
 
 def backing_chain(path: str, fmt: str) -> list[QemuImageInfo]:
     """The image and all it stands on, top first. For this host's own disks only: opens what the headers name."""
-    output = _run(["info", "-U", "-f", fmt, "--backing-chain", "--output=json"], path)
+    try:
+        output = _run(["info", "-U", "-f", fmt, "--backing-chain", "--output=json"], path)
+    except ImageError:
+        missing = next((layer for layer in layers.below(path)[1:] if not os.path.exists(layer)), "")
+        if not missing:
+            raise
+        hint = "Put that file back; the disk of a template comes back with the archive of the template."
+        raise ImageError(f"disk image {path}", f"it stands on {missing}, which is not there", hint) from None
     return [_parse_info(layer) for layer in json.loads(output)]
 
 

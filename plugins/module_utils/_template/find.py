@@ -42,7 +42,10 @@ class BaseDisk:
 
 @dataclass(frozen=True)
 class Template:
-    """A VM that thin clones stand on or could; `marked`: it is a template. `disks` in the order of its definition."""
+    """A VM that thin clones stand on or could; `marked`: it is a template. `disks` in the order of its definition.
+
+    `suspended`: it has a managed-save image, and goes on writing at its next start as if it had never stopped.
+    """
 
     uuid: str
     name: str
@@ -50,6 +53,7 @@ class Template:
     running: bool
     saved_states: int
     disks: tuple[BaseDisk, ...]
+    suspended: bool = False
 
 
 def of_domain(conn: Connection, domain: Domain) -> Template:
@@ -59,11 +63,12 @@ def of_domain(conn: Connection, domain: Domain) -> Template:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
         root = _xml.parse(domain.XMLDesc(flags), f"the definition of {domain.name()}")
         states = domain.snapshotNum(0)
+        suspended = bool(domain.hasManagedSaveImage(0))
     except libvirt.libvirtError as error:
         raise translate(error, f"The VM {domain.name()}") from error
     view = domain_xml.view(root)
     disks = tuple(_base_disk(conn, disk) for disk in view.disks if disk.device == "disk")
-    return Template(view.uuid, view.name, mark.is_marked(root), running, states, disks)
+    return Template(view.uuid, view.name, mark.is_marked(root), running, states, disks, suspended)
 
 
 def templates(conn: Connection) -> tuple[Template, ...]:

@@ -71,6 +71,9 @@ def _judge(required: TemplateRequirement, template: Template, digest_of: DigestO
 
     if len(template.disks) != len(required.disks):
         return no(Mismatch.DISKS, f"has {len(template.disks)} disks, {len(required.disks)} are required")
+    unread = [disk for disk in template.disks if not disk.virtual_size_bytes]
+    if unread:
+        return no(Mismatch.DIFFERS, f"has lost its disk {unread[0].target}: {unread[0].path or 'it'} cannot be read")
     here = [disk.virtual_size_bytes for disk in template.disks]
     there = [disk.virtual_size_bytes for disk in required.disks]
     if here != there:
@@ -81,6 +84,8 @@ def _judge(required: TemplateRequirement, template: Template, digest_of: DigestO
         return no(Mismatch.DIFFERS, f"has another disk {template.disks[number].target}: it has {sizes}")
     if template.running:
         return no(Mismatch.DIFFERS, "is running, so what it holds is not what it was")
+    if template.suspended:
+        return no(Mismatch.DIFFERS, "has a managed-save image, so it is in the middle of its work")
     if template.saved_states:
         return no(Mismatch.DIFFERS, "has saved states, and nothing can stand on disks that these may change")
     found = [digest_of(disk) for disk in template.disks]

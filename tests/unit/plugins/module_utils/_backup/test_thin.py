@@ -18,9 +18,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Mode
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk, Template
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import VmState
@@ -86,9 +87,17 @@ def test_a_template_that_runs_or_is_written_to_is_trouble(look, monkeypatch):
     assert "is running" in found.base_trouble
     with pytest.raises(RefusedError, match="template base is running"):
         make(facts(thin=found))
+    found, _images = look({"/t/a": replace(BASE, suspended=True)}, *layers)
+    assert "managed-save image" in found.base_trouble
     monkeypatch.setattr(qemu_img, "is_in_use", lambda path, fmt: True)
     found, _images = look({"/t/a": BASE}, *layers)
     assert "a process writes" in found.base_trouble
+
+
+def test_a_template_that_has_lost_a_disk_is_named():
+    """Also one that the clone does not stand on: the content of a template is that of all its disks."""
+    with pytest.raises(SourceError, match="template base: its disk /t/a is not there"):
+        thin.with_content(thin.Thin(base=BASE), None, Progress())
 
 
 def test_the_point_names_the_template_and_holds_the_clones_own_layers():

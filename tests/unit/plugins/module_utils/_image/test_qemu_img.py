@@ -144,6 +144,14 @@ def test_a_large_image_gets_the_time_that_its_layers_take(tmp_path: Path, monkey
     assert given == [600 + sum(os.stat(each).st_blocks * 512 >> 10 for each in (base, top)), 0]
 
 
+def test_a_lost_layer_is_named(tmp_path: Path) -> None:
+    base, top = create(tmp_path / "base"), str(tmp_path / "top")
+    qemu_img.create_overlay(top, base, "qcow2")
+    os.unlink(base)
+    with pytest.raises(ImageError, match="it stands on .*/base, which is not there"):
+        qemu_img.backing_chain(top, "qcow2")
+
+
 def test_missing_program_and_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = create(tmp_path / "a")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -54,6 +54,8 @@ def test_neither_name_nor_uuid_matter_when_the_content_fits() -> None:
         ([template(disk("a"), disk("b", 2 * GIB))], Mismatch.DIFFERS),
         ([template(disk("a"), disk("b"), running=True)], Mismatch.DIFFERS),
         ([replace(FITTING, saved_states=1)], Mismatch.DIFFERS),
+        ([replace(FITTING, suspended=True)], Mismatch.DIFFERS),
+        ([template(disk("a"), disk("b", 0))], Mismatch.DIFFERS),
         ([template(disk("b"), disk("a"))], Mismatch.DISKS),
         ([template(disk("b"), disk("a"), uuid="u2", name="renamed")], Mismatch.DISKS),
         ([template(disk("a"))], Mismatch.DISKS),
