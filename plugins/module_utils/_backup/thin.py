@@ -74,7 +74,7 @@ def with_content(thin: Thin, own: Template | None, progress: Progress, *, thread
     source = own or thin.base
     if source is None or thin.base_trouble:
         return thin
-    every = []
+    every: list[find.BaseDisk] = []
     for template in filter(None, (own, thin.base)):
         lost = next((disk.path or disk.target for disk in template.disks if not os.path.exists(disk.path)), "")
         if lost:
