@@ -393,3 +393,59 @@ def test_a_template_that_runs_is_said_and_nothing_is_backed_up(
     assert "it is running" in run_module("vm_thin_clone", template="base", name="db", fails=True).message
     base.destroy()
     run_module("vm_backup", vm="web", path=str(target))
+
+
+def test_the_way_back_of_a_template_that_got_a_saved_state(lab: Lab, run_module: thin.Run, ansible: Ansible) -> None:
+    """Its disk is a volume now, too: other files are in the way of the restore than the VM names."""
+    base = thin.off_template(lab, run_module, disks=(Disk(),))
+    web = thin.off_clone(lab, run_module, "web")
+    target = lab.path("backups")
+    archives = [thin.backup(run_module, vm, target) for vm in (base, web)]
+    was, path = thin.contents(web), base.disks()["vda"]
+    lab.create_pool("templates", path.parent)
+    root = etree.fromstring(base.xml(inactive=True))
+    disk = root.find("devices/disk")
+    disk.set("type", "volume")
+    disk.replace(disk.find("source"), etree.Element("source", pool="templates", volume=path.name))
+    lab.connection.defineXML(etree.tostring(root).decode())
+    thin.write(path, "qcow2", 9)
+    overlay = path.with_name("vda.state")
+    state = f"<domainsnapshot><name>state</name><disks><disk name='vda'><source file='{overlay}'/></disk></disks></domainsnapshot>"
+    base.domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    assert base.disks()["vda"] == overlay
+    told = run_module("vm_backup", vm="web", path=str(target), check_mode=True).warnings
+    assert any("belongs to the VM base" in text and "has saved states" in text for text in told)
+    variables = {
+        "template_way_back_template": "base",
+        "template_way_back_archive": archives[0],
+        "template_way_back_clones": archives[1:],
+        "template_way_back_become": False,
+    }
+    base.domain.create()
+    stopped = ansible.playbook("kvmops.backup.template_way_back", fails=True, **variables)
+    assert "shut it down first" in stopped.output and base.is_running()
+    base.destroy()
+    ansible.playbook("kvmops.backup.template_way_back", **variables)
+    assert thin.contents(lab.vm("web")) == was and base.domain.snapshotNum() == 0
+    assert thin.chain(web.disks()["vda"])[-1] == str(path)
+    assert sorted(each.name for each in path.parent.glob("*.changed")) == ["vda.qcow2.changed", "vda.state.changed"]
+
+
+def test_a_template_that_changes_while_its_clone_is_restored(lab: Lab, run_module: thin.Run) -> None:
+    base = thin.off_template(lab, run_module, disks=(Disk(),))
+    archive = thin.backup(run_module, thin.off_clone(lab, run_module, "web"), lab.path("backups"))
+    place = lab.path("restored")
+    program = (
+        "import subprocess, ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction as t\n"
+        "finish = t.Transaction._finish_files\n"
+        "def finish_and_change(self):\n"
+        f"    subprocess.run(['qemu-io', '-f', 'qcow2', '-c', 'write -P 99 1M 64k', {str(base.disks()['vda'])!r}], check=True)\n"
+        "    return finish(self)\n"
+        "t.Transaction._finish_files = finish_and_change\n"
+        "from ansible_collections.kvmops.backup.plugins.module_utils._restore import request, run\n"
+        "from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress\n"
+        f"run.restore(request.RestoreRequest({archive!r}, name='new', path={str(place)!r}), Context(Progress(), print))\n"
+    )
+    died = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert "The template base: it was changed during the restore (template differs" in died.stderr
+    assert list(place.iterdir()) == [] and "new" not in [vm.name() for vm in lab.connection.listAllDomains()]
