@@ -432,6 +432,8 @@ def _write(
         _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
         archive = writer.publish(replace(configuration, members=(*planned.kept, *stored), created=created))
+    if run.slot:
+        run.slot.claim(0)  # a merge may follow, which writes elsewhere
     copied = {
         each.former_path: Evidence(each.digest, before[each.former_path])
         for each in stored
