@@ -334,11 +334,16 @@ def test_nvram_and_a_volume_come_back(lab: Lab, run_module: Run) -> None:
     vm = lab.create_vm("efi", [Disk()], start=False)
     path = vm.disks()["vda"]
     path.rename(pool / "efi.qcow2")
+    make_iso(pool / "tools.iso", b"tools")
     lab.connection.storagePoolLookupByName("vm-volumes").refresh()
     xml = vm.xml(inactive=True).replace("<disk type='file'", "<disk type='volume'")
     xml = xml.replace(f"<source file='{path}'/>", "<source pool='vm-volumes' volume='efi.qcow2'/>")
     loader = f"<loader readonly='yes' type='pflash'>{firmware}</loader><nvram>{nvram}</nvram>"
-    lab.connection.defineXML(xml.replace("</type>", f"</type>{loader}"))
+    cd = (
+        "<disk type='volume' device='cdrom'><source pool='vm-volumes' volume='tools.iso'/>"
+        "<target dev='sdx' bus='sata'/></disk></devices>"
+    )
+    lab.connection.defineXML(xml.replace("</type>", f"</type>{loader}").replace("</devices>", cd))
     content = truth.content_sha256(pool / "efi.qcow2", "qcow2")
     archive = backup(run_module, vm, lab.path("backups"))
 
@@ -347,6 +352,7 @@ def test_nvram_and_a_volume_come_back(lab: Lab, run_module: Run) -> None:
     theirs = Path("/var/lib/libvirt/qemu/nvram/copy_VARS.fd")
     assert theirs.read_bytes() == nvram.read_bytes() and str(theirs) in copy.xml()
     assert copy.disks() == {"vda": pool / "copy-vda.qcow2"}
+    assert "<source pool='vm-volumes' volume='tools.iso'/>" in copy.xml()  # there is one, for both
 
     vm.remove()
     nvram.unlink(missing_ok=True)
