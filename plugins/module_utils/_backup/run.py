@@ -469,10 +469,7 @@ def _young_enough(directory: str, uuid: str, request: BackupRequest) -> tuple[ca
     oldest = time.time() - request.max_age_s
     found = []
     for path in catalog.find([directory]):
-        with suppress(KvmopsError, FileNotFoundError):
-            # a file that was last written before then holds no younger point; foreign archives are slow to read
-            if os.stat(path).st_mtime < oldest:
-                continue
+        with suppress(KvmopsError):
             view = catalog.look(path)
             lost = view.found.lost if view.found else ()
             mine = [each for each in view.points if view.native and each.vm_uuid == uuid and each.timestamp not in lost]
