@@ -226,19 +226,25 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
         return _files.free_bytes(place.directory) - (slot.others_bytes() if slot else 0)
 
     target = vm_facts.target_facts(place)
-    draft = make(replace(target, free_bytes=_ENDLESS_BYTES) if run.request.free_space else target)
+    draft = make(replace(target, free_bytes=_ENDLESS_BYTES))
     if slot:
         slot.claim(draft.needed_bytes)
     if not run.request.free_space:
-        return draft
+        if (
+            draft.needed_bytes > target.free_bytes
+        ):  # some file systems know only after a sync what a removal has given back
+            target = replace(target, free_bytes=_files.free_bytes(place.directory))
+        return make(target)
     free = measure()
     if draft.needed_bytes > free and not run.keeper.make_room(draft, measure):
-        others = f" Other backups at work there still need {human_bytes(slot.others_bytes())}." if slot else ""
         hint = "Removing what may go beside it (free_space) would not be enough, so nothing was removed."
+        others = slot.others_bytes() if slot else 0
+        if others:
+            hint += f" Other backups at work there still need {human_bytes(others)}."
         try:
             return make(replace(target, free_bytes=max(free, 0)))
         except TargetError as error:
-            raise TargetError(error.what, error.why, hint + others) from error
+            raise TargetError(error.what, error.why, hint) from error
     freed = sum(each.freed_bytes for each in run.keeper.removed) if run.request.check_mode else 0
     return make(replace(vm_facts.target_facts(place), free_bytes=max(measure() + freed, 0)))
 

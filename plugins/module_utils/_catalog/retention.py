@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
+    CancelledError,
     KvmopsError,
     TargetError,
 )
@@ -138,7 +139,14 @@ def look(directory: str, uri: str, context: Context, continued: Continued) -> Pl
     }
     archives = [*(_facts(view, twins[view.path], view.path in goes_on) for view in single), *unknown]
     if any(each.provides for each in archives):
-        archives += _clones_elsewhere(directory, uri, context)
+        try:
+            archives += _clones_elsewhere(directory, uri, context)
+        except CancelledError:
+            raise
+        except KvmopsError as error:
+            why = f"perhaps the archive of a thin clone in another place needs it ({error})"
+            context.warn(f"Archives of templates stay: {error}")
+            archives = [replace(each, in_use=why) if each.provides else each for each in archives]
     archives.sort(key=lambda each: each.path)
     return Place(directory, tuple(archives), {view.path: view for view in single}, twins, evidence)
 

@@ -173,6 +173,18 @@ def test_a_backup_that_cannot_fit_removes_nothing(lab, off, loop_fs, run_module)
     assert made(run_module, large, place.path, free_space=True, fails=True, check_mode=True).message == refused.message
 
 
+def test_space_that_was_freed_just_now_counts(off, loop_fs, run_module):
+    """btrfs gives back what was removed when it is synced, or half a minute later."""
+    place, vm = loop_fs("btrfs", 200), off("web01", 20)
+    filler = place.path / "filler"
+    with open(filler, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, _files.free_bytes(str(place.path)) - 5 * MIB)
+    run("sync", "-f", str(place.path))
+    assert "are free" in made(run_module, vm, place.path, fails=True).message
+    filler.unlink()
+    assert made(run_module, vm, place.path).changed
+
+
 def test_read_only_places_and_missing_ones_are_refused(lab, off, loop_fs, run_module):
     place, vm = loop_fs("ext4", 60), off("web01")
     for _number in range(2):
