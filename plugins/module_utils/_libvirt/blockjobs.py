@@ -20,6 +20,7 @@ POLL_S = 0.05
 _LASTING_S = 2.0  # libvirt sees what its QEMU does within moments
 _PIVOT_S = 60.0
 _STUCK_S = 30.0
+_SMALL_BYTES = 4 << 20  # that much at once is no burden, whatever the limit
 OWN_PREFIX = "kvmops-"
 OnBytes = Callable[[int, int], None]
 
@@ -145,7 +146,8 @@ def wait_ended(domain: Domain, target: str, on_bytes: OnBytes) -> None:
 
 
 class Limit:
-    """The limit of a merge that the guest writes against: twice as high whenever the merge comes no nearer to its end."""
+    """The limit of a merge that the guest writes against: twice as high whenever the merge comes no nearer to its end, and none
+    when next to nothing is left. QEMU sleeps off what it copied beyond the limit, and the guest writes again meanwhile."""
 
     def __init__(self, domain: Domain, target: str, bps: int) -> None:
         self._domain, self._target, self._bps = domain, target, bps
@@ -154,11 +156,17 @@ class Limit:
     def look(self, done: int, total: int) -> None:
         """Called now and then with the state of the job."""
         left, now = total - done, time.monotonic()
-        if self._least_left < 0 or left < self._least_left:
+        if self._bps and done and left <= _SMALL_BYTES:
+            self._set(0)
+        elif self._least_left < 0 or left < self._least_left:
             self._least_left, self._since = left, now
         elif self._bps and now - self._since > _STUCK_S:
-            self._bps, self._since = 2 * self._bps, now
-            self._domain.blockJobSetSpeed(self._target, self._bps, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+            self._since = now
+            self._set(2 * self._bps)
+
+    def _set(self, bps: int) -> None:
+        self._bps = bps
+        self._domain.blockJobSetSpeed(self._target, bps, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
 
 
 def wait_ready(domain: Domain, target: str, on_bytes: OnBytes, limit_bps: int = 0) -> None:

@@ -53,7 +53,7 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
         stdout, stderr = process.communicate()
     result = modules.module_result("vm_backup", stdout, stderr)
     assert not result.failed and len(result["merged_saved_states"]) == 2
-    assert seen == {8 * MIB} and lasted > 2.5  # 32 MiB at 8 MiB/s, less what QEMU lets through at once
+    assert seen - {0} == {8 * MIB} and lasted > 2.5  # 32 MiB at 8 MiB/s, less what QEMU lets through at once
     assert {usual, usual + 3} <= before and merging == {usual}
     # off: qemu-img does it
     run_module("vm_backup", vm="limited", path=target, mode="auto")
@@ -74,7 +74,7 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
     with begin("vm_snapshot", vm="limited", snapshot="ours", state="absent", bandwidth="9M") as process:
         seen, _lasted, _nice = merges(vm, process)
         assert not modules.module_result("vm_snapshot", *process.communicate()).failed
-    assert seen == {9 * MIB} and vm.domain.snapshotNum() == 0
+    assert seen - {0} == {9 * MIB} and vm.domain.snapshotNum() == 0
 
 
 def test_a_guest_that_writes_faster_does_not_keep_the_merge_from_ending(monkeypatch):
@@ -98,3 +98,9 @@ def test_a_guest_that_writes_faster_does_not_keep_the_merge_from_ending(monkeypa
         now[0] = float(second)
         limit.look(0, (200 - second) * MIB)
     assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
+    # what QEMU copies in a moment needs no limit; without it the end falls between two writes of the guest
+    limit.look(0, 0)
+    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
+    limit.look(100 * MIB, 100 * MIB + 1000)
+    limit.look(100 * MIB, 101 * MIB)
+    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB, 0]
