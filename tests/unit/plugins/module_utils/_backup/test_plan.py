@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,19 @@ def test_paused_vm_has_no_memory_image():
     for wish in (ConsistencyWish.MEMORY, ConsistencyWish.AGENT):
         with pytest.raises(RefusedError):
             make(vm, consistency=wish)
+
+
+def test_overlays_and_memory_lie_beside_the_disk_and_not_beside_a_link_to_it(tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "disk.qcow2").touch()
+    link = tmp_path / "web.qcow2"
+    link.symlink_to(tmp_path / "large" / "disk.qcow2")
+    vm = facts(definition=xml(disk(path=str(link))), images=[image(str(link))], agent=AgentState.NO_CHANNEL)
+    taken = make(vm).saved_state
+    (overlay,) = taken.overlays
+    assert overlay.base_path == str(link)  # as the definition has it again afterwards
+    assert overlay.overlay_path == f"{tmp_path}/large/disk.qcow2.{taken.name}"
+    assert os.path.dirname(taken.memory_path) == f"{tmp_path}/large"
 
 
 HOSTDEV = "<hostdev mode='subsystem' type='{kind}'><source>{source}</source></hostdev>"
