@@ -105,7 +105,7 @@ def target_facts(place: storage.Place) -> TargetFacts:
     """What a plan needs to know about the directory that the archive goes to."""
     return TargetFacts(
         directory=place.directory,
-        free_bytes=_free(os.path.join(place.directory, "")),
+        free_bytes=_free_in(place.directory),
         device_id=os.stat(place.directory).st_dev,
         fs_type=place.fs_type,
         file_names=frozenset(os.listdir(place.directory)),
@@ -230,5 +230,10 @@ def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple
 
 
 def _free(path: str) -> int:
-    figures = os.statvfs(os.path.dirname(os.path.realpath(path)))
+    """Beside the file that a path means."""
+    return _free_in(os.path.dirname(os.path.realpath(path)))
+
+
+def _free_in(directory: str) -> int:
+    figures = os.statvfs(directory)
     return figures.f_bavail * figures.f_frsize
