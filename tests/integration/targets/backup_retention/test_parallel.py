@@ -17,8 +17,6 @@ from ansible_collections.kvmops.backup.tests.lab import fingerprint, modules
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
-MIB = 2**20
-
 
 @pytest.fixture
 def vms(module_lab):
@@ -85,17 +83,3 @@ def test_a_killed_backup_frees_its_slot_at_once(lab, vms, run_module):
     assert not run_module("vm_backup", vm=vms[1], path=str(target), max_parallel=1, wait_timeout="0").failed
     assert not run_module("vm_backup", vm=vms[0], path=str(target), max_parallel=1, wait_timeout="0").failed
     assert len(fingerprint.names(target)) == 2
-
-
-def test_two_do_not_reckon_with_the_same_space(vms, loop_fs, run_module):
-    """Each would fit alone: the second one makes room for itself while the first is writing."""
-    place = loop_fs("ext4", 60)
-    pair = [vms[0], vms[1]]
-    old = [run_module("vm_backup", vm=vm, path=str(place.path))["archive"]["path"] for vm in pair * 2]
-    place.fill(7 * MIB)
-    with begin(pair[0], place.path, free_space=True, bandwidth="1M") as first:
-        wait_for("the first to write", lambda: partial(place.path), 60)
-        with begin(pair[1], place.path, free_space=True, bandwidth="1M") as second:
-            results = [finish(first), finish(second)]
-    assert [[each["path"] for each in result["removed_archives"]] for result in results] == [[], [old[0]]]
-    assert all(each["ok"] for each in run_module("backup_verify", path=str(place.path))["archives"])

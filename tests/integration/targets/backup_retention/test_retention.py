@@ -173,6 +173,28 @@ def test_a_backup_that_cannot_fit_removes_nothing(lab, off, loop_fs, run_module)
     assert made(run_module, large, place.path, free_space=True, fails=True, check_mode=True).message == refused.message
 
 
+def test_two_do_not_reckon_with_the_same_space(lab, off, loop_fs, run_module):
+    """Each would fit alone: the second one makes room for itself while the first is writing."""
+    place = loop_fs("ext4", 200)
+    old, first, second = off("old", 12), off("first", 40), off("second", 30)
+    gone = [made(run_module, old, place.path)["archive"]["path"] for _number in range(3)][:2]
+    place.fill(56 * MIB)
+
+    def begin(vm):
+        options = {"vm": vm.name, "path": str(place.path), "free_space": True, "bandwidth": "6M"}
+        argv = modules.module_argv("vm_backup", options)
+        return subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        )
+
+    with begin(first) as one:
+        wait_for("the first to write", lambda: any(".partial-" in name for name in os.listdir(place.path)), 60)
+        with begin(second) as two:
+            results = [modules.module_result("vm_backup", *each.communicate(timeout=120)) for each in (one, two)]
+    assert not any(result.failed for result in results), [result.message for result in results]
+    assert [[each["path"] for each in result["removed_archives"]] for result in results] == [[], gone]
+
+
 def test_space_that_was_freed_just_now_counts(off, loop_fs, run_module):
     """btrfs gives back what was removed when it is synced, or half a minute later."""
     place, vm = loop_fs("btrfs", 200), off("web01", 20)
