@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
@@ -64,6 +64,16 @@ def require_idle(domain: Domain, what: str) -> None:
         named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in found)
         why = f"block jobs that are not ours are at work on it: {named}"
         raise BusyError(what, why, "Wait until they have finished.")
+
+
+def require_open(domain: Domain, what: str) -> None:
+    """Raises RefusedError for a running VM that has not gone on since its memory was saved: QEMU has given its disks up."""
+    if monitor.execute(domain, "query-status")["status"] == "postmigrate":
+        raise RefusedError(
+            what,
+            "it stands still since its memory was saved, and QEMU merges no disks of such a VM",
+            f"Let it go on (virsh resume {domain.name()}) or end it (virsh destroy {domain.name()}), and run the task again.",
+        )
 
 
 def target_of(job_id: str) -> str:

@@ -68,7 +68,7 @@ def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, 
     plan = removal.plan_removal(found, names)
     if not plan.names:
         return Removed((), ())
-    layers.require_quiet(conn, domain, found)
+    require_mergeable(conn, domain, found)
     _require_unused(found, plan)
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
     journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of saved states", facts)
@@ -78,6 +78,13 @@ def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, 
     finally:
         journal.close()
     return replace(removed, notes=(*plan.notes, *removed.notes))
+
+
+def require_mergeable(conn: Connection, domain: Domain, found: layers.Layers) -> None:
+    """Nobody is at work on the disks, and QEMU would merge them. Raises RefusedError, BusyError or SplitViewError."""
+    layers.require_quiet(conn, domain, found)
+    if found.running:
+        blockjobs.require_open(domain, f"The VM {found.vm_name}")
 
 
 def remove(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress) -> Removed:

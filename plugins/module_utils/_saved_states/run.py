@@ -205,7 +205,7 @@ def _absent(run: _Run) -> dict[str, Any]:
             run.context.warn(text)
         left = [state.info for state in found.states if state.name in plan.kept]
         return _values(_infos(found), _reparented(_infos(found), left), changed=True)
-    layers.require_quiet(run.conn, run.domain, found)
+    merge.require_mergeable(run.conn, run.domain, found)
     _end_cycle(found, plan.names, "saved states of the VM were removed")
     removed = merge.remove_saved_states(run.conn, run.domain, names, run.context)
     for text in removed.notes:

@@ -128,6 +128,7 @@ def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> No
             raise RefusedError(what, f"{path} already exists", "Move it away: nothing is ever written over.")
     if seen.running:
         blockjobs.require_idle(domain, what)
+        blockjobs.require_open(domain, what)
     _require_all_disks(domain, plan)
     for overlay in plan.overlays:
         disk = seen.disk(overlay.target)

@@ -81,6 +81,19 @@ def test_somebody_elses_jobs(busy, module_lab, run_module, arguments):
     busy.domain.abortJob()
 
 
+def test_standing_still_since_its_memory_was_saved(busy, module_lab, run_module):
+    """QEMU has handed its disks over then: a merge would fail in the middle."""
+    busy.domain.suspend()
+    run_module("vm_snapshot", vm="busy", snapshot="asleep", memory=True)
+    refused(run_module, busy, "virsh resume busy", snapshot="asleep", state="absent")
+    refused(run_module, busy, "virsh resume busy", snapshot="new")
+    path = str(module_lab.path("backups"))
+    assert "virsh resume busy" in run_module("vm_backup", vm="busy", path=path, fails=True).message
+    assert os.listdir(path) == []
+    busy.domain.resume()
+    assert not run_module("vm_snapshot", vm="busy", snapshot="asleep", state="absent").warnings
+
+
 @pytest.mark.parametrize("arguments", ALL_THREE, ids=["present", "absent", "reverted"])
 def test_managed_save(busy, run_module, arguments):
     busy.domain.managedSave()
