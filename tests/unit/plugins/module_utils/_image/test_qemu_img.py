@@ -148,7 +148,7 @@ def test_a_lost_layer_is_named(tmp_path: Path) -> None:
     base, top = create(tmp_path / "base"), str(tmp_path / "top")
     qemu_img.create_overlay(top, base, "qcow2")
     os.unlink(base)
-    with pytest.raises(ImageError, match="it stands on .*/base, which is not there"):
+    with pytest.raises(ImageError, match=r"it stands on .*/base, which is not there"):
         qemu_img.backing_chain(top, "qcow2")
 
 
