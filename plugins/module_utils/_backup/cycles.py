@@ -127,6 +127,14 @@ def finish_merge(conn: Connection, domain: Domain, uuid: str, context: Context) 
     return merged
 
 
+def chosen_at_limit(
+    states: Sequence[snapshots.SavedStateInfo], deletes: Deletes
+) -> tuple[snapshots.SavedStateInfo, ...]:
+    """Which saved states of a VM are merged when an archive has reached its limit. Pure."""
+    ours = {each.name for each in own.of_vm(states)}
+    return tuple(each for each in states if deletes is Deletes.ALL or each.name in ours)
+
+
 def merge_at_limit(
     conn: Connection, domain: Domain, uuid: str, archive: str, deletes: Deletes, context: Context
 ) -> tuple[str, ...]:
@@ -135,9 +143,7 @@ def merge_at_limit(
     Raises KvmopsError naming what is left; the next run finishes it.
     """
     conn, domain = again(conn, domain)  # libvirtd may have been restarted while the backup ran
-    states = snapshots.tree(domain, secrets=False)
-    ours = {each.name for each in own.of_vm(states)}
-    chosen = [each for each in states if deletes is Deletes.ALL or each.name in ours]
+    chosen = chosen_at_limit(snapshots.tree(domain, secrets=False), deletes)
     names = [each.name for each in chosen]
     state = replace(
         _vm_state.load(uuid),

@@ -154,8 +154,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         merged += cleared
         if request.notes:
             edit.set_notes(done.archive.path, request.notes)
-        points = 1 + (len(planned.base.points) if planned.base else 0)
-        limited = planned.stays and 0 < request.increment_limit <= points
+        limited = _reaches_limit(planned, request)
         if limited:
             path = done.archive.path
             merged += cycles.merge_at_limit(conn, domain, uuid, path, request.increment_limit_deletes, context)
@@ -164,6 +163,11 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         run.keeper.remove_old(planned.directory, uuid)
     result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
     return {**result, **run.went(merged)}
+
+
+def _reaches_limit(planned: BackupPlan, request: BackupRequest) -> bool:
+    points = 1 + (len(planned.base.points) if planned.base else 0)
+    return planned.stays and 0 < request.increment_limit <= points
 
 
 def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
@@ -183,8 +187,12 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
     if planned.stays and planned.base is None:
         served = cycles.served_archives(run.conn, run.domain, facts, run.place.directory, run.context)
         names, _ended = cycles.obsolete(served)
+    limited = _reaches_limit(planned, run.request)
+    if limited:
+        names += [each.name for each in cycles.chosen_at_limit(facts.saved_states, run.request.increment_limit_deletes)]
+        names += [planned.saved_state.name] if planned.saved_state else []
     run.keeper.remove_old(planned.directory, uuid, planned)
-    result = _result(planned, None, begin, run.context, incrementable=planned.stays)
+    result = _result(planned, None, begin, run.context, incrementable=planned.stays and not limited)
     return {**result, **run.went(sorted({*left, *names}))}
 
 

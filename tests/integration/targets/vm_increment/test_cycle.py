@@ -143,6 +143,9 @@ def test_options_around_it(lab, run_module):
     states = vm.domain.listAllSnapshots()
     assert len(states) == 3
     assert all(archive in each.getXMLDesc() for each in states)
+    predicted = backup(mode="auto", increment_limit=4, check_mode=True)
+    assert {each.getName() for each in states} < set(predicted["merged_saved_states"])
+    assert (len(predicted["merged_saved_states"]), predicted["archive"]["incrementable"]) == (4, False)
 
     found = {each["path"]: each for each in run_module("backup_info", path=str(first))["archives"]}
     assert found[archive]["incrementable"] is True
