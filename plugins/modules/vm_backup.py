@@ -358,7 +358,9 @@ duration:
   type: float
   sample: 1.52
 skipped:
-  description: Devices that are not in the archive.
+  description:
+    - Devices that are not in the archive.
+    - Ansible shows a task that returns some as skipped, and notifies no handlers for it, although it has done its work.
   returned: when a backup is made
   type: list
   elements: dict

@@ -192,7 +192,9 @@ snapshots:
   elements: str
   sample: [before-upgrade]
 skipped:
-  description: Devices that the restored VM does not have.
+  description:
+    - Devices that the restored VM does not have.
+    - Ansible shows a task that returns some as skipped, and notifies no handlers for it, although it has done its work.
   returned: success
   type: list
   elements: dict

@@ -17,7 +17,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,15 @@ def _bytes(count: int) -> str:
     return f"{count} B"
 
 
+def left_out(result: Mapping[str, Any]) -> str:
+    """What to say of a result that names devices as skipped, as Ansible then calls the whole task skipped; "" for others."""
+    devices = result.get("skipped")
+    if not isinstance(devices, list) or not devices or result.get("failed"):
+        return ""
+    named = "; ".join(f"{each['device']}: {each['reason']}" for each in devices)
+    return f"is done ({'changed' if result.get('changed') else 'no change'}), shown as skipped because of what it left out: {named}"
+
+
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
@@ -200,9 +209,13 @@ class ProgressActionModule(ActionBase):
             result.update(self._execute_module(task_vars=task_vars, wrap_async=bool(self._task.async_val)))
             if not self._task.async_val:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
-            return result
-        with _cancel_before_the_end():
-            result.update(self._run_with_progress(task_vars or {}))
+        else:
+            with _cancel_before_the_end():
+                result.update(self._run_with_progress(task_vars or {}))
+        said = left_out(result)
+        if said:
+            host = (task_vars or {}).get("inventory_hostname", "")
+            display.display(_printable(f"[{host}] {self._task.action.rpartition('.')[2]} {said}"))
         return result
 
     def _run_with_progress(self, task_vars: dict[str, Any]) -> dict[str, Any]:

@@ -257,7 +257,11 @@ class Walk:
                             "archive", f"the global header at offset {position} renames or resizes members"
                         )
                     if any(key.startswith("GNU.sparse") for key in found):
-                        raise HostileError("archive", "it holds sparse members", "Write it again without tar's -S (with bsdtar's --no-read-sparse).")
+                        raise HostileError(
+                            "archive",
+                            "it holds sparse members",
+                            "Write it again without tar's -S (with bsdtar's --no-read-sparse).",
+                        )
                     records = found if kind == b"x" else records
                 position += BLOCK + round_up(size, BLOCK)
             entry = self._entry(
