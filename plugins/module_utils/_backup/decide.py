@@ -129,7 +129,7 @@ def views_of(directory: str, uuid: str) -> list[catalog.View]:
 
 
 def not_before(views: Sequence[catalog.View], now: int) -> int:
-    """The unix time for a new full: after every point of the VM in this place, unless those are from a far future. Pure."""
+    """The unix time for a new point: after every point of the VM in this place, unless those are from a far future. Pure."""
     known = [point.timestamp for view in views for point in view.points if point.timestamp <= now + 2 * _DAY_S]
     return max([now, *(timestamp + 1 for timestamp in known)])
 

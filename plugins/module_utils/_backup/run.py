@@ -211,7 +211,7 @@ def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
 
 
 def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
-    now, place = int(time.time()), run.place
+    place = run.place
     if decision.base:
         directory = os.path.dirname(decision.base.path)
         if os.path.realpath(directory) != os.path.realpath(place.directory):
@@ -219,8 +219,7 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
         holder = busy.writer(decision.base.path)
         if holder:
             raise BusyError(f"Archive {decision.base.path}", f"it is held by {holder}", "Wait until it has finished.")
-    else:
-        now = mode.not_before(mode.views_of(place.directory, facts.uuid), now)
+    now = mode.not_before(mode.views_of(place.directory, facts.uuid), int(time.time()))
 
     def make(target: TargetFacts) -> BackupPlan:
         return plan(

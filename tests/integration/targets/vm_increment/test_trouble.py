@@ -69,6 +69,11 @@ def test_clock(lab, run_module):
     back = at_another_time("by", -DAY, **{**arguments, "mode": "full", "incrementable": True})
     assert back["point"] > later["point"]
     assert at_another_time("by", -DAY, **arguments)["archive"]["path"] == back["archive"]["path"]
+    # later than all points of the VM there, also those of another archive
+    beside = at_another_time("by", 60, **{**arguments, "mode": "full"})
+    grown = run_module("vm_backup", **arguments)
+    assert (grown["mode"], grown["archive"]["path"]) == ("incremental", back["archive"]["path"])
+    assert grown["point"] > beside["point"] >= time.time() + 30
 
 
 #: Runs a module that believes an archive to be full with fewer bytes of configurations.
