@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -103,19 +102,7 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
         return [results[index] for index in range(len(tasks))]
 
     def _begin(self, index: int, arguments: dict[str, Any], task_vars: dict[str, Any]) -> _Running | dict[str, Any]:
-        token = f"kvmops_backup_{secrets.token_hex(8)}"
-        try:
-            job = self._start(token, task_vars, _MODULE, arguments)
-        except (
-            AnsibleConnectionFailure
-        ):  # the module may have come to life all the same, as after a timeout or a signal
-            self._forestall(token)
-            raise
-        except Exception:
-            raise
-        except BaseException:
-            self._forestall(token)
-            raise
+        job = self._start(task_vars, _MODULE, arguments)
         if not isinstance(job, base.Job):
             self._say(f"{arguments['vm']}: {outcome(job)}")
             return job

@@ -219,14 +219,7 @@ class ProgressActionModule(ActionBase):
         return result
 
     def _run_with_progress(self, task_vars: dict[str, Any]) -> dict[str, Any]:
-        token = f"kvmops_backup_{secrets.token_hex(8)}"
-        try:
-            job = self._start(token, task_vars)
-        except Exception:
-            raise
-        except BaseException:  # a timeout or a signal: the module may have come to life all the same
-            self._forestall(token)
-            raise
+        job = self._start(task_vars)
         if not isinstance(job, Job):
             return job
         result = None
@@ -255,12 +248,12 @@ class ProgressActionModule(ActionBase):
 
     def _start(
         self,
-        token: str,
         task_vars: dict[str, Any],
         module_name: str | None = None,
         module_args: dict[str, Any] | None = None,
     ) -> Job | dict[str, Any]:
         """Starts the task's module, or the one named; its result where it did not come to that."""
+        token = f"kvmops_backup_{secrets.token_hex(8)}"
         control = self._control(token)
         environment, limit = self._task.environment, self._task.async_val
         self._task.environment = [*(environment or []), {CONTROL_VARIABLE: control}]
@@ -269,6 +262,11 @@ class ProgressActionModule(ActionBase):
             started: dict[str, Any] = self._execute_module(
                 module_name=module_name, module_args=module_args, task_vars=task_vars, wrap_async=True
             )
+        except BaseException as error:
+            # after a lost connection, a timeout or a signal the module may have come to life all the same
+            if isinstance(error, AnsibleConnectionFailure) or not isinstance(error, Exception):
+                self._forestall(token)
+            raise
         finally:
             self._task.environment, self._task.async_val = environment, limit
         if started.get("failed") or not started.get("results_file"):
