@@ -125,7 +125,7 @@ def test_a_failed_result_keeps_its_facts(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_libvirt_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    libvirt = pytest.importorskip("libvirt")
+    libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
 
     def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
         raise libvirt.libvirtError("no reason")

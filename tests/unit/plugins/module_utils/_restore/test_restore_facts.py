@@ -64,7 +64,7 @@ def test_a_vm_that_goes_away_while_all_are_looked_at_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, code: int, goes_on: bool
 ) -> None:
     """A restore test next door removes its VM."""
-    libvirt = pytest.importorskip("libvirt")
+    libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
     monkeypatch.setattr(facts.storage, "pools", lambda _conn: [])
 
     def gone(*_arguments: Any) -> Any:
