@@ -237,9 +237,8 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
     if slot:
         slot.claim(draft.needed_bytes)
     if not run.request.free_space:
-        if (
-            draft.needed_bytes > target.free_bytes
-        ):  # some file systems know only after a sync what a removal has given back
+        # some file systems know only after a sync what a removal has given back
+        if draft.needed_bytes > target.free_bytes:
             target = replace(target, free_bytes=_files.free_bytes(place.directory))
         return make(target)
     free = measure()
