@@ -48,6 +48,18 @@ def test_what_a_guest_wrote_at_the_freeze_is_what_a_second_guest_reads(lab: Lab)
     vm.shutdown()
 
 
+def test_a_round_of_markers_that_the_power_button_ended_is_completed(lab: Lab) -> None:
+    vm = lab.create_vm("interrupted", [Disk(), Disk()])
+    vm.wait_for_marker(2)
+    vm.agent.shell("kill -KILL -$(cat /run/writer.pid); usleep 500000")
+    first, second = (len(parse_log(vm.log(disk))) for disk in ("vda", "vdb"))
+    if first == second:
+        vm.agent.shell("sed -i '$d' /disk/vdb/log; sync")
+    vm.shutdown()
+    vm.start().wait_for_marker(first + 2)
+    assert len(parse_log(vm.log("vdb"))) > first
+
+
 def test_a_guest_without_agent_comes_up_and_survives_a_killed_libvirtd(lab: Lab) -> None:
     vm = lab.create_vm("silent", agent=False)
     pid = daemons.libvirtd_pid()
