@@ -71,13 +71,14 @@ class VmFacts:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """The place that the archive goes to; `file_names` are those that are there already."""
+    """The place that the archive goes to; `file_names` are those that are there already. `hint`: what now, if it is too full."""
 
     directory: str
     free_bytes: int
     device_id: int
     fs_type: str
     file_names: frozenset[str] = frozenset()
+    hint: str = "Free space there or choose another place."
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,10 @@ def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tu
     if facts.view.tpm not in ("", "emulator"):
         skipped.append(
             Skipped("tpm", f"the state of a TPM of type {facts.view.tpm} is not on this host's file systems")
+        )
+    if facts.view.tpm_file:
+        skipped.append(
+            Skipped("tpm", f"its state is one file, {facts.view.tpm_file}, and only state in a directory is copied")
         )
     return tuple(skipped)
 
@@ -444,7 +449,7 @@ def _space(
     if need > target.free_bytes:
         figures = f"about {human_bytes(need)} are needed and {human_bytes(target.free_bytes)} are free"
         if certain > target.free_bytes and not compressed:
-            raise TargetError(f"{what} to {target.directory}", figures, "Free space there or choose another place.")
+            raise TargetError(f"{what} to {target.directory}", figures, target.hint)
         # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
         warnings.append(f"{target.directory} may be too small: {figures}, before compression")
     return warnings + (_space_beside(facts, saved_state) if saved_state else [])

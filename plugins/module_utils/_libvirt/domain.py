@@ -111,6 +111,7 @@ class DomainView:
     tpm_persistent: bool
     tpm_version: str  # 1.2, 2.0, or "" when the XML leaves it to libvirt
     tpm_source: str  # directory of its state where the XML names one, else ""
+    tpm_file: str  # file with its state (libvirt >= 10.10) where the XML names one, else ""
     tpm_encrypted: bool
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
@@ -161,6 +162,7 @@ def view(root: etree._Element) -> DomainView:
         tpm_persistent=tpm is not None and tpm.get("persistent_state") == "yes",
         tpm_version="" if tpm is None else tpm.get("version", ""),
         tpm_source="" if tpm is None else _attribute(tpm, "source[@type='dir']", "path"),
+        tpm_file="" if tpm is None else _attribute(tpm, "source[@type='file']", "path"),
         tpm_encrypted=tpm is not None and tpm.find("encryption") is not None,
         disks=tuple(_disk(each) for each in devices.iterfind("disk")),
         nics=tuple(_nic(each) for each in devices.iterfind("interface")),

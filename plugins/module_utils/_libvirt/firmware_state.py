@@ -55,8 +55,8 @@ def tpm_directory(conn: Connection) -> str:
 
 
 def tpm_state_path(conn: Connection, view: DomainView) -> str:
-    """The directory with the state of a VM's emulated TPM; "" where there is none (yet)."""
-    if view.tpm != "emulator":
+    """The directory with the state of a VM's emulated TPM; "" where there is none (yet), or it is a single file."""
+    if view.tpm != "emulator" or view.tpm_file:
         return ""
     version = _VERSIONS.get(view.tpm_version or "2.0", "")
     path = view.tpm_source or os.path.join(tpm_directory(conn), view.uuid, version)

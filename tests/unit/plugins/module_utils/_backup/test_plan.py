@@ -190,6 +190,9 @@ def test_firmware_state_that_is_no_file_is_said_not_to_be_in_it():
     )
     skipped = make(facts(definition=text, running=False)).configuration.skipped
     assert [(each.device, each.reason.split()[0]) for each in skipped] == [("nvram", "NVRAM"), ("tpm", "the")]
+    in_a_file = "<tpm><backend type='emulator'><source type='file' path='/var/lib/x.permall'/></backend></tpm>"
+    skipped = make(facts(definition=xml(disk(), devices=in_a_file), running=False)).configuration.skipped
+    assert [each.device for each in skipped] == ["tpm"] and "/var/lib/x.permall" in skipped[0].reason
 
 
 def test_mediated_device_only_off():
