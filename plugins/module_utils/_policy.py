@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The weekly policy: when a full backup is owed. Pure; times are unix seconds, the time zone is given."""
+"""The weekly policy: when a full is owed, when a VM is done for the day. Pure; times are unix seconds, the time zone is given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, tzinfo
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_DAY_S = 86400
 _FUTURE_S = 3600  # a point that is further ahead was made while the clock was wrong
 
 
@@ -29,3 +30,14 @@ def full_owed(fulls: Iterable[int], now: int, weekday: str, tz: tzinfo | None = 
     if any(began <= full <= now + _FUTURE_S for full in fulls):
         return ""
     return f"no good full backup since {datetime.fromtimestamp(began, tz):%A %Y-%m-%d %H:%M}"
+
+
+def done_within_s(max_age_s: int, today_s: int) -> int:
+    """How young a point must be for its VM to be done. `today_s`: seconds since the midnight of the host.
+
+    Up to a day that is a point of today, or one younger than half of `max_age_s`: yesterday's run may have taken long, or
+    have been made up for late. More than a day is meant as it stands.
+    """
+    if max_age_s > _DAY_S:
+        return max_age_s
+    return min(max_age_s, max(max_age_s // 2, today_s))
