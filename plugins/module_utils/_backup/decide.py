@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _policy
+from ansible_collections.kvmops.backup.plugins.module_utils import _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import good_points
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
 _DAY_S = 86400
-#: Archives (path, evidence) that do not belong to the VM of this UUID: a run looks at a place more than once.
-_of_others: set[tuple[str, tuple[int, ...], str]] = set()
 
 
 @dataclass(frozen=True)
@@ -37,19 +35,29 @@ class Decision:
 
 
 def decide(
-    conn: Connection, domain: Domain, facts: VmFacts, directory: str, request: BackupRequest, now: int, context: Context
+    conn: Connection,
+    domain: Domain,
+    facts: VmFacts,
+    directory: str,
+    views: Sequence[catalog.View],
+    request: BackupRequest,
+    now: int,
+    context: Context,
 ) -> Decision:
-    """What this run makes. Changes nothing. Raises RefusedError where an increment was asked for and cannot be."""
+    """What this run makes in a directory with these archives of the VM. Changes nothing.
+
+    Raises RefusedError where an increment was asked for and cannot be.
+    """
     if request.mode is Mode.FULL:
         return Decision("full backup as asked")
     if facts.thin.marked:
         return _no_increment(request, facts, "it is a template, of which there are full backups only")
     if request.increment_limit == 1:
         return Decision("increment_limit is 1: every run is a full")
-    owed = full_owed(directory, facts.uuid, request, now)
+    owed = full_owed(views, request.full_weekday, now)
     if owed:
         return Decision(owed)
-    path = request.archive or newest_incrementable(directory, facts, now)
+    path = request.archive or newest_of(views, {state.name for state in facts.saved_states}, now)
     if not path:
         why = f"no archive in {directory} was made incrementable for this VM ({facts.uuid})"
         return _no_increment(request, facts, why)
@@ -78,26 +86,16 @@ def decide(
     return Decision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
 
 
-def full_owed(directory: str, uuid: str, request: BackupRequest, now: int) -> str:
-    """Why the weekly policy wants a full of the VM in this place, "" if it does not."""
-    if not request.full_weekday:
+def full_owed(views: Sequence[catalog.View], weekday: str, now: int) -> str:
+    """Why the weekly policy wants a full of the VM whose archives these are, "" if it does not; `weekday` "": no such policy."""
+    if not weekday:
         return ""
-    fulls = (
-        point.timestamp
-        for view in views_of(directory, uuid)
-        for point in view.points
-        if point.mode == "full" and not (view.found and point.timestamp in view.found.lost)
-    )
-    return _policy.full_owed(fulls, now, request.full_weekday)
-
-
-def newest_incrementable(directory: str, facts: VmFacts, now: int) -> str:
-    """The archive of the VM in this place that is the newest of those made incrementable; "" if there is none."""
-    return newest_of(views_of(directory, facts.uuid), {state.name for state in facts.saved_states}, now)
+    fulls = (point.timestamp for view in views for point in good_points(view) if point.mode == "full")
+    return _policy.full_owed(fulls, now, weekday)
 
 
 def newest_of(views: Sequence[catalog.View], saved_states: set[str], now: int) -> str:
-    """See newest_incrementable; `saved_states`: names of those on the VM. Pure.
+    """The newest archive of those made incrementable, "" if there is none; `saved_states`: names of those on the VM. Pure.
 
     An archive from the future (the clock was wrong once) counts only while the VM has its saved state: it would keep every
     later archive from being continued.
@@ -110,22 +108,6 @@ def newest_of(views: Sequence[catalog.View], saved_states: set[str], now: int) -
     made = [view for view in views if view.newest.incrementable]
     usable = [view for view in made if counts(view)] or made
     return max(usable, key=lambda view: view.newest.timestamp).path if usable else ""
-
-
-def views_of(directory: str, uuid: str) -> list[catalog.View]:
-    """The archives of ours that belong to a VM in a place; those that cannot be read are nobody's."""
-    found = []
-    for path in catalog.find([directory]):
-        with suppress(KvmopsError, FileNotFoundError):
-            seen = (path, _files.evidence(path), uuid)
-            if seen in _of_others:
-                continue
-            view = catalog.look(path)
-            if view.native and view.newest.vm_uuid == uuid:
-                found.append(view)
-            else:
-                _of_others.add(seen)
-    return select.without_twins(found)
 
 
 def not_before(views: Sequence[catalog.View], now: int) -> int:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import BackupPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import BackupPlan, TargetFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import retention
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Archive, Rules
+from ansible_collections.kvmops.backup.plugins.module_utils._slots import Slot
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 
 class Keeper:
@@ -24,11 +27,37 @@ class Keeper:
         self._request, self._context = request, context
         self.removed: list[retention.Removed] = []
 
-    def make_room(self, draft: BackupPlan, measure: Callable[[], int]) -> bool:
-        """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be.
+    def with_room(self, draft: BackupPlan, target: TargetFacts, slot: Slot | None) -> TargetFacts:
+        """The target with what is free there for a planned backup, once older archives have made room for it (`free_space`).
 
-        `measure`: what is free there for this backup.
+        Removes the oldest beside it until it fits; nothing where that cannot be, and the target's hint says so.
         """
+        if slot:
+            slot.claim(draft.needed_bytes)
+        if not self._request.free_space:
+            if draft.needed_bytes <= target.free_bytes:
+                return target
+            # some file systems know only after a sync what a removal has given back
+            return replace(target, free_bytes=_files.free_bytes(target.directory))
+
+        def measure() -> int:
+            """What is free there beside what the others at work there will still write."""
+            return max(0, _files.free_bytes(target.directory) - (slot.others_bytes() if slot else 0))
+
+        free = measure()
+        if draft.needed_bytes <= free:
+            return replace(target, free_bytes=free)
+        if not self._make_room(draft, measure):
+            hint = "Removing what may go beside it (free_space) would not be enough, so nothing was removed."
+            others = slot.others_bytes() if slot else 0
+            if others:
+                hint += f" Other backups at work there still need {human_bytes(others)}."
+            return replace(target, free_bytes=free, hint=hint)
+        still_there = sum(each.freed_bytes for each in self.removed) if self._request.check_mode else 0
+        return replace(target, free_bytes=measure() + still_there)
+
+    def _make_room(self, draft: BackupPlan, measure: Callable[[], int]) -> bool:
+        """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be."""
         with retention.alone(draft.directory):
             free = measure()
             if draft.needed_bytes <= free:  # another backup has made room meanwhile

@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import VmArchives, good_points
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.keeping import Keeper
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
@@ -43,7 +44,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     QuiesceError,
     RefusedError,
     SourceError,
-    TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -65,7 +65,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     saved_state,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
-from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
@@ -101,6 +100,7 @@ class _Run:
     request: BackupRequest
     context: Context
     keeper: Keeper
+    archives: VmArchives
     slot: _slots.Slot | None = None
 
     def went(self, merged: Sequence[str]) -> dict[str, Any]:
@@ -128,12 +128,13 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
     if request.check_mode:
-        return _predict(_Run(conn, domain, place, request, context, Keeper(request, context)), uuid, begin)
+        run = _Run(conn, domain, place, request, context, Keeper(request, context), VmArchives(uuid))
+        return _predict(run, uuid, begin)
     what = f"backup of VM {domain.name()}"
     with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
         merged = cycles.finish_merge(conn, domain, uuid, context)
-        run = _Run(*again(conn, domain), place, request, context, Keeper(request, context))
-        fresh = _young_enough(place.directory, uuid, request)
+        run = _Run(*again(conn, domain), place, request, context, Keeper(request, context), VmArchives(uuid))
+        fresh = _young_enough(run)
         if fresh:
             run.keeper.remove_old(place.directory, uuid)
             changed = bool(merged or run.keeper.removed)
@@ -177,7 +178,7 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
     left = [each.partition(" ")[2] for each in _vm_state.load(uuid).to_merge]
     if left:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
-    fresh = _young_enough(run.place.directory, uuid, run.request)
+    fresh = _young_enough(run)
     if fresh:
         run.keeper.remove_old(run.place.directory, uuid)
         return {**_unchanged(run, *fresh), "changed": bool(run.keeper.removed), **run.went(())}
@@ -207,7 +208,10 @@ def _facts(run: _Run, *, agent: bool) -> VmFacts:
 
 
 def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
-    return mode.decide(run.conn, run.domain, facts, run.place.directory, run.request, int(time.time()), run.context)
+    views = run.archives.views(run.place.directory)
+    return mode.decide(
+        run.conn, run.domain, facts, run.place.directory, views, run.request, int(time.time()), run.context
+    )
 
 
 def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
@@ -219,40 +223,16 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
         holder = busy.writer(decision.base.path)
         if holder:
             raise BusyError(f"Archive {decision.base.path}", f"it is held by {holder}", "Wait until it has finished.")
-    now = mode.not_before(mode.views_of(place.directory, facts.uuid), int(time.time()))
+    now = mode.not_before(run.archives.views(place.directory), int(time.time()))
 
     def make(target: TargetFacts) -> BackupPlan:
         return plan(
             facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason
         )
 
-    slot = run.slot if place is run.place else None
-
-    def measure() -> int:
-        """What is free there beside what the others at work there will still write."""
-        return _files.free_bytes(place.directory) - (slot.others_bytes() if slot else 0)
-
     target = vm_facts.target_facts(place)
     draft = make(replace(target, free_bytes=_ENDLESS_BYTES))
-    if slot:
-        slot.claim(draft.needed_bytes)
-    if not run.request.free_space:
-        # some file systems know only after a sync what a removal has given back
-        if draft.needed_bytes > target.free_bytes:
-            target = replace(target, free_bytes=_files.free_bytes(place.directory))
-        return make(target)
-    free = measure()
-    if draft.needed_bytes > free and not run.keeper.make_room(draft, measure):
-        hint = "Removing what may go beside it (free_space) would not be enough, so nothing was removed."
-        others = slot.others_bytes() if slot else 0
-        if others:
-            hint += f" Other backups at work there still need {human_bytes(others)}."
-        try:
-            return make(replace(target, free_bytes=max(free, 0)))
-        except TargetError as error:
-            raise TargetError(error.what, error.why, hint) from error
-    freed = sum(each.freed_bytes for each in run.keeper.removed) if run.request.check_mode else 0
-    return make(replace(vm_facts.target_facts(place), free_bytes=max(measure() + freed, 0)))
+    return make(run.keeper.with_room(draft, target, run.slot if place is run.place else None))
 
 
 def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
@@ -474,20 +454,20 @@ def _refuse_changed(domain: Domain, planned: BackupPlan, before: dict[str, tuple
         raise SourceError(what, f"{path} was written to while it was copied", "Run the backup again.")
 
 
-def _young_enough(directory: str, uuid: str, request: BackupRequest) -> tuple[catalog.View, Configuration] | None:
+def _young_enough(run: _Run) -> tuple[catalog.View, Configuration] | None:
     """The newest good point of the VM in this place, if `max_age` is content with it and no full is owed."""
-    if request.max_age_s is None or mode.full_owed(directory, uuid, request, int(time.time())):
+    if run.request.max_age_s is None:
         return None
-    oldest = time.time() - request.max_age_s
-    found = []
-    for path in catalog.find([directory]):
-        with suppress(KvmopsError):
-            view = catalog.look(path)
-            lost = view.found.lost if view.found else ()
-            mine = [each for each in view.points if view.native and each.vm_uuid == uuid and each.timestamp not in lost]
-            found += [(each.timestamp, view, each) for each in mine if each.timestamp <= time.time() + _FUTURE_S]
-    newest = max(found, key=lambda each: each[0], default=None)
-    return (newest[1], newest[2]) if newest and newest[0] >= oldest else None
+    views, now = run.archives.views(run.place.directory), time.time()
+    if mode.full_owed(views, run.request.full_weekday, int(now)):
+        return None
+    found = [
+        (view, point)
+        for view in views
+        for point in good_points(view)
+        if now - run.request.max_age_s <= point.timestamp <= now + _FUTURE_S
+    ]
+    return max(found, key=lambda each: each[1].timestamp, default=None)
 
 
 def _unchanged(run: _Run, view: catalog.View, point: Configuration) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The archives of one VM in a place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+
+
+class VmArchives:
+    """The archives of ours that belong to the VM of this UUID; one of another VM is read once, however often a run looks."""
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+        self._of_others: set[tuple[str, tuple[int, ...]]] = set()
+
+    def views(self, directory: str) -> list[catalog.View]:
+        """Those in this directory now; what cannot be read is nobody's."""
+        found = []
+        for path in catalog.find([directory]):
+            with suppress(KvmopsError, FileNotFoundError):
+                seen = (path, _files.evidence(path))
+                if seen in self._of_others:
+                    continue
+                view = catalog.look(path)
+                if view.native and view.newest.vm_uuid == self._uuid:
+                    found.append(view)
+                else:
+                    self._of_others.add(seen)
+        return select.without_twins(found)
+
+
+def good_points(view: catalog.View) -> Iterator[Configuration]:
+    """The points that no verification has found lost. Pure."""
+    lost = view.found.lost if view.found else ()
+    return (point for point in view.points if point.timestamp not in lost)
