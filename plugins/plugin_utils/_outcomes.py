@@ -24,26 +24,35 @@ def outcomes(
     `unmatched`: for each host, the names that mean none of its VMs.
     `result` is full, incremental, "done already" or FAILED.
     """
-    told = {
-        archive["path"]: archive for result in verified for archive in result.get("archives", []) if not archive["ok"]
-    }
-    unread = [str(result.get("msg", "")) for result in verified if result.get("failed") and not result.get("archives")]
-    rows = [_row(each, told) for each in backups]
+    bad = _bad(verified)
+    rows = [_row(each, bad) for each in backups]
     nowhere = [name for name in (unmatched[0] if unmatched else ()) if all(name in each for each in unmatched)]
     rows += [_failure(name, "no VM of this name is on any host of the play") for name in nowhere]
-    rows += [_failure("", f"verification failed: {text}") for text in unread]
+    rows += [_failure("", why) for path, why in bad.items() if path not in {row["archive"] for row in rows}]
     return sorted(rows, key=lambda row: (row["result"] != FAILED, row["vm"]))
 
 
-def _row(backup: Mapping[str, Any], damaged: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _bad(verified: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What is wrong with archives by path; what could not be looked at is "verification 1" and so on, if nothing names it."""
+    bad = {}
+    for number, result in enumerate(verified, 1):
+        if "archives" not in result:  # `failed` may be taken away, by a task that goes on all the same
+            written = result.get(result.get("ansible_loop_var", ""))
+            path = written["archive"]["path"] if isinstance(written, Mapping) else f"verification {number}"
+            bad[path] = f"verification failed: {result.get('msg') or 'no message'}"
+        for archive in result.get("archives", ()):
+            if not archive["ok"]:
+                damage = "; ".join(f"{item['member'] or 'archive'}: {item['reason']}" for item in archive["damage"])
+                bad[archive["path"]] = f"verification has found damage: {damage}"
+    return bad
+
+
+def _row(backup: Mapping[str, Any], bad: Mapping[str, str]) -> dict[str, Any]:
     archive = (backup.get("archive") or {}).get("path", "")
     if backup.get("failed"):
         result, why = FAILED, str(backup.get("msg") or backup.get("module_stderr") or "no message")
-    elif archive in damaged:
-        result = FAILED
-        why = "verification has found damage: " + "; ".join(
-            f"{item['member'] or 'archive'}: {item['reason']}" for item in damaged[archive]["damage"]
-        )
+    elif archive in bad:
+        result, why = FAILED, bad[archive]
     else:
         result = str(backup.get("mode") or "") if backup.get("changed") else NOTHING_NEW
         why = str(backup.get("reason", ""))

@@ -49,6 +49,22 @@ def test_a_verification_that_did_not_run_is_a_failure() -> None:
     assert "no such file" in rows[0]["why"]
 
 
+def test_a_verification_in_a_loop_that_goes_on_fails_its_vm() -> None:
+    """As Ansible registers it under ``failed_when: false``."""
+    gone = {
+        "failed": False,
+        "failed_when_result": False,
+        "msg": "Archive /b/web.tar: it is not there.",
+        "ansible_loop_var": "written",
+        "written": backup("web"),
+    }
+    rows = outcomes([backup("web"), {"vm": "db", "failed": True, "msg": "gone"}], [gone])
+    assert [(row["vm"], row["result"], row["why"]) for row in rows] == [
+        ("db", "FAILED", "gone"),
+        ("web", "FAILED", "verification failed: Archive /b/web.tar: it is not there."),
+    ]
+
+
 def test_a_name_is_missed_only_where_no_host_has_it() -> None:
     rows = outcomes([], [], [["web*", "db"], ["db", "app"]])
     assert [(row["vm"], row["result"]) for row in rows] == [("db", "FAILED")]
