@@ -195,7 +195,7 @@ def test_cancel_stops_other_threads_too() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     progress.cancel("signal SIGTERM")
-    thread.join(10)
+    thread.join(120)
     assert raised == ["web01: stopped: signal SIGTERM. Run the task again."]
 
 

@@ -102,6 +102,9 @@ def tell(sign):
     fd = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.write(fd, sign.encode())
     os.close(fd)
+tell("r")
+while not os.path.exists(log + ".go"):
+    time.sleep(0.005)
 for _each in range(int(sys.argv[4])):
     with _slots.hold(directory, limit, what="test", timeout_s=60, context=Context(Progress(), print)):
         tell("+")
@@ -121,13 +124,17 @@ def test_never_more_at_work_than_the_limit(tmp_path: Path) -> None:
     place, log = tmp_path / "place", tmp_path / "log"
     place.mkdir()
     log.write_text("")
-    workers = [worker(place, log, 2, 15, 0.01) for _number in range(5)]
-    assert [each.wait(120) for each in workers] == [0] * 5
+    workers = [worker(place, log, 2, 15, 0.02) for _number in range(5)]
+    while log.read_text() != "r" * 5:
+        assert not any(each.poll() for each in workers)
+        time.sleep(0.01)
+    (tmp_path / "log.go").touch()
+    assert [each.wait(600) for each in workers] == [0] * 5
     at_work = highest = 0
-    for sign in log.read_text():
+    for sign in log.read_text().lstrip("r"):
         at_work += 1 if sign == "+" else -1
         highest = max(highest, at_work)
-    assert highest == 2 and at_work == 0 and len(log.read_text()) == 150
+    assert highest == 2 and at_work == 0 and len(log.read_text()) == 155
     assert os.listdir(place) == []
 
 
@@ -135,6 +142,7 @@ def test_a_killed_backup_gives_its_slot_back(tmp_path: Path, warnings: list[str]
     place, log = tmp_path / "place", tmp_path / "log"
     place.mkdir()
     log.write_text("")
+    (tmp_path / "log.go").touch()
     for _number in range(3):
         victim = worker(place, log, 1, 1, 60)
         while not log.read_text().endswith("+"):

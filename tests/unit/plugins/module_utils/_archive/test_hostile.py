@@ -342,7 +342,7 @@ def limited(operation: str, path: Path, *extra: str) -> tuple[str, int, float]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -126,7 +126,7 @@ def strace(rule: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},
     )
 

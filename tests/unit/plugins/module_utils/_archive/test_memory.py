@@ -26,7 +26,7 @@ def peak_kib(threads: int, operation: str, *arguments: str | Path) -> int:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=900,
         env={**os.environ, "THREADS": str(threads), "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},
     )
     assert done.returncode == 0 and "Error" not in done.stdout, (done.stdout, done.stderr[-1000:])

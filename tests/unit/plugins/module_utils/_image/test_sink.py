@@ -40,6 +40,7 @@ from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._image.im
 
 MIB = 1 << 20
 CLUSTER = 65536
+FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 def to_raw(qcow2: Path, raw: Path, seed: int = 0, chunk: int = 4 * MIB) -> None:
@@ -49,7 +50,7 @@ def to_raw(qcow2: Path, raw: Path, seed: int = 0, chunk: int = 4 * MIB) -> None:
     restore(qcow2, RawSink(new_file(raw), info.virtual_size_bytes, read_mapping(read_at, size)), seed, chunk)
 
 
-@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=FIXTURES)
 @given(
     sectors=st.integers(0, 80_000),
     seed=st.integers(0, 1 << 32),
@@ -277,7 +278,7 @@ def test_file_sink_leaves_holes(tmp_path: Path) -> None:
     assert (tmp_path / "disk").stat().st_blocks * 512 <= 4 * 4096
 
 
-@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=FIXTURES)
 @given(
     pieces=st.lists(st.tuples(st.booleans(), st.integers(1, 20_000)), max_size=12),
     chunk=st.sampled_from([4 * MIB, 4096, 5000, 1]),

@@ -36,6 +36,7 @@ from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._image.im
 
 MIB = 1 << 20
 TIB = 1 << 40
+FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 def assert_same_disk(raw: Path, qcow2: Path) -> None:
@@ -43,7 +44,7 @@ def assert_same_disk(raw: Path, qcow2: Path) -> None:
     qemu("qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", str(raw), str(qcow2))
 
 
-@settings(max_examples=40, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, print_blob=True, suppress_health_check=FIXTURES)
 @given(size=st.integers(0, 40 * MIB), seed=st.integers(0, 1 << 32), pieces=st.integers(0, 30))
 def test_raw_as_qcow2_is_the_same_disk(tmp_path: Path, size: int, seed: int, pieces: int) -> None:
     note(f"size={size} seed={seed} pieces={pieces}")
@@ -168,7 +169,7 @@ def test_late_chunks_cannot_come_early(tmp_path: Path) -> None:
     source.close()
 
 
-@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=FIXTURES)
 @given(size=st.integers(0, 20 * MIB), seed=st.integers(0, 1 << 32), pieces=st.integers(0, 60))
 def test_file_source_is_byte_exact(tmp_path: Path, size: int, seed: int, pieces: int) -> None:
     note(f"size={size} seed={seed} pieces={pieces}")

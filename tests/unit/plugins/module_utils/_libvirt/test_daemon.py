@@ -24,7 +24,7 @@ while :; do sleep 0.05; done
 
 
 def pid_once_running(run, other_than=0):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         with suppress(OSError, ValueError):
             pid = int((run / "libvirtd.pid").read_text())
