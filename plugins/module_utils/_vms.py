@@ -19,6 +19,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import pending
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 _STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")
@@ -39,12 +41,17 @@ class VmsRequest:
         return cls(None if params["vms"] is None else tuple(params["vms"]), params["select"] or "", params["uri"])
 
 
-def info(request: VmsRequest) -> dict[str, Any]:
-    """The result of ``vm_info``. Raises RefusedError for an expression that is none, KvmopsError where libvirt does not answer."""
+def info(request: VmsRequest, context: Context) -> dict[str, Any]:
+    """The result of ``vm_info``; warns of what dead runs left on the VMs.
+
+    Raises RefusedError for an expression that is none, KvmopsError where libvirt does not answer.
+    """
     conn = connect(request.uri)
     known = [facts for facts in map(_facts, conn.listAllDomains()) if facts]
     named, unmatched = choose(known, request.vms)
     chosen = select(named, request.select) if request.select else named
+    for text in pending.of_host(request.uri, (facts["uuid"] for facts in chosen)):
+        context.warn(text)
     return {"vms": sorted(chosen, key=lambda facts: str(facts["name"])), "unmatched": unmatched}
 
 

@@ -17,6 +17,8 @@ description:
     archive is read once in full; the result is kept in C(/var/cache/kvmops-backup).
   - A damaged or half archive is listed with a warning and does not hide the others. A directory that cannot be read
     is an error, never an empty list.
+  - Warns where a run that was interrupted has left something on the VM of an archive; the next run that changes the VM puts
+    it right.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -336,10 +338,15 @@ cancelled:
   sample: false
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import pending
 from ansible_collections.kvmops.backup.plugins.module_utils._template.about import AboutTemplate
 
 ARGUMENT_SPEC = {
@@ -353,15 +360,19 @@ ARGUMENT_SPEC = {
 }
 
 
+def _info(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    uri, thorough = params["uri"], params["refresh"]
+    judge, about = Judge(uri, context, thorough=thorough), AboutTemplate(uri, context, thorough=thorough)
+    result = info(InfoRequest.of(params), context, judge, about)
+    for text in pending.of_host(uri, sorted({each["vm"]["uuid"] for each in result["archives"] if each["vm"]})):
+        context.warn(text)
+    return result
+
+
 def main() -> None:
     run_module(
         ARGUMENT_SPEC,
-        lambda params, context: info(
-            InfoRequest.of(params),
-            context,
-            Judge(params["uri"], context, thorough=params["refresh"]),
-            AboutTemplate(params["uri"], context, thorough=params["refresh"]),
-        ),
+        _info,
         libraries=["lxml", "zstandard"],
         libraries_for={"query": "jmespath"},
         mutually_exclusive=[["archive", "pool", "path"]],

@@ -13,6 +13,7 @@ author:
   - kvmops.backup contributors (@kvmops)
 description:
   - Lists libvirt/QEMU virtual machines, chosen by name, UUID, glob, or by an expression over their facts.
+  - Warns where a run that was interrupted has left something on one of them; the next run that changes the VM puts it right.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -185,7 +186,7 @@ ARGUMENT_SPEC = {**URI, "vms": {"type": "list", "elements": "str"}, "select": {"
 def main() -> None:
     run_module(
         ARGUMENT_SPEC,
-        lambda params, _context: info(VmsRequest.of(params)),
+        lambda params, context: info(VmsRequest.of(params), context),
         libraries=["libvirt", "lxml"],
         libraries_for={"select": "jmespath"},
     )

@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import pending, recover, restores
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark, requirement
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
@@ -57,7 +57,7 @@ def template(request: TemplateRequest, context: Context) -> dict[str, Any]:
     conn = connect(request.uri)
     if request.check_mode:
         domain = find_domain(conn, request.vm)
-        for text in [*restores.pending(request.uri, request.vm), *recover.pending(domain.UUIDString())]:
+        for text in pending.of_vm(request.uri, request.vm, domain.UUIDString()):
             context.warn(f"the next run will put right: {text}")
         return _judge(conn, domain, request, context)
     for text in restores.settle(conn, request.uri, request.vm):

@@ -88,7 +88,8 @@ def pending(uuid: str) -> list[str]:
     for facts in Journal.peek(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         holder = facts.get("holder", {})
         who = f"process {holder.get('pid')} on {holder.get('host')}"
-        text = f"a run of {facts.get('operation')} ({who}) ended before it had finished"
+        about = f" of {facts['vm_name']}" if "vm_name" in facts else ""
+        text = f"a run of {facts.get('operation')}{about} ({who}) ended before it had finished"
         if overlays.SAVED_STATE in facts and not published.is_published(facts):
             plan = overlays.plan_of(facts[overlays.SAVED_STATE])
             text += f"; its saved state {plan.name} of {plan.vm_name} may still be there"

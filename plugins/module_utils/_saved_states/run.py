@@ -30,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     layers,
     merge,
     overlays,
+    pending,
     recover,
     removal,
     restores,
@@ -64,7 +65,7 @@ def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     context.progress.merge_bps = request.bandwidth_bps
     if request.check_mode:
         domain = find_domain(conn, request.vm)
-        for text in [*restores.pending(request.uri, request.vm), *recover.pending(domain.UUIDString())]:
+        for text in pending.of_vm(request.uri, request.vm, domain.UUIDString()):
             context.warn(f"the next run will put right: {text}")
         return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
     for text in restores.settle(conn, request.uri, request.vm):
