@@ -40,7 +40,8 @@ attributes:
   idempotent:
     support: full
     details:
-      - No change if the VM exists and was restored from that point.
+      - No change if the VM exists and was restored from that point. One that has gone on since is only taken back with
+        O(force), and a warning says so.
 options:
   source:
     description:

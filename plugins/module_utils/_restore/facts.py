@@ -195,7 +195,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         hostdevs=frozenset(filter(None, (reach.hostdev_identity(e) for root in roots for e in reach.hostdevs(root)))),
         locked_files=locked,
         mark=found,
-        touched_files=frozenset() if found is None else _touched(found),
+        touched_files=frozenset() if found is None else _touched(found) | _strayed(found, roots, pools),
         snapshots=tuple(name for name, _dummy in states),
         template=template_mark.is_marked(roots[0]),
         missing_bases=frozenset(path for path in named - _named(roots, pools, "source") if not os.path.lexists(path)),
@@ -263,6 +263,31 @@ def _touched(found: Mark) -> frozenset[str]:
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (disk.inode, disk.size_bytes, disk.mtime_ns):
             touched.add(disk.path)
     return frozenset(touched)
+
+
+def _strayed(found: Mark, roots: Iterable[etree._Element], pools: Mapping[str, str]) -> frozenset[str]:
+    """Files of a mark that the VM's disks do not show any more, and what they show instead (after a saved state, an overlay).
+
+    Drives are left out: whoever uses a VM changes their media. So are LUNs, which no restore makes.
+    """
+    strayed = set()
+    for root in roots:
+        here = {disk.target: disk for disk in disks.elements(root)}
+        shown = {target: disk for target, disk in here.items() if disk.device == "disk"}
+        tops = {disk.target: disk.path for disk in found.disks if disk.top}
+        drives = here.keys() - shown.keys()
+        for target in (shown.keys() | tops.keys()) - drives:
+            path, disk = tops.get(target, ""), shown.get(target)
+            if disk is None or not _shows(disk, path, pools):
+                strayed |= {path, "" if disk is None else disks.file_of(disk, pools) or disk.source}
+    return frozenset(strayed - {""})
+
+
+def _shows(disk: disks.DiskElement, path: str, pools: Mapping[str, str]) -> bool:
+    file = disks.file_of(disk, pools)
+    if not file:  # a volume whose pool is not active now
+        return disk.type == "volume" and disk.source == os.path.basename(path)
+    return os.path.realpath(file) == os.path.realpath(path)
 
 
 def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[ExistingVm]) -> Capabilities:

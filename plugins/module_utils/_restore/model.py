@@ -66,8 +66,8 @@ class ExistingVm:
     those of its disks and saved states that are there.
 
     `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
-    are no longer as the restore left them. `template`: it is marked as one. `missing_bases`: those of `files` that its disks
-    stand on and that are not there.
+    are no longer as the restore left them or that its disks do not show any more, and what they show instead. `template`:
+    it is marked as one. `missing_bases`: those of `files` that its disks stand on and that are not there.
     """
 
     name: str

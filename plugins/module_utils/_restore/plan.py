@@ -61,12 +61,13 @@ def plan(
     name = request.name or configuration.vm_name
     if not identity.is_name(name):
         raise RefusedError(what, f"{name!r} is not a name for a VM", "Give a plain one with the option 'name'.")
-    restored_before = _restored_before(configuration, host, request)
     draft, problems, of_states = _draft(
         configuration, root, host, request, bare, heads or {}, fresh or identity.Fresh()
     )
-    if restored_before is not None:
-        return _unchanged(draft, restored_before, request)
+    restored_before = _restored_before(configuration, host, request)
+    since = "" if restored_before is None else _since(restored_before, draft)
+    if restored_before is not None and not (request.force and since):
+        return _unchanged(draft, restored_before, request, since)
     if problems or of_states:
         hint = " 'flatten: true' restores the VM without its saved states." if of_states else ""
         raise RefusedError(what, "; ".join([*problems, *of_states]), f"Nothing has been touched.{hint}")
@@ -74,10 +75,7 @@ def plan(
 
 
 def _restored_before(configuration: Configuration, host: HostFacts, request: RestoreRequest) -> ExistingVm | None:
-    """The VM that this very restore has made earlier.
-
-    With `force` an idle VM whose disks were written since is taken back to the point again.
-    """
+    """The VM that this very restore has made earlier, whatever has become of it since."""
     name = request.name or configuration.vm_name
     vm = next((vm for vm in host.vms if vm.name == name), None)
     if vm is None or vm.mark is None:
@@ -95,14 +93,26 @@ def _restored_before(configuration: Configuration, host: HostFacts, request: Res
         return None
     if vm.mark.flat != _gives_states_up(configuration, request):
         return None
-    if request.force and vm.touched_files and not vm.running:
-        return None
     return vm
 
 
-def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> RestorePlan:
+def _since(vm: ExistingVm, draft: RestorePlan) -> str:
+    """Why a VM that was restored from this point is not at it any more; "" if it is."""
+    planned = {state.name for state in draft.states}
+    new, gone = sorted(set(vm.snapshots) - planned), sorted(planned - set(vm.snapshots))
+    parts = [
+        f"no longer as restored: {', '.join(sorted(vm.touched_files))}" if vm.touched_files else "",
+        f"new saved states: {', '.join(new)}" if new else "",
+        f"saved states that are gone: {', '.join(gone)}" if gone else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest, since: str) -> RestorePlan:
     if vm.mark is None:
         raise AssertionError("only a VM with our mark counts as restored before")
+    way_back = "'force: true' takes it back to the point" + (" once it is shut down" if vm.running else "")
+    warnings = (f"The VM {vm.name} has gone on since this restore and stays as it is ({since}); {way_back}.",)
     return replace(
         draft,
         name=vm.name,
@@ -116,7 +126,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest) -> R
         replaced=None,
         set_aside=(),
         refresh_pools=(),
-        warnings=(),
+        warnings=warnings if since else (),
         estimated_bytes=0,
         start=request.start and not vm.running,
     )

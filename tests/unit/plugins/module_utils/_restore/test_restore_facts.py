@@ -9,10 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Capabilities, HostFacts, Place
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
+    Capabilities,
+    DiskState,
+    HostFacts,
+    Mark,
+    Place,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
     DISKS,
@@ -83,3 +90,49 @@ def test_a_vm_that_goes_away_while_all_are_looked_at_does_not_matter(
             find.templates(conn)
         with pytest.raises(KvmopsError, match="gone"):
             facts.gather(conn, configuration(), request(), "/backup/web.tar", {})
+
+
+CD = "<disk type='file' device='cdrom'>{}<target dev='sda' bus='sata'/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("devices", "strayed"),
+    [
+        (DISKS + CD.format("<source file='/iso/os.iso'/>"), set()),
+        (DISKS + CD.format(""), set()),  # ejected
+        (DISKS.replace("web.qcow2", "web.nightly") + CD.format(""), {"/vms/web.qcow2", "/vms/web.nightly"}),
+        (DISKS.split("</disk>", maxsplit=1)[0] + "</disk>", {"/data/web.raw", "/iso/os.iso"}),
+        (
+            DISKS + "<disk type='network'><source protocol='rbd' name='p/i'/><target dev='vdc'/></disk>",
+            {"p/i", "/iso/os.iso"},
+        ),
+        (
+            DISKS.replace("dev='vda'", "dev='x'").replace("dev='vdb'", "dev='vda'").replace("dev='x'", "dev='vdb'")
+            + CD.format(""),
+            {"/vms/web.qcow2", "/data/web.raw"},
+        ),
+        (
+            DISKS.replace("type='file' device", "type='volume' device", 1).replace(
+                "file='/vms/web.qcow2'", "pool='vms' volume='web.qcow2'"
+            )
+            + CD.format(""),
+            set(),
+        ),
+    ],
+    ids=["as restored", "ejected", "an overlay", "one is gone", "one is new", "swapped", "as a volume"],
+)
+@pytest.mark.parametrize("pools", [{"vms": "/vms"}, {}], ids=["pool", "no pool"])
+def test_disks_that_show_other_files_than_the_restore_gave_them(
+    devices: str, strayed: set[str], pools: dict[str, str]
+) -> None:
+    """A saved state freezes what the restore left: its files are as they were, and yet the VM is not at the point."""
+    states = (
+        DiskState("vda", "/vms/web.base", "qcow2", 1, 2, 3, top=False),
+        DiskState("vda", "/vms/web.qcow2", "qcow2", 1, 2, 3),
+        DiskState("vdb", "/data/web.raw", "raw", 4, 5, 6),
+        DiskState("sda", "/iso/os.iso", "raw", 7, 8, 9),
+    )
+    root = etree.fromstring(domain_xml(devices))
+    assert facts._strayed(Mark(5, "c", "t", states), [root], pools) == strayed
+    as_restored = etree.fromstring(domain_xml(DISKS + CD.format("")))
+    assert facts._strayed(Mark(5, "c", "t", states), [as_restored, root], pools) == strayed  # running: two definitions

@@ -300,9 +300,8 @@ def test_the_same_restore_again_is_no_change() -> None:
         found = planned(facts, **wishes)
         assert found.unchanged and found.files == () and found.set_aside == () and found.replaced is None
         assert found.uuid == UUID and [d.path for d in found.disks] == ["/vms/web.qcow2", "/data/web.raw"]
-    running = with_names(
-        host(vms=(restored(running=True, touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}
-    )
+        assert found.warnings == ()
+    running = with_names(host(vms=(restored(running=True),)), vms={"web.qcow2"}, data={"web.raw"})
     assert planned(running, force=True, start=True).unchanged and not planned(running, start=True).start
     assert planned(facts, start=True).start
 
@@ -323,12 +322,26 @@ def test_another_restore_is_not_taken_for_the_same(wishes: dict[str, Any]) -> No
     assert "a VM named web exists" in refusal(facts=facts, point=point, **asked)
 
 
-def test_force_takes_a_vm_back_that_was_written_to_since() -> None:
-    facts = with_names(
-        host(vms=(restored(touched_files=frozenset({"/vms/web.qcow2"})),)), vms={"web.qcow2"}, data={"web.raw"}
-    )
-    assert planned(facts).unchanged
-    assert not planned(facts, force=True).unchanged and len(planned(facts, force=True).set_aside) == 2
+@pytest.mark.parametrize(
+    ("since", "word"),
+    [
+        ({"touched_files": frozenset({"/vms/web.qcow2"})}, "/vms/web.qcow2"),
+        ({"snapshots": ("nightly",)}, "new saved states: nightly"),  # what the restore left is frozen below it
+    ],
+)
+def test_a_vm_that_has_gone_on_is_only_taken_back_with_force_and_when_it_is_off(
+    since: dict[str, Any], word: str
+) -> None:
+    facts = with_names(host(vms=(restored(**since),)), vms={"web.qcow2"}, data={"web.raw"})
+    stays = planned(facts)
+    assert stays.unchanged and len(stays.warnings) == 1
+    assert word in stays.warnings[0] and stays.warnings[0].endswith("'force: true' takes it back to the point.")
+    again = planned(facts, force=True)
+    assert not again.unchanged and again.replaced is not None and len(again.set_aside) == 2
+    facts = replace(facts, vms=(restored(running=True, **since),))
+    stays = planned(facts, start=True)
+    assert stays.unchanged and not stays.start and "once it is shut down" in stays.warnings[0]
+    assert "the VM web exists and is running" in refusal(facts=facts, force=True)
 
 
 def test_a_foreign_point_is_told_by_its_definition_and_members() -> None:
