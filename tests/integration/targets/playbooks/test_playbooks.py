@@ -139,3 +139,39 @@ def test_restore_without_an_archive_says_so(backed_up: BackedUp, ansible: Ansibl
         "kvmops.backup.restore", fails=True, restore_vm="web 01", restore_from_path=str(empty), restore_become=False
     )
     assert "No good archive of web 01" in played.tasks[-1].data["msg"]
+
+
+def test_restore_of_a_point_takes_an_archive_that_has_it(backed_up: BackedUp, ansible: Ansible) -> None:
+    """The newest archive is not the one: it begins after the point."""
+    older = next(path for path in backed_up.archives.iterdir() if path.suffix == ".tar")
+    point = run_module("backup_info", archive=str(older))["archives"][0]["points"][0]["point"]
+    assert point < run_module("backup_info", archive=str(backed_up.newest))["archives"][0]["points"][0]["point"]
+    asked = {"restore_vm": backed_up.vm.name, "restore_from_path": str(backed_up.archives), "restore_become": False}
+    played = ansible.playbook(
+        "kvmops.backup.restore", check_mode=True, restore_point=point, restore_name="copy", **asked
+    )
+    assert played.task("Restore it").data["invocation"]["module_args"]["source"] == str(older)
+    played = ansible.playbook("kvmops.backup.restore", fails=True, restore_point=point - 1, **asked)
+    assert f"No good archive of web 01 with the point {point - 1} was found" in played.tasks[-1].data["msg"]
+
+
+TWO_HOSTS = """
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - name: Another hypervisor
+      ansible.builtin.add_host:
+        name: kvm02
+- ansible.builtin.import_playbook: kvmops.backup.restore
+"""
+
+
+def test_restore_is_for_one_host(backed_up: BackedUp, ansible: Ansible) -> None:
+    """Both see the archives: each would define the VM."""
+    asked = {"restore_source": str(backed_up.newest), "restore_name": "copy", "restore_become": False}
+    played = ansible.playbook(TWO_HOSTS, fails=True, check_mode=True, **asked)
+    failed = played.tasks[-1]
+    assert (failed.task, failed.status) == ("Stop if it is not one host", "failed")
+    assert all(word in failed.data["msg"] for word in ("localhost", "kvm02", "--limit"))
+    played = ansible.playbook(TWO_HOSTS, check_mode=True, restore_hosts="kvm02", **asked)
+    assert played.task("Restore it").status == "ok"
