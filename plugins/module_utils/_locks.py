@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
@@ -25,6 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyE
 
 POLL_S = 0.1
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
+_UNNAMED = "a process that has not named itself"
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,23 @@ def is_locked(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def hold(name: str, *, what: str, timeout_s: float = 0, transient: bool = False) -> Iterator[None]:
+def hold(
+    name: str,
+    *,
+    what: str,
+    timeout_s: float = 0,
+    on_wait: Callable[[str], None] | None = None,
+    transient: bool = False,
+) -> Iterator[None]:
     """Hold the lock ``name`` (a plain file name) of this host while the block runs.
 
     ``what`` is shown to whoever finds it taken. Waits up to ``timeout_s`` seconds; then raises BusyError with the holder.
+    ``on_wait`` is told the holder every POLL_S seconds meanwhile; what it raises ends the wait.
     ``transient``: the lock's file goes with the lock, for names that are used a few times only. Always or never for one name.
     """
     path = _path(name)
     deadline = time.monotonic() + timeout_s
-    fd = _open_locked(name, path, deadline)
+    fd = _open_locked(name, path, deadline, on_wait)
     try:
         _write(fd, json.dumps(asdict(Holder.myself(what))).encode())
         try:
@@ -102,19 +111,21 @@ def hold(name: str, *, what: str, timeout_s: float = 0, transient: bool = False)
         os.close(fd)
 
 
-def _open_locked(name: str, path: str, deadline: float) -> int:
+def _open_locked(name: str, path: str, deadline: float, on_wait: Callable[[str], None] | None) -> int:
     """Descriptor of the lock's file, locked. Raises BusyError after ``deadline``."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             while not try_lock(fd):
+                who = str(_owner(fd) or _UNNAMED)
                 if time.monotonic() >= deadline:
-                    holder = _owner(fd)
                     raise BusyError(
                         f"The lock {name}",
-                        f"it is held by {holder}" if holder else "it is held by a process that has not named itself",
+                        f"it is held by {who}",
                         "Wait until it has finished, or end that process: its lock goes with it.",
                     )
+                if on_wait:
+                    on_wait(who)
                 time.sleep(POLL_S)
         except BaseException:
             os.close(fd)
@@ -133,7 +144,7 @@ def holder(name: str) -> Holder | None:
     try:
         if not is_locked(fd):
             return None
-        return _owner(fd) or Holder("unknown", "", 0, 0, "a process that has not named itself")
+        return _owner(fd) or Holder("unknown", "", 0, 0, _UNNAMED)
     finally:
         os.close(fd)
 

@@ -58,7 +58,7 @@ class Keeper:
 
     def _make_room(self, draft: BackupPlan, measure: Callable[[], int]) -> bool:
         """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be."""
-        with retention.alone(draft.directory):
+        with retention.alone(draft.directory, self._context):
             free = measure()
             if draft.needed_bytes <= free:  # another backup has made room meanwhile
                 return True
@@ -89,7 +89,7 @@ class Keeper:
         if rules == Rules():
             return
         try:
-            with retention.alone(directory):
+            with retention.alone(directory, self._context):
                 place = self._look(directory)
                 gone = {each.path for each in self.removed}  # still there in check mode
                 place = replace(place, archives=tuple(each for each in place.archives if each.path not in gone))

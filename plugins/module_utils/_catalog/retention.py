@@ -70,7 +70,7 @@ def retain(request: RetentionRequest, context: Context, continued: Continued) ->
     """
     directory = _directory(request)
     settle(request.check_mode, context)
-    with alone(directory):
+    with alone(directory, context):
         place = look(directory, request.uri, context, continued)
         uuids = _uuids(request, place, context)
         verdicts = judge(place, request.rules, uuids)
@@ -234,11 +234,18 @@ def make_room(place: Place, wanted_bytes: int, free_bytes: int) -> list[_retenti
 
 
 @contextlib.contextmanager
-def alone(directory: str) -> Iterator[None]:
-    """One run of retention in a place at a time, on this host."""
-    status = os.stat(directory)
-    name = f"retention-{status.st_dev:x}-{status.st_ino:x}"
-    with _locks.hold(name, what=f"retention in {directory}", timeout_s=_OTHERS_TIMEOUT_S):
+def alone(directory: str, context: Context, what: str = "retention") -> Iterator[None]:
+    """One run of retention in a place at a time, on this host; `what` is done there meanwhile.
+
+    The progress says who is waited for. Raises BusyError, CancelledError.
+    """
+    status, progress = os.stat(directory), context.progress
+    with _locks.hold(
+        f"retention-{status.st_dev:x}-{status.st_ino:x}",
+        what=f"{what} in {directory}",
+        timeout_s=_OTHERS_TIMEOUT_S,
+        on_wait=lambda who: progress.phase(f"wait for {who}"),
+    ):
         yield
 
 

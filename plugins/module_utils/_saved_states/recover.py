@@ -74,10 +74,16 @@ def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> lis
 def held(
     conn: Connection, domain: Domain, *, what: str, timeout_s: float, context: Context
 ) -> Iterator[tuple[Connection, Domain]]:
-    """The VM, locked for ``what``, after settle(), of which warnings tell; on a connection that lives. Raises BusyError."""
-    uuid = str(domain.UUIDString())
-    with _locks.hold(f"vm-{uuid}", what=what, timeout_s=timeout_s):
-        for text in settle(conn, uuid, context.progress):
+    """The VM, locked for ``what``, after settle(), of which warnings tell; on a connection that lives.
+
+    The progress says who is waited for. Raises BusyError after ``timeout_s``, CancelledError.
+    """
+    uuid, progress = str(domain.UUIDString()), context.progress
+    with _locks.hold(
+        f"vm-{uuid}", what=what, timeout_s=timeout_s, on_wait=lambda who: progress.phase(f"wait for {who}")
+    ):
+        progress.check()  # settling may merge for hours, and hears no wish to stop
+        for text in settle(conn, uuid, progress):
             context.warn(f"left by an earlier run and put right: {text}")
         yield again(conn, domain)
 

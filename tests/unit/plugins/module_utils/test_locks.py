@@ -82,6 +82,26 @@ def test_waits_for_the_holder():
     os.waitpid(pid, 0)
 
 
+def test_whoever_waits_is_told_for_whom_and_may_give_up():
+    told = []
+
+    def give_up(who):
+        told.append(who)
+        if len(told) == 3:
+            raise KeyError
+
+    with _locks.hold("vm-1", what="backup of VM web01"):
+        with pytest.raises(KeyError), _locks.hold("vm-1", what="second", timeout_s=3600, on_wait=give_up):
+            pass
+        with pytest.raises(BusyError), _locks.hold("vm-1", what="third", on_wait=told.append):  # does not wait
+            pass
+        assert _locks.holder("vm-1").what == "backup of VM web01"
+    assert len(told) == 3
+    assert all(who.startswith(f"backup of VM web01 (process {os.getpid()} on ") for who in told)
+    with _locks.hold("vm-1", what="fourth", on_wait=told.append):
+        assert len(told) == 3
+
+
 def test_programs_started_meanwhile_do_not_keep_it():
     with _locks.hold("vm-1", what="first"):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)

@@ -6,11 +6,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover, way_back
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import Seen
 
@@ -119,3 +125,76 @@ def test_layers_in_between_survive_the_journal():
     old = overlays.to_facts(plan(), {})
     del old["expendable"], old["overlays"][0]["between"]
     assert overlays.plan_of(old) == plan()
+
+
+class FakeDomain:
+    """As much of a VM as the lock needs."""
+
+    def UUIDString(self):
+        return "u"
+
+
+#: A module that waits for the VM's lock, in a process of its own: it is ended by a signal.
+WAITS = """
+import sys
+from ansible.module_utils import basic
+from ansible_collections.kvmops.backup.plugins.module_utils import _argspec, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover
+
+class Domain:
+    def UUIDString(self):
+        return "u"
+
+_paths.state_dir = _paths.run_dir = lambda: sys.argv[1]
+recover.settle = lambda *arguments: sys.exit("settled")
+
+def operation(params, context):
+    with recover.held(None, Domain(), what="second", timeout_s=4 * 3600, context=context):
+        sys.exit("held")
+
+basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = b'{"ANSIBLE_MODULE_ARGS": {}}', "legacy"
+_argspec.run_module({}, operation, libraries=[])
+"""
+
+
+def test_waiting_for_a_vm_is_told_and_ended_by_a_signal(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
+    with (
+        _locks.hold("vm-u", what="backup of VM web01"),
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WAITS), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        status = tmp_path / "status" / f"operation-{process.pid}.json"
+        deadline = time.monotonic() + 60
+        while not status.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        told = status.exists() and json.loads(status.read_text())["phase"]
+        process.terminate()
+        began = time.monotonic()
+        try:
+            stdout, stderr = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert told == f"wait for backup of VM web01 (process {os.getpid()} on {os.uname().nodename})"
+    assert time.monotonic() - began < 10
+    result = json.loads(stdout)
+    assert result["cancelled"] and "SIGTERM" in result["msg"], stderr
+
+
+def test_a_cancelled_wait_touches_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
+    settled = []
+    monkeypatch.setattr(recover, "settle", lambda *_arguments: settled.append(1) or [])
+    cancel = tmp_path / "cancel"
+    cancel.touch()
+    for progress in (Progress(cancel_path=str(cancel)), Progress()):
+        progress.cancel("asked to")
+        with (
+            pytest.raises(CancelledError),
+            recover.held(None, FakeDomain(), what="x", timeout_s=0, context=Context(progress, print)),
+        ):
+            pass
+    assert settled == []
