@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, tzinfo
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAY_S = 86400
-_FUTURE_S = 3600  # a point that is further ahead was made while the clock was wrong
+FUTURE_S = 3600  # a point that is further ahead was made while a clock was wrong
 
 
 def week_began(now: int, weekday: str, tz: tzinfo | None = None) -> int:
@@ -27,7 +27,7 @@ def week_began(now: int, weekday: str, tz: tzinfo | None = None) -> int:
 def full_owed(fulls: Iterable[int], now: int, weekday: str, tz: tzinfo | None = None) -> str:
     """Why a full backup is owed, "" if it is not. `fulls`: times of the good full backups that there are."""
     began = week_began(now, weekday, tz)
-    if any(began <= full <= now + _FUTURE_S for full in fulls):
+    if any(began <= full <= now + FUTURE_S for full in fulls):
         return ""
     return f"no good full backup since {datetime.fromtimestamp(began, tz):%A %Y-%m-%d %H:%M}"
 

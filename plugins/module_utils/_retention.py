@@ -17,10 +17,10 @@ from datetime import datetime, tzinfo
 from typing import Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 
 DAY_S = 86400
 FOR_SPACE = "it is among the oldest here, and space is needed (free_space)"
-FUTURE_S = 3600  # what is further ahead was made while a clock was wrong
 
 
 @dataclass(frozen=True)

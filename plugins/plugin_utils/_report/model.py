@@ -12,9 +12,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
-
-FUTURE_S = 3600  # a point that is further ahead was made while a clock was wrong
 
 
 class State(Enum):
@@ -57,7 +56,7 @@ class Archive:
 class Vm:
     """One VM with its archives, oldest first.
 
-    `host` "": on none of the hosts. `objective_s`: how old its newest good point may be.
+    `host` "": on none of the hosts. `newest`: the newest good point that is not from the future; `objective_s`: how old it may be.
     """
 
     name: str
@@ -65,6 +64,7 @@ class Vm:
     host: str
     running: bool
     objective_s: int
+    newest: Point | None
     age_s: int | None
     state: State
     archives: tuple[Archive, ...]
@@ -78,11 +78,6 @@ class Vm:
     def size_bytes(self) -> int:
         """What its archives take."""
         return sum(each.size_bytes for each in self.archives)
-
-    @property
-    def newest(self) -> Point | None:
-        """The newest good point."""
-        return max((point for point in self.points if not point.lost), key=lambda point: point.at, default=None)
 
 
 @dataclass(frozen=True)
@@ -153,8 +148,9 @@ def _vm(
     archives: Sequence[Archive],
     now: int,
 ) -> Vm:
-    good = [point.at for each in archives for point in each.points if not point.lost and point.at <= now + FUTURE_S]
-    age_s = max(0, now - max(good)) if good else None
+    good = [point for each in archives for point in each.points if not point.lost and point.at <= now + FUTURE_S]
+    newest = max(good, key=lambda point: point.at, default=None)
+    age_s = max(0, now - newest.at) if newest else None
     if any(not each.verified_ok for each in archives):
         state = State.DAMAGED
     elif found is None:
@@ -164,7 +160,7 @@ def _vm(
     else:
         state = State.LATE if age_s > limit_s else State.GOOD
     host, facts = found if found else ("", {})
-    return Vm(name, uuid, host, facts.get("state") == "running", limit_s, age_s, state, tuple(archives))
+    return Vm(name, uuid, host, facts.get("state") == "running", limit_s, newest, age_s, state, tuple(archives))
 
 
 def _archive(entry: Mapping[str, Any], now: int) -> Archive:

@@ -17,9 +17,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import (
     DAY_S,
-    FUTURE_S,
     Archive,
     Rules,
     Verdict,

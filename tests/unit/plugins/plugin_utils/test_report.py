@@ -56,6 +56,18 @@ def test_a_lost_point_is_no_good_point() -> None:
     assert only.newest.at == NOW - 2 * DAY_S
 
 
+def test_a_point_from_the_future_hides_no_age() -> None:
+    found = [archive("a", NOW - 3 * DAY_S, 1), archive("a", NOW + 3650 * DAY_S, 1)]
+    told = make(host([vm("a")], found))
+    assert told.vms[0].state is State.LATE
+    said = [
+        line.rsplit(" ", 1)[1]
+        for line in metrics.render(told).splitlines()
+        if "last_good_point_timestamp_seconds{" in line
+    ]
+    assert said == [str(NOW - 3 * DAY_S)]
+
+
 def test_an_objective_of_its_own() -> None:
     told = host([vm("db1"), vm("web1")], [archive("db1", NOW - 14 * 3600, 1), archive("web1", NOW - 14 * 3600, 1)])
     report = make(told, objectives={"db*": "13h", "*": "20h"})
