@@ -35,10 +35,15 @@ def notes(path: str) -> str:
 
 def set_notes(path: str, text: str) -> None:
     """Replaces the notes of an archive, durably; "" removes them. Raises RefusedError beyond 64 KiB."""
-    data = text.encode("utf-8", "replace")
-    if len(data) > MAX_NOTES_BYTES:
-        raise RefusedError(f"the notes of {path}", f"they have {len(data)} bytes, {MAX_NOTES_BYTES} are allowed")
-    _set(path + NOTES, data or None)
+    _set(path + NOTES, checked_notes(text).encode("utf-8", "replace") or None)
+
+
+def checked_notes(text: str) -> str:
+    """The text, if it can be the notes of an archive. Raises RefusedError beyond 64 KiB."""
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_NOTES_BYTES:
+        raise RefusedError("Option notes", f"the text has {size} bytes, {MAX_NOTES_BYTES} are allowed", "Shorten it.")
+    return text
 
 
 def is_protected(path: str) -> bool:

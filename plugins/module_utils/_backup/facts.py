@@ -46,6 +46,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         running = bool(domain.isActive())
         live = domain.XMLDesc(flags) if running else ""
         persistent = domain.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
+        autostart = bool(persistent) and bool(domain.autostart())
         paused = domain.state()[0] in _standing_still()
         managed_save = bool(domain.hasManagedSaveImage(0))
         jobs = _jobs(domain) if running else ()
@@ -67,6 +68,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         uuid=view.uuid,
         running=running,
         paused=paused,
+        autostart=autostart,
         persistent_xml=persistent,
         live_xml=live,
         view=view,

@@ -39,7 +39,7 @@ _UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")
 class VmFacts:
     """What is known about a VM before anything is touched.
 
-    `paused`: it has a QEMU, but stands still (paused, suspended, crashed).
+    `paused`: it has a QEMU, but stands still (paused, suspended, crashed). `autostart`: it starts with the host.
     `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and saved states
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
@@ -56,6 +56,7 @@ class VmFacts:
     view: DomainView
     images: Mapping[str, Image]
     paused: bool = False
+    autostart: bool = False
     saved_states: tuple[SavedStateInfo, ...] = ()
     saved_state_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=dict)
     agent: AgentState = AgentState.OFF
@@ -174,6 +175,7 @@ def plan(
         mode="incremental" if base else "full",
         incrementable=stays,
         template=facts.thin.marked,
+        autostart=facts.autostart,
         requires=facts.thin.requires,
         provides=facts.thin.provides,
         saved_states=in_archive(facts.saved_states),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
@@ -94,7 +95,7 @@ class BackupRequest:
 def from_params(params: Mapping[str, Any]) -> BackupRequest:
     """The request behind the parameters of the module, with ``check_mode`` and ``diff`` (_argspec.run_module).
 
-    Raises RefusedError for durations and sizes that are none, and for options that contradict each other.
+    Raises RefusedError for durations and sizes that are none, notes that are too long, and options that contradict each other.
     """
     mode, archive, limit = Mode(params["mode"]), params["archive"] or "", params["increment_limit"]
     if mode is Mode.FULL and archive:
@@ -132,7 +133,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         slot_timeout_s=SLOT_TIMEOUT_S if wait is None else duration_s(wait, "wait_timeout"),
         bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
         priority=Priority.of(params),
-        notes=params["notes"] or "",
+        notes=edit.checked_notes(params["notes"] or ""),
         check_mode=params["check_mode"],
         diff=params["diff"],
     )

@@ -56,6 +56,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     connect,
     find_domain,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
     overlays,
@@ -71,7 +72,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evi
 _ATTEMPTS = 3  # a VM may be started or stopped while it is copied; more often in a row is no accident
 _SETTLED_S = 0.02  # the clock of file times ticks: what was written just before the freeze must not look like now
 _ENDLESS_BYTES = 2**62
-_FUTURE_S = 3600  # a point that is further ahead was made while the clock was wrong
 _SNAPSHOT_WARNING = (
     "the VM has saved states now: it cannot be migrated live or undefined plainly until they are deleted "
     "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's chain"
@@ -154,7 +154,10 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
                 raise
         merged += cleared
         if request.notes:
-            edit.set_notes(done.archive.path, request.notes)
+            try:
+                edit.set_notes(done.archive.path, request.notes)
+            except KvmopsError as error:  # the point is there; what follows is worth more than its notes
+                context.warn(f"The archive has no notes: {error}")
         limited = _reaches_limit(planned, request)
         if limited:
             path = done.archive.path
@@ -465,7 +468,7 @@ def _young_enough(run: _Run) -> tuple[catalog.View, Configuration] | None:
         (view, point)
         for view in views
         for point in good_points(view)
-        if now - run.request.max_age_s <= point.timestamp <= now + _FUTURE_S
+        if now - run.request.max_age_s <= point.timestamp <= now + FUTURE_S
     ]
     return max(found, key=lambda each: each[1].timestamp, default=None)
 

@@ -42,7 +42,7 @@ class Watchdog:
             [sys.executable, "-m", __name__, self._uri, self._uuid],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env=environment,
             cwd="/",
             start_new_session=True,
@@ -52,9 +52,11 @@ class Watchdog:
         if self._process.stdout is None or self._process.stdout.readline() != b"ready\n":
             self.done()
             raise KvmopsError(
-                "The watchdog that thaws the guest", "it did not start", "Nothing was frozen; look into the system log."
+                "The watchdog that thaws the guest", self._last_words(), "Nothing was frozen; run it again."
             )
-        self._process.stdout.close()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
         return self
 
     def __exit__(
@@ -65,6 +67,12 @@ class Watchdog:
         elif self._process is not None and self._process.stdin is not None:
             # leave the thawing to it: it looks whether there is anything to do
             self._process.stdin.close()
+
+    def _last_words(self) -> str:
+        """Why it ended, as far as it said so."""
+        said = self._process.stderr.read().decode(errors="replace") if self._process and self._process.stderr else ""
+        reason = said.strip().rpartition("\n")[2]
+        return f"it did not start: {reason}" if reason else f"it did not start within {START_TIMEOUT_S:.0f} s"
 
     def done(self) -> None:
         """The guest is known to be thawed."""
@@ -85,6 +93,7 @@ def watch(uri: str, uuid: str, pipe: int) -> None:
         os.write(1, b"ready\n")
         devnull = os.open(os.devnull, os.O_RDWR)
         os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
         if not _is_done(domain, pipe):
             _thaw(uri, uuid)
 

@@ -1,0 +1,24 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A watchdog that cannot start says why; what it does when it has, is seen with real guests (vm_recovery)."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
+
+pytest.importorskip("libvirt", reason="no libvirt binding here")
+
+
+def test_the_reason_is_told():
+    vm = str(uuid.uuid4())
+    with pytest.raises(KvmopsError, match="it did not start: .*nowhere:///") as raised, Watchdog("nowhere:///", vm):
+        pytest.fail("nothing watches over the guest")
+    os.unlink(_locks._path(f"thaw-{vm}"))
+    assert "Nothing was frozen" in raised.value.hint
