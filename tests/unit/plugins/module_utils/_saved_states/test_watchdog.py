@@ -18,7 +18,7 @@ pytest.importorskip("libvirt", reason="no libvirt binding here")
 
 def test_the_reason_is_told():
     vm = str(uuid.uuid4())
-    with pytest.raises(KvmopsError, match="it did not start: .*nowhere:///") as raised, Watchdog("nowhere:///", vm):
+    with pytest.raises(KvmopsError, match=r"it did not start: .*nowhere:///") as raised, Watchdog("nowhere:///", vm):
         pytest.fail("nothing watches over the guest")
     os.unlink(_locks._path(f"thaw-{vm}"))
     assert "Nothing was frozen" in raised.value.hint
