@@ -46,15 +46,26 @@ def load(path: str) -> tuple[Configuration, ...] | None:
 
 
 def store(path: str, key: tuple[int, ...], points: tuple[Configuration, ...]) -> None:
-    """Keeps the points read from the file that had the evidence `key`, unless it has changed since."""
-    if _files.evidence(path) != key:
-        return
-    target = _file(key)
+    """Keeps the points read from the file that had the evidence `key`, unless it has changed since; if that can be done."""
+    with contextlib.suppress(OSError):
+        if _files.evidence(path) != key:
+            return
+        target = _file(key)
+        replace_file(target, {"version": _VERSION, "key": key, "points": [asdict(point) for point in points]})
+        _remove_oldest(os.path.dirname(target))
+
+
+def replace_file(target: str, kept: Mapping[str, Any]) -> None:
+    """Writes a JSON file of the cache, whole or not at all. Raises OSError: for the caller no reason to fail."""
     partial = f"{target}.{os.getpid()}"
-    with open(partial, "w", encoding="utf-8") as stream:
-        json.dump({"version": _VERSION, "key": key, "points": [asdict(point) for point in points]}, stream)
-    os.replace(partial, target)
-    _remove_oldest(os.path.dirname(target))
+    try:
+        with open(partial, "w", encoding="utf-8") as stream:
+            json.dump(kept, stream)
+        os.replace(partial, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def _file(key: tuple[int, ...]) -> str:
@@ -64,9 +75,12 @@ def _file(key: tuple[int, ...]) -> str:
 
 
 def _remove_oldest(directory: str) -> None:
+    by_age = []
     with os.scandir(directory) as entries:
-        by_age = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
-    for _age, path in by_age[:-_MAX_FILES]:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another reader removes them too
+                by_age.append((entry.stat().st_mtime_ns, entry.path))
+    for _age, path in sorted(by_age)[:-_MAX_FILES]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

@@ -100,7 +100,10 @@ def look(path: str, *, refresh: bool = False) -> View:
 def _look_at_archive(path: str, refresh: bool) -> View:
     kept = None if refresh or not os.path.exists(path) else cache.load(path)
     if kept:
-        return View(path, os.stat(path).st_size, compressed=True, native=False, points=kept)
+        found = verified.last(path, kept)
+        damaged = found is not None and not found.ok
+        size = os.stat(path).st_size
+        return View(path, size, compressed=True, native=False, points=kept, damaged=damaged, found=found)
     with open_archive(path) as reader:
         key = _files.evidence(path)
         broken = tuple(map(str, reader.broken))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
 
 _VERSION = 1
 
@@ -53,10 +54,7 @@ def record(
             "points": [point.timestamp for point in known],
             "lost": sorted(set(lost)),
         }
-        partial = f"{target}.{os.getpid()}"
-        with open(partial, "w", encoding="utf-8") as stream:
-            json.dump(kept, stream)
-        os.replace(partial, target)
+        cache.replace_file(target, kept)
     except OSError:
         return
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit, reader
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, catalog, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
     TIME,
@@ -209,6 +211,51 @@ def test_the_cache_is_bounded(tmp_path: Path, own_directories: Path, monkeypatch
         catalog.describe(str(copy))
     assert len(list((own_directories / "cache_dir" / "views").iterdir())) == 3
     assert cache.load(str(tmp_path / "5.tar.zst")) is not None
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
+    tmp_path: Path, own_directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_foreign(tmp_path, compressed=True)
+
+    def full(_old: str, _new: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.os, "replace", full)
+        assert catalog.look(str(path)).newest.vm_name == "web01"
+    assert list((own_directories / "cache_dir" / "views").iterdir()) == []
+    shutil.rmtree(own_directories / "cache_dir")
+    (own_directories / "cache_dir").write_text("no directory")
+    assert catalog.look(str(path)).newest.vm_name == "web01"
+
+
+def test_two_readers_that_tidy_the_cache_do_not_disturb_each_other(
+    tmp_path: Path, own_directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_foreign(tmp_path, compressed=True)
+    views = own_directories / "cache_dir" / "views"
+    views.mkdir()
+    (views / "old.json").touch()
+    scan = os.scandir
+
+    def just_removed(directory: str) -> Any:
+        found = list(scan(directory))
+        (views / "old.json").unlink()  # the other one was faster
+        return contextlib.nullcontext(found)
+
+    monkeypatch.setattr(cache.os, "scandir", just_removed)
+    assert catalog.look(str(path)).newest.vm_name == "web01"
+    assert cache.load(str(path)) is not None
+
+
+def test_what_is_kept_does_not_hide_what_a_verification_has_found(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path, compressed=True)
+    points = catalog.look(str(path)).points
+    assert cache.load(str(path)) is not None
+    verified.record(str(path), points, at=TIME, ok=False, coverage="partial", lost=())
+    view = catalog.look(str(path))
+    assert view.damaged and view.found is not None and view.found.at == TIME
 
 
 def test_native_and_plain_archives_are_never_cached(tmp_path: Path, own_directories: Path) -> None:
