@@ -151,9 +151,11 @@ def parse_pool(xml: str, *, active: bool) -> Pool:
 
 
 def describe(conn: Connection | None, path: str) -> Place:
-    """Where a file, device or directory lies (it need not exist yet). Raises TargetError when the file system hangs."""
-    known = () if conn is None else pools(conn)
-    return _describe(path, known)
+    """Where a file, device or directory lies (it need not exist yet). `conn` None: libvirt does not answer.
+
+    Raises TargetError when the file system hangs, or when a pool is named as read-only and nobody can say whether it is this.
+    """
+    return _describe(path, None if conn is None else pools(conn))
 
 
 def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -> Place:
@@ -161,14 +163,14 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
 
     Raises TargetError when the pool is unknown, inactive or not of files, when the directory is missing, not mounted though
     its pool is a file system, read-only (mounted so, or by the host's settings), not writable, hanging, or on LVM without a
-    file system.
+    file system; and as `describe`.
     """
     if bool(pool) == bool(path):
         raise TargetError("The target", "give either pool or path")
-    known = () if conn is None else pools(conn)
+    known = None if conn is None else pools(conn)
     what = f"The pool {pool}" if pool else f"The directory {path}"
     if pool:
-        found = next((each for each in known if each.name == pool), None)
+        found = next((each for each in known or () if each.name == pool), None)
         if found is None:
             why = "there is no storage pool of that name on this host"
             raise TargetError(what, why, "virsh pool-list --all shows what there is.")
@@ -184,7 +186,7 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
         raise TargetError(what, why, "Name a directory of a file system.")
     if not _answers(os.path.isdir, path):
         raise TargetError(what, f"{path} is not a directory", "Create it, or mount what belongs there.")
-    expected = _file_system_pool(place.path, known)
+    expected = _file_system_pool(place.path, known or ())
     if expected is not None and place.mount_point != os.path.realpath(expected.target_path):
         raise TargetError(
             what,
@@ -199,7 +201,7 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
     return place
 
 
-def _describe(path: str, known: Sequence[Pool]) -> Place:
+def _describe(path: str, known: Sequence[Pool] | None) -> Place:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
     named = os.path.normpath(path)
@@ -210,10 +212,10 @@ def _describe(path: str, known: Sequence[Pool]) -> Place:
     facts = _answers(os.statvfs, directory)
     is_device = _answers(_is_block_device, real)
     # the link /dev/VG/LV is in the pool, the device behind it is not
-    owner = _pool_of(real, known) or (_pool_of(named, known) if named.startswith("/dev/") else None)
+    owner = _pool_of(real, known or ()) or (_pool_of(named, known or ()) if named.startswith("/dev/") else None)
     kind, group = _kind(named, real, is_device, mount, owner)
     read_only = f"{mount.mount_point} is mounted read-only" if facts.f_flag & os.ST_RDONLY or mount.read_only else ""
-    read_only = read_only or _declared_read_only(real, owner)
+    read_only = read_only or _declared_read_only(real, owner, pools_are_known=known is not None)
     return Place(
         path=real,
         directory=directory,
@@ -233,11 +235,20 @@ def _describe(path: str, known: Sequence[Pool]) -> Place:
     )
 
 
-def _declared_read_only(path: str, owner: Pool | None) -> str:
-    """Why the host's settings forbid to write there; "" where they do not."""
-    for name in sorted(_settings.read_only_places()):
+def _declared_read_only(path: str, owner: Pool | None, *, pools_are_known: bool) -> str:
+    """Why the host's settings forbid to write there; "" where they do not. Raises TargetError where that cannot be told."""
+    names = sorted(_settings.read_only_places())
+    for name in names:
         if _within(path, name) if name.startswith("/") else owner is not None and owner.name == name:
             return f"{name} is named as read-only in {_paths.read_only_file()}"
+    pool_names = [name for name in names if not name.startswith("/")]
+    if pool_names and not pools_are_known:
+        where = f"{_paths.read_only_file()} names as read-only ({', '.join(pool_names)})"
+        raise TargetError(
+            f"The path {path}",
+            f"whether it is in a pool that {where} cannot be told, as libvirt does not answer",
+            "Start libvirt, or name directories instead of pools there.",
+        )
     return ""
 
 

@@ -75,6 +75,18 @@ def test_places_that_the_host_names_as_read_only(tmp_path, known, settings, name
     assert "read-only" in storage.describe(object(), str(target / "a.tar")).read_only
 
 
+def test_a_pool_that_is_named_as_read_only_stays_so_while_libvirt_does_not_answer(tmp_path, settings):
+    settings.write_text(f"backups\n{tmp_path}/archive\n")
+    for directory in ("target", "archive"):
+        (tmp_path / directory).mkdir()
+    with pytest.raises(TargetError, match=rf"{settings} names as read-only \(backups\) cannot be told"):
+        storage.resolve_target(None, path=str(tmp_path / "target"))
+    with pytest.raises(TargetError, match=f"named as read-only in {settings}"):
+        storage.resolve_target(None, path=str(tmp_path / "archive"))
+    settings.write_text(f"{tmp_path}/archive\n")  # directories can be told
+    assert storage.resolve_target(None, path=str(tmp_path / "target")).read_only == ""
+
+
 @pytest.mark.parametrize("text", ["", "# backups\n", "backup\n", "TMP/targe\n", "target\n"])
 def test_other_places_stay_as_they_are(tmp_path, known, settings, text):
     (tmp_path / "target").mkdir()
