@@ -24,6 +24,7 @@ PLAY = """
     - role: kvmops.backup.schedule
 """
 COMMAND = str(Path(sys.executable).parent / "ansible-playbook")
+WARNING = "kvmops.backup.schedule : Say that it would fail"
 VARIABLES = Path("/etc/kvmops-backup/nightly.json")
 
 
@@ -52,7 +53,9 @@ def test_units_are_right_and_a_second_run_changes_nothing(ansible: Ansible, unit
         "on_calendar": "Mon..Sun 01:30 Europe/Berlin",
         "inventory": "/etc/ansible/my hosts",
     }
-    assert changed_tasks(play(ansible, units, **options))
+    first = play(ansible, units, **options)
+    assert changed_tasks(first)
+    assert "kvmops.backup.weekly_backup" in first.task(WARNING).data["msg"]  # there are no collections in /opt
     assert changed_tasks(play(ansible, units, **options)) == []
 
     service, timer = units / "nightly.service", units / "nightly.timer"
@@ -84,13 +87,14 @@ def test_the_command_of_the_unit_runs_a_playbook(ansible: Ansible, units: Path, 
         encoding="utf-8",
     )
     proof = tmp_path / "proof"
-    play(
+    played = play(
         ansible,
         units,
         playbook=str(playbook),
         extra_vars={"proof": str(proof), "said": "done", "ansible_python_interpreter": "/usr/bin/python3"},
         arguments=["-clocal"],
     )
+    assert played.task(WARNING).status == "skipped"
     service = (units / "nightly.service").read_text(encoding="utf-8")
     run("sh", "-c", next(line for line in service.splitlines() if line.startswith("ExecStart=")).partition("=")[2])
     assert proof.read_text(encoding="utf-8") == "done"
