@@ -106,6 +106,7 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
             "consistency": configuration.consistency.value,
             "incrementable": _yes(configuration.incrementable),
             "template": _yes(configuration.template),
+            "autostart": _yes(configuration.autostart),
             "digest-algorithm": configuration.digest_algorithm,
             "digest": placeholder,
         },
@@ -317,6 +318,7 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         mode=own.get("mode") or "",
         incrementable=own.get("incrementable") == "yes",
         template=own.get("template") == "yes",
+        autostart=own.get("autostart") == "yes",
         requires=_requirement(own, table, what),
         provides=_template_disks(own.find(_PREFIX + "provides"), what),
         saved_states=tuple(

@@ -113,6 +113,7 @@ class Configuration:
     `domain_xml`: the definition a restore starts from (persistent; live for transient domains), without our metadata element.
     `live_xml`: the running definition where there was one. `timestamp`: unix seconds, unique and increasing in an archive.
     `format_version` 0: a foreign archive, `members` then come from file names and image headers.
+    `autostart`: libvirt starts the VM with the host, which no definition says.
     `digest_algorithm`: of chunks and members, one of digests.ALGORITHMS; the same in all points of an archive.
     `digests_member`/`digests_digest`: the member with the chunk digests of all members new at this point, and its own digest.
     `requires`: the template that a thin clone stands on, None for any other VM. `provides`: the disks of a template, () of others;
@@ -130,6 +131,7 @@ class Configuration:
     mode: str = "full"
     incrementable: bool = False
     template: bool = False
+    autostart: bool = False
     requires: TemplateRequirement | None = None
     provides: tuple[TemplateDisk, ...] = ()
     saved_states: tuple[SavedState, ...] = ()

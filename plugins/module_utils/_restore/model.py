@@ -218,6 +218,7 @@ class RestorePlan:
     `domain_xml`: the definition, without the mark. `refresh_pools`: names of pools that get new files.
     `made`: files that are made of those in `files`. `states`: the saved states, parents first. `flat`: they were given up.
     `requires`: content of the template that files stand on; it is compared once more before they take their places.
+    `autostart`: the VM starts with the host, as the original did, which is gone; False: as the replaced VM does, if there is one.
     """
 
     name: str
@@ -238,6 +239,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
+    autostart: bool = False
     requires: TemplateRequirement | None = None
 
     @property

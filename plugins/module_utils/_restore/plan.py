@@ -234,11 +234,17 @@ def _draft(
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
+            autostart=configuration.autostart and not configuration.template and _takes_its_place(configuration, who),
             requires=configuration.requires,
         ),
         problems,
         list(of_tree.problems),
     )
+
+
+def _takes_its_place(configuration: Configuration, who: identity.Identity) -> bool:
+    """Whether the restored VM is the original again, and no VM of its name or uuid was here any more."""
+    return not who.new and who.replaced is None and who.uuid == configuration.vm_uuid.lower()
 
 
 def _bases(host: HostFacts) -> Sequence[BaseDisk]:

@@ -92,6 +92,7 @@ def _bare(path: str) -> Configuration:
         warnings=(),
         digest="",
         template=False,
+        autostart=False,
         requires=None,
     )
 

@@ -101,6 +101,7 @@ class Transaction:
             source=source,
             files=tuple(_step(file, number, plan, token) for number, file in enumerate(plan.all_files)),
             old=None if plan.replaced is None else self._old(plan.replaced),
+            autostart=plan.autostart,
             pools=plan.refresh_pools,
             states=tuple(restores.StateRecord(each.name, each.xml, each.current) for each in plan.states),
             directories={

@@ -87,6 +87,7 @@ class Operation:
 
     `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files.
     `states`: saved states of the new VM, parents first. `inodes`: those of the new files, known once they are complete.
+    `autostart`: the new VM starts with the host, where the replaced one's does not decide it.
     """
 
     uri: str
@@ -100,6 +101,7 @@ class Operation:
     pools: tuple[str, ...] = ()
     states: tuple[StateRecord, ...] = ()
     inodes: Mapping[str, int] | None = None
+    autostart: bool = False
 
     @property
     def pending_token(self) -> str:
@@ -139,6 +141,7 @@ class Operation:
             pools=tuple(facts["pools"]),
             states=tuple(StateRecord(**state) for state in facts.get("states", ())),
             inodes=facts.get("inodes"),
+            autostart=facts.get("autostart", False),
         )
 
 
@@ -257,7 +260,8 @@ def _take_back_definition(conn: Connection, operation: Operation) -> None:
             "Shut it down and restore again.",
         )
     forget(domain, operation.states)
-    if old is not None and old.uuid == operation.uuid:
+    # libvirt does not rename by defining: a VM that had another name was undefined, and is defined again as a whole
+    if old is not None and (old.uuid, old.name) == (operation.uuid, operation.name):
         forget(domain, old.states)
         domain = conn.defineXML(old.xml)
         define_states(domain, old.states)
@@ -292,8 +296,8 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
             _forget_checkpoint(domain, name)
         if not operation.states:  # otherwise they made way for the new ones, which may have the same names
             forget(domain, old.states)
-    elif old is not None and old.autostart:
-        domain.setAutostart(1)
+    if operation.autostart or (old is not None and old.autostart):
+        domain.setAutostart(1)  # also where the old VM's uuid was kept: with another name it was undefined
     refresh(conn, operation.pools)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 
@@ -93,6 +94,7 @@ CONFIGURATIONS = st.builds(
     consistency=st.sampled_from(Consistency),
     incrementable=st.booleans(),
     template=st.booleans(),
+    autostart=st.booleans(),
     saved_states=st.lists(st.builds(SavedState, XML_TEXT, XML_TEXT, XML_TEXT, st.booleans()), max_size=3).map(tuple),
     skipped=st.lists(st.builds(Skipped, XML_TEXT, XML_TEXT), max_size=3).map(tuple),
     warnings=st.lists(XML_TEXT, max_size=3).map(tuple),
@@ -112,6 +114,14 @@ def test_a_configuration_reads_back(configuration: Configuration) -> None:
     again, _digest = config.encode(found)
     assert config.decode(again, "1800000000_x.xml") is not None
     assert b"urn:kvmops" not in found.domain_xml.encode()
+
+
+def test_a_point_of_an_archive_that_does_not_say_whether_the_vm_starts_with_the_host() -> None:
+    data, digest = config.encode(archives.configuration([], autostart=True))
+    without = data.replace(b' autostart="yes"', b"").replace(digest.encode(), b"0" * 64)
+    now = hashlib.sha256(without).hexdigest().encode()
+    found = config.decode(without.replace(b"0" * 64, now), "1800000000_x.xml")
+    assert len(without) < len(data) and found is not None and not found.autostart
 
 
 @settings(max_examples=40, deadline=None)

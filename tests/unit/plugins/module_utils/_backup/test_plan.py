@@ -67,6 +67,11 @@ def make(vm, target=TARGET, **request):
     return plan(vm, target, BackupRequest(vm="web", path="/backups", **request), now=NOW, tool_version="1")
 
 
+@pytest.mark.parametrize("autostart", [True, False])
+def test_whether_it_starts_with_the_host_is_kept(autostart):
+    assert make(facts(autostart=autostart, agent=AgentState.OK)).configuration.autostart is autostart
+
+
 def test_running_with_agent():
     made = make(facts(agent=AgentState.OK))
     assert made.consistency is Consistency.AGENT

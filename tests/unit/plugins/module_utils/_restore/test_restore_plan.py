@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import config
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark, needs
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark, needs, run
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     BlockDevice,
@@ -342,6 +343,36 @@ def test_a_vm_that_has_gone_on_is_only_taken_back_with_force_and_when_it_is_off(
     stays = planned(facts, start=True)
     assert stays.unchanged and not stays.start and "once it is shut down" in stays.warnings[0]
     assert "the VM web exists and is running" in refusal(facts=facts, force=True)
+
+
+@pytest.mark.parametrize(
+    ("vms", "wishes", "set_again"),
+    [
+        ((), {}, True),
+        ((), {"uuid": "keep", "name": "web", "force": True, "path": "/data"}, True),
+        ((), {"name": "copy"}, False),
+        ((), {"uuid": "new"}, False),
+        ((), {"uuid": OTHER_UUID}, False),
+        ((ORIGINAL,), {"force": True}, False),  # that VM's own counts
+        ((replace(ORIGINAL, name="web-old"),), {}, False),
+        ((replace(ORIGINAL, name="web-old"),), {"uuid": "keep", "force": True}, False),
+        ((replace(ORIGINAL, uuid=OTHER_UUID),), {"force": True}, False),
+    ],
+)
+def test_autostart_only_where_the_original_is_gone(
+    vms: tuple[ExistingVm, ...], wishes: dict[str, Any], set_again: bool
+) -> None:
+    facts = with_names(host(vms=vms), vms={"web.qcow2"} if vms else set(), data={"web.raw"} if vms else set())
+    assert planned(facts, configuration(autostart=True), **wishes).autostart is set_again
+    assert not planned(facts, configuration(), **wishes).autostart
+    assert not planned(facts, configuration(autostart=True, template=True), **wishes).autostart
+
+
+def test_a_configuration_without_its_archive_is_a_definition_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "1795309200_web.xml"
+    file.write_bytes(config.encode(configuration(autostart=True, template=True, members=()))[0])
+    found = run._bare(str(file))
+    assert (found.vm_uuid, found.autostart, found.template, found.format_version) == (UUID, False, False, 0)
 
 
 def test_a_foreign_point_is_told_by_its_definition_and_members() -> None:

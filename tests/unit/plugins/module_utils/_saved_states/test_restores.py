@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +48,11 @@ def operation(directory: Path) -> Operation:
 
 
 def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
-    for wanted in (operation(tmp_path), replace(operation(tmp_path), old=None, inodes=None)):
-        assert Operation.from_facts(json.loads(json.dumps(wanted.facts()))) == wanted
+    for wanted in (operation(tmp_path), replace(operation(tmp_path), old=None, inodes=None, autostart=True)):
+        facts = json.loads(json.dumps(wanted.facts()))
+        assert Operation.from_facts(facts) == wanted
+        del facts["autostart"]  # as an earlier release has written it
+        assert Operation.from_facts(facts) == replace(wanted, autostart=False)
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["another directory", "no directory"])
@@ -85,3 +90,66 @@ def test_a_vm_is_concerned_by_name_and_uuid_be_it_the_old_or_the_new_one(tmp_pat
     assert not any(found.concerns(each) for each in ("", "w", "web-3"))
     assert not replace(found, old=None).concerns("web")
     assert found.pending_token != found.token
+
+
+@pytest.fixture(name="conn")
+def libvirts_test_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A libvirt without a daemon, with VMs that only are definitions."""
+    libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
+    monkeypatch.setattr(restores, "KEEP_FILES", 0)  # its VMs have none
+    conn = libvirt.open("test:///default")
+    for domain in conn.listAllDomains():
+        if domain.isActive():
+            domain.destroy()
+        domain.undefine()
+    yield conn
+    conn.close()
+
+
+UUID = "6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11"
+
+
+def defined(name: str, token: str = "") -> str:
+    mark = f"<metadata><k:restored xmlns:k='urn:kvmops:backup:1' token='{token}'/></metadata>" if token else ""
+    return (
+        f"<domain type='test'><name>{name}</name><uuid>{UUID}</uuid><memory>1024</memory><os><type>hvm</type></os>{mark}"
+        "</domain>"
+    )
+
+
+@pytest.mark.parametrize("former", ["", "web", "web-old"], ids=["gone", "replaced", "replaced under another name"])
+@pytest.mark.parametrize("autostart", [True, False])
+def test_a_restore_that_was_killed_after_its_commit_leaves_autostart_as_it_should_be(
+    conn: Any, tmp_path: Path, former: str, autostart: bool
+) -> None:
+    old = OldVm(UUID, former, defined(former), autostart) if former else None
+    wanted = replace(
+        operation(tmp_path),
+        uri="test:///default",
+        uuid=UUID,
+        old=old,
+        pools=(),
+        states=(),
+        autostart=autostart and not old,
+    )
+    domain = conn.defineXML(defined("web", "t"))
+    domain.setAutostart(int(autostart and former == "web"))  # libvirt keeps it for a VM that was not undefined
+    for _run in range(2):
+        assert "was complete" in restores.conclude(conn, wanted)
+        assert domain.autostart() == int(autostart)
+
+
+@pytest.mark.parametrize("former", ["", "web", "web-old"], ids=["gone", "replaced", "replaced under another name"])
+def test_a_restore_that_was_killed_before_its_commit_gives_the_old_vm_back(
+    conn: Any, tmp_path: Path, former: str
+) -> None:
+    old = OldVm(UUID, former, defined(former), True) if former else None
+    wanted = replace(
+        operation(tmp_path), uri="test:///default", uuid=UUID, old=old, pools=(), states=(), autostart=not old
+    )
+    domain = conn.defineXML(defined("web", wanted.pending_token))
+    domain.setAutostart(int(former == "web"))
+    for _run in range(2):
+        assert "was taken back" in restores.conclude(conn, wanted)
+        here = [(each.name(), each.autostart(), "token" in each.XMLDesc(2)) for each in conn.listAllDomains()]
+        assert here == ([(former, 1, False)] if former else [])
