@@ -15,10 +15,13 @@ description:
   - Compresses or uncompresses an archive. The old file stays until the new one is durable and verified. Points,
     protection and notes carry over.
   - Protects an archive from deletion, and keeps notes with it.
-  - Deletes an archive. The last good archive of its VM in that directory, and a protected one, are only deleted with
-    O(force).
-  - Refuses read-only places, and waits for nobody. While another operation is at work on the VM it fails and names
-    the holder.
+  - Deletes an archive. The last good archive of its VM in that directory, the last one of a template that archives of
+    thin clones there need, a protected one, and a file that cannot be read as an archive are only deleted with O(force).
+  - Good archives are those that this collection has made and in which no damage is known. An archive of this
+    collection that is damaged is not a good one, so that it is deleted without O(force).
+  - Refuses files that are not named like an archive, and read-only places.
+  - While another operation is at work on the VM it fails and names the holder. To delete, it waits for a run of
+    retention in the same directory.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -35,7 +38,8 @@ attributes:
 options:
   archive:
     description:
-      - Path of the archive.
+      - Path of the archive. Its name ends with C(.tar) or C(.tar.zst); other files are refused, whatever the other
+        options are.
       - When O(compressed) is given, the archive is also found under the name that it has after the change, so that a
         second run of the same task finds nothing to do.
     type: path
@@ -54,14 +58,17 @@ options:
   protected:
     description:
       - Whether the archive shall be protected from deletion. It is left as it is if not given.
+      - What cannot be read as an archive is refused.
     type: bool
   notes:
     description:
       - Text to keep with the archive. An empty text removes it; it is left as it is if not given.
+      - What cannot be read as an archive is refused.
     type: str
   force:
     description:
-      - Whether to delete an archive although it is protected or the last good one of its VM.
+      - Whether to delete an archive although it is protected or the last good one of its VM, or a file that cannot be
+        read as an archive. A read error may be gone tomorrow, so look at the reason first.
     type: bool
     default: false
 seealso:

@@ -108,8 +108,10 @@ class ArchiveReader:
             self._bad_digests: dict[str, DamagedError] = {}
             self._decoded: list[Configuration] = []
             self._find_members(use_salvage)
-        except BaseException:
+        except BaseException as error:
             self._file.close()
+            if isinstance(error, OSError):
+                raise ArchiveError(what, f"it cannot be read ({error.strerror})") from error
             raise
 
     def __enter__(self) -> ArchiveReader:
@@ -515,6 +517,29 @@ def open_archive(path: str, *, use_salvage: bool = False) -> ArchiveReader:
         elif damage:
             raise damage
     return ArchiveReader(path, use_salvage=use_salvage)
+
+
+def is_damaged_native(path: str) -> bool:
+    """Whether a file surely began as an archive of ours, and damage to its bytes is why it has no good point.
+
+    False for an archive that can be read, and where nothing is sure: other files, a newer format, bytes that cannot be read.
+    """
+    try:
+        with ArchiveReader(path) as reader:
+            all_damage = all(isinstance(broken.error, DamagedError) for broken in reader.broken)
+            return reader.native and not reader.points and all_damage
+    except DamagedError:
+        return _begins_as_ours(path)
+    except ArchiveError:
+        return False
+
+
+def _begins_as_ours(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return tar.begins_as_ours(open_bytes(file, path)[0].fetch(0, tar.ALIGN))
+    except (ArchiveError, OSError):
+        return False
 
 
 def written_since(path: str, begin_ns: int) -> bool:

@@ -102,6 +102,15 @@ def bare_header(name: str, size: int, mtime: int) -> bytes:
     return _ustar(name, size, mtime, b"0")
 
 
+def begins_as_ours(data: bytes) -> bool:
+    """Whether the first ALIGN bytes of a stream are, byte for byte, what stands before the first member that we write."""
+    found = framing(data[data_offset(0) - BLOCK : data_offset(0)])
+    try:
+        return found is not None and header(*found, 0) == data
+    except (ValueError, HostileError):  # no name for a member
+        return False
+
+
 def is_header(block: bytes) -> bool:
     """Whether a block is a header as we write them, also one of a pax header."""
     if len(block) != BLOCK or block[257:265] != b"ustar\x0000":

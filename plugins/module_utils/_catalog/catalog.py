@@ -43,6 +43,11 @@ class View:
         return tuple((point.timestamp, point.digest) for point in self.points)
 
     @property
+    def good(self) -> bool:
+        """Whether a VM can be restored from it as far as is known: what "the last good archive" counts. Never of foreign ones."""
+        return self.native and not self.damaged
+
+    @property
     def newest(self) -> Configuration:
         """The newest good point."""
         return self.points[-1]

@@ -10,13 +10,13 @@ import hashlib
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, trash, verify
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, reader, trash, verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -33,7 +33,10 @@ OPERATION = "backup_archive"
 
 @dataclass(frozen=True)
 class State:
-    """An archive as it is, or as it shall be. `view` None: it cannot be read."""
+    """An archive as it is, or as it shall be. `view` None: it cannot be read.
+
+    `doubt`: why nobody can say that it is an archive at all; "" for one, also for one of ours that is damaged.
+    """
 
     path: str
     size_bytes: int
@@ -41,6 +44,7 @@ class State:
     protected: bool
     notes: str
     view: catalog.View | None
+    doubt: str = ""
 
     def result(self) -> dict[str, Any]:
         """In the shape of INTERFACE.md's ``archive``."""
@@ -57,9 +61,15 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     """The result of ``backup_archive``.
 
     Raises TargetError for a place that cannot be written to, BusyError while another operation is at work on the VM, ArchiveError
-    and DamagedError for an archive that cannot be converted, RefusedError for one that must not be deleted.
+    and DamagedError for an archive that cannot be converted, RefusedError for one that must not be deleted and for other files.
     """
     archive = os.path.abspath(request.archive)
+    if not archive.endswith(catalog.SUFFIXES):
+        raise RefusedError(
+            f"File {archive}",
+            f"backup_archive is for archives of VMs, and their names end with {' or '.join(catalog.SUFFIXES)}",
+            "Check the path: backup_info lists the archives of a place.",
+        )
     _writable_place(os.path.dirname(archive), request.uri)
     context.progress.about(os.path.basename(archive))
     if request.check_mode:
@@ -78,9 +88,15 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
         return {"changed": False}
     before = _state(path)
     if not request.present:
-        return _delete(before, request)
+        return _delete(before, request, context)
     after = _wanted(before, request)
     _refuse_other_archive(before, after)
+    if before.doubt and ((after.protected and not before.protected) or (after.notes and after.notes != before.notes)):
+        raise RefusedError(
+            f"File {path}",
+            f"it cannot be read as an archive: {before.doubt}",
+            "Only archives are protected and annotated.",
+        )
     result: dict[str, Any] = {"changed": before != after}
     if result["changed"] and not request.check_mode:
         with _lock(before, f"changing the archive {before.path}"):
@@ -129,12 +145,14 @@ def _existing(archive: str, compressed: bool | None) -> str | None:
 
 
 def _state(path: str) -> State:
+    view: catalog.View | None = None
+    doubt = ""
     try:
-        view: catalog.View | None = catalog.look(path)
-    except ArchiveError:
-        view = None
+        view = catalog.look(path)
+    except ArchiveError as error:
+        doubt = "" if reader.is_damaged_native(path) else str(error)
     size = os.stat(path).st_size
-    return State(path, size, view.compressed if view else None, edit.is_protected(path), edit.notes(path), view)
+    return State(path, size, view.compressed if view else None, edit.is_protected(path), edit.notes(path), view, doubt)
 
 
 def _wanted(before: State, request: ChangeRequest) -> State:
@@ -144,13 +162,12 @@ def _wanted(before: State, request: ChangeRequest) -> State:
         compressed, path = request.compressed, convert.converted_path(before.path, request.compressed)
         if before.view is None:
             catalog.look(before.path)  # raises, with the reason
-    return State(
-        path,
-        before.size_bytes,
-        compressed,
-        before.protected if request.protected is None else request.protected,
-        before.notes if request.notes is None else request.notes,
-        before.view,
+    return replace(
+        before,
+        path=path,
+        compressed=compressed,
+        protected=before.protected if request.protected is None else request.protected,
+        notes=before.notes if request.notes is None else request.notes,
     )
 
 
@@ -210,12 +227,20 @@ def _finish_conversion(old: str, new: str, request: ChangeRequest, context: Cont
     edit.delete(old)
 
 
-def _delete(before: State, request: ChangeRequest) -> dict[str, Any]:
-    if not request.force:
-        _refuse_to_delete(before)
-    if not request.check_mode:
-        with _lock(before, f"deleting the archive {before.path}"):
-            edit.delete(before.path)
+def _delete(before: State, request: ChangeRequest, context: Context) -> dict[str, Any]:
+    path, what = before.path, f"deleting the archive {before.path}"
+    with contextlib.ExitStack() as locks:
+        if not request.check_mode:
+            locks.enter_context(_lock(before, what))
+            # neither two of us nor retention: each would count on what the other deletes
+            locks.enter_context(retention.alone(os.path.dirname(path), context, "deleting an archive"))
+            if not os.path.lexists(path):
+                return {"changed": False}
+            before = replace(before, protected=edit.is_protected(path))
+        if not request.force:
+            _refuse_to_delete(before)
+        if not request.check_mode:
+            edit.delete(path)
     result: dict[str, Any] = {"changed": True, "archive": before.result()}
     if request.diff:
         result["diff"] = {"before": before.result(), "after": {}}
@@ -223,40 +248,55 @@ def _delete(before: State, request: ChangeRequest) -> dict[str, Any]:
 
 
 def _refuse_to_delete(before: State) -> None:
+    what, view = f"Archive {before.path}", before.view
     if before.protected:
-        raise RefusedError(f"Archive {before.path}", "it is protected", "Set protected to false first, or use force.")
-    if before.view is None:
-        return  # damaged: not the last good one
+        raise RefusedError(what, "it is protected", "Set protected to false first, or use force.")
+    if before.doubt:
+        raise RefusedError(
+            f"File {before.path}",
+            f"it cannot be read as an archive: {before.doubt}",
+            "Use force if this is the file to delete.",
+        )
+    if view is None:
+        return  # one of ours without a good point
+    directory = os.path.dirname(before.path)
     others = []
-    for path in catalog.find([os.path.dirname(before.path)]):
+    for path in catalog.find([directory]):
         if path == before.path:
             continue
         with contextlib.suppress(ArchiveError):
             others.append(catalog.look(path))
-    name, vm_uuid = before.view.newest.vm_name, before.view.newest.vm_uuid
-    clones = needing(before.view, others)
+    clones = needing(view, others)
     if clones:
         raise RefusedError(
-            f"Archive {before.path}",
+            what,
             f"it is the only one here of the template that these archives of thin clones need: {', '.join(clones)}",
             "Use force to delete it all the same.",
         )
-    own = select.of_vm([before.view, *others], name, vm_uuid)
-    if len(select.without_twins(own)) < 2:
+    if _is_last(view, others):
         raise RefusedError(
-            f"Archive {before.path}",
-            f"it is the last good archive of {name or 'its VM'} in {os.path.dirname(before.path)}",
+            what,
+            f"it is the last {'good ' if view.native else ''}archive of {view.newest.vm_name or 'its VM'} in {directory}",
             "Use force to delete it all the same.",
         )
 
 
+def _is_last(view: catalog.View, others: Sequence[catalog.View]) -> bool:
+    """Whether the VM has no other good archive among these, and for a foreign one no other foreign one either. Pure."""
+    if view.damaged:
+        return False  # it is not a good one
+    stay = [each for each in others if each.good or not (view.native or each.damaged)]
+    own = select.of_vm([view, *stay], view.newest.vm_name, view.newest.vm_uuid)
+    return len(select.without_twins(own)) < 2
+
+
 def needing(template: catalog.View, others: Sequence[catalog.View]) -> list[str]:
-    """Archives of thin clones that can be restored on no other archive's template than this one. Pure."""
+    """Archives of thin clones that can be restored on no other good archive's template than this one. Pure."""
     found = []
     for view in others:
         for point in view.points:
             fits = point.requires is not None and _provides(template, point.requires)
-            if fits and point.requires and not any(_provides(each, point.requires) for each in others):
+            if fits and point.requires and not any(each.good and _provides(each, point.requires) for each in others):
                 found.append(view.path)
                 break
     return found

@@ -315,7 +315,7 @@ def _facts(view: catalog.View, twins: Sequence[str], continued: bool) -> _retent
         vm_uuid=view.newest.vm_uuid,
         newest=view.newest.timestamp,
         frees_bytes=sum(map(_freed_bytes, names)),
-        damaged=view.damaged or (view.found is not None and not view.found.ok),
+        damaged=not view.good,
         protected=any(map(edit.is_protected, names)),
         in_use=next(filter(None, map(busy.users, names)), ""),
         continued=continued,

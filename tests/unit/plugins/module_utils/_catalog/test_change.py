@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,16 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import change as change_module
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import change
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import (
+    ChangeRequest,
+    Selection,
+    VerifyRequest,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -139,6 +149,87 @@ def test_the_last_good_archive_of_a_vm_needs_force(tmp_path: Path, told: Told) -
     assert not path.exists()
 
 
+def found_damaged(path: Path, told: Told) -> None:
+    """Damage that only a verification finds; the archive's structure is as it was."""
+    damage(path, 300_000)
+    assert not verify(VerifyRequest(Selection(archive=str(path)), fail_on_damage=False), told)["archives"][0]["ok"]
+
+
+def test_a_damaged_or_foreign_archive_is_not_the_good_one_that_stays(tmp_path: Path, told: Told) -> None:
+    path, damaged = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    found_damaged(damaged, told)
+    foreign = write_foreign(tmp_path)
+    with pytest.raises(RefusedError, match="last good archive of web01"):
+        run(path, told, present=False)
+    assert run(foreign, told, present=False)["changed"] is True
+    assert run(damaged, told, present=False)["changed"] is True
+    with pytest.raises(RefusedError, match="last good archive of web01"):
+        run(path, told, present=False)
+
+
+def test_a_damaged_archive_goes_without_force_also_when_it_is_the_only_one(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    found_damaged(path, told)
+    assert run(path, told, present=False)["changed"] is True
+
+
+def test_the_only_foreign_archive_of_a_vm_needs_force(tmp_path: Path, told: Told) -> None:
+    path, other = write_foreign(tmp_path), write_foreign(tmp_path, name="other")
+    assert run(other, told, present=False)["changed"] is True
+    found_damaged(write(tmp_path), told)
+    with pytest.raises(RefusedError, match="last archive of web01"):
+        run(path, told, present=False)
+    write(tmp_path, timestamp=TIME + 1)
+    assert run(path, told, present=False)["changed"] is True
+
+
+def test_a_damaged_archive_is_no_template_for_a_clone(tmp_path: Path, told: Told) -> None:
+    disks = (TemplateDisk("vda", 2**20, "ab" * 32),)
+    provider, spare = (write(tmp_path, name="golden", timestamp=TIME + each, provides=disks) for each in (0, 1))
+    write(tmp_path, name="clone", uuid=OTHER_UUID, requires=TemplateRequirement(UUID, "golden", disks))
+    third = write(tmp_path, name="golden", timestamp=TIME + 2)  # good, but of other content
+    found_damaged(spare, told)
+    with pytest.raises(RefusedError, match="these archives of thin clones need"):
+        run(provider, told, present=False)
+    assert run(third, told, present=False)["changed"] is True
+
+
+@contextlib.contextmanager
+def just_before(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
+    """Whoever had the locks before us has deleted another archive."""
+    hold = _locks.hold
+
+    def held(name: str, **options: Any) -> contextlib.AbstractContextManager[None]:
+        if name == f"vm-{UUID}":
+            path.unlink(missing_ok=True)
+        return hold(name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_locks, "hold", held)
+        yield
+
+
+def test_two_that_delete_at_once_leave_the_last_one(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    with just_before(monkeypatch, other), pytest.raises(RefusedError, match="last good archive"):
+        run(path, told, present=False)
+    assert names(tmp_path) == [path.name]
+    with just_before(monkeypatch, path):
+        assert run(path, told, present=False) == {"changed": False}
+
+
+def test_nothing_is_deleted_while_retention_judges_by_what_it_saw(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _other = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    monkeypatch.setattr(retention, "_OTHERS_TIMEOUT_S", 0)
+    with retention.alone(str(tmp_path), told), pytest.raises(BusyError, match="retention in"):
+        run(path, told, present=False)
+    assert path.exists()
+
+
 def test_its_own_compressed_form_is_no_other_archive(tmp_path: Path, told: Told) -> None:
     path = write(tmp_path)
     copy = path.read_bytes()
@@ -171,6 +262,87 @@ def test_a_damaged_archive_can_be_deleted_and_protected_but_not_converted(tmp_pa
         run(path, told, compressed=True)
     assert run(path, told, protected=True)["archive"]["compressed"] is None
     assert run(path, told, protected=False)["changed"] is True
+    assert run(path, told, present=False)["changed"] is True
+    assert names(tmp_path) == []
+
+
+ANYTHING = ({"present": False}, {"protected": True}, {"notes": "x"})
+
+
+@pytest.mark.parametrize("name", ["web01.qcow2", "web01", "web01.xml", "web01.tar.gz", "web01.tar.notes", "tar"])
+def test_what_is_not_named_like_an_archive_is_never_touched(tmp_path: Path, told: Told, name: str) -> None:
+    path = write(tmp_path).rename(tmp_path / name)
+    before = everything(tmp_path)
+    for options in (*ANYTHING, {"compressed": True}, {}):
+        for more in ({}, {"force": True}, {"check_mode": True}):
+            with pytest.raises(RefusedError, match=r"backup_archive is for archives.*\.tar"):
+                run(path, told, **options, **more)
+    assert everything(tmp_path) == before
+
+
+def something_else(path: Path, kind: str) -> None:
+    if kind == "tar of something else":
+        with tarfile.open(path, "w") as tar:
+            tar.add(__file__, "test.py")
+    else:
+        path.write_bytes({"zeros": bytes(300_000), "noise": bytes(range(256)) * 1000, "empty": b""}[kind])
+
+
+@pytest.mark.parametrize("kind", ["tar of something else", "zeros", "noise", "empty"])
+def test_what_is_no_archive_is_deleted_with_force_only(tmp_path: Path, told: Told, kind: str) -> None:
+    path = tmp_path / "web01.tar"
+    something_else(path, kind)
+    before = everything(tmp_path)
+    for options in ANYTHING:
+        for check_mode in (True, False):
+            with pytest.raises(RefusedError, match="it cannot be read as an archive: "):
+                run(path, told, check_mode=check_mode, **options)
+    assert everything(tmp_path) == before
+    assert run(path, told, protected=False, notes="")["changed"] is False
+    assert run(path, told, present=False, force=True)["changed"] is True
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_archive_on_a_failing_disk_is_deleted_with_force_only(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    path = write(tmp_path, compressed=compressed)
+    before = everything(tmp_path)
+    read = os.pread
+
+    def fail(fd: int, length: int, offset: int) -> bytes:
+        if offset + length > path.stat().st_size // 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, length, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", fail)
+        with pytest.raises(RefusedError, match=r"Input/output error.*force"):
+            run(path, told, present=False)
+    assert everything(tmp_path) == before
+    with pytest.raises(RefusedError, match="last good archive"):
+        run(path, told, present=False)
+
+
+def test_an_archive_of_a_newer_release_is_deleted_with_force_only(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    data = path.read_bytes()
+    at = data.index(b' version="1"', data.index(b"<kvmops:backup"))
+    damage(path, at, b' version="9"')
+    with pytest.raises(RefusedError, match="format version 9"):
+        run(path, told, present=False)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.1])
+def test_what_began_as_an_archive_of_ours_needs_no_force(
+    tmp_path: Path, told: Told, kept: float, compressed: bool
+) -> None:
+    path = write(tmp_path, compressed=compressed)
+    os.truncate(path, int(path.stat().st_size * kept))
+    assert run(path, told, notes="half")["changed"] is True
     assert run(path, told, present=False)["changed"] is True
     assert names(tmp_path) == []
 
