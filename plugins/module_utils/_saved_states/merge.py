@@ -68,8 +68,7 @@ def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, 
     plan = removal.plan_removal(found, names)
     if not plan.names:
         return Removed((), ())
-    require_mergeable(conn, domain, found)
-    _require_unused(found, plan)
+    require_removable(conn, domain, found, plan)
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
     journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of saved states", facts)
     try:
@@ -80,11 +79,15 @@ def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, 
     return replace(removed, notes=(*plan.notes, *removed.notes))
 
 
-def require_mergeable(conn: Connection, domain: Domain, found: layers.Layers) -> None:
-    """Nobody is at work on the disks, and QEMU would merge them. Raises RefusedError, BusyError or SplitViewError."""
+def require_removable(conn: Connection, domain: Domain, found: layers.Layers, plan: RemovalPlan) -> None:
+    """Nobody is at work on the disks or has a file of the plan open, and QEMU would merge them.
+
+    Raises RefusedError, BusyError or SplitViewError.
+    """
     layers.require_quiet(conn, domain, found)
     if found.running:
         blockjobs.require_open(domain, f"The VM {found.vm_name}")
+    _require_unused(found, plan)
 
 
 def remove(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress) -> Removed:

@@ -57,6 +57,7 @@ class _Run:
     request: SnapshotRequest
     context: Context
     found: Layers
+    unsettled: bool = False  # check mode: what a dead run left is still there, and nothing to judge the VM by
 
 
 def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
@@ -65,9 +66,10 @@ def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     context.progress.merge_bps = request.bandwidth_bps
     if request.check_mode:
         domain = find_domain(conn, request.vm)
-        for text in pending.of_vm(request.uri, request.vm, domain.UUIDString()):
+        left = pending.of_vm(request.uri, request.vm, domain.UUIDString())
+        for text in left:
             context.warn(f"the next run will put right: {text}")
-        return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
+        return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain), unsettled=bool(left)))
     for text in restores.settle(conn, request.uri, request.vm):
         context.warn(f"left by an earlier run and put right: {text}")
     domain = find_domain(conn, request.vm)
@@ -107,6 +109,8 @@ def _present(run: _Run) -> dict[str, Any]:
         return _result(found, found, changed=False)
     plan = plan_present(run.conn, run.domain, found, request, run.context.warn)
     if request.check_mode:
+        if not run.unsettled:
+            saved_state.require_ready(run.conn, run.domain, plan)
         memory = "external" if request.memory else "no"
         current = next((state.name for state in found.states if state.info.current), "")
         new = SavedStateInfo(request.snapshot, "", current, True, True, memory, plan.memory_path, "", int(time.time()))
@@ -201,12 +205,13 @@ def _absent(run: _Run) -> dict[str, Any]:
         return _result(found, found, changed=False)
     names: removal.Names = removal.ALL if everything else [request.snapshot]
     plan = removal.plan_removal(found, names)
+    if not run.unsettled:
+        merge.require_removable(run.conn, run.domain, found, plan)
     if request.check_mode:
         for text in plan.notes:
             run.context.warn(text)
         left = [state.info for state in found.states if state.name in plan.kept]
         return _values(_infos(found), _reparented(_infos(found), left), changed=True)
-    merge.require_mergeable(run.conn, run.domain, found)
     _end_cycle(found, plan.names, "saved states of the VM were removed")
     removed = merge.remove_saved_states(run.conn, run.domain, names, run.context)
     for text in removed.notes:
@@ -249,10 +254,11 @@ def _reverted(run: _Run) -> dict[str, Any]:
     plan = revert.plan_revert(found, request.snapshot, run.domain.XMLDesc(flags), int(time.time()))
     for text in plan.notes:
         run.context.warn(text)
+    if not run.unsettled:
+        layers.require_quiet(run.conn, run.domain, found)
     if request.check_mode:
         after = [replace(state.info, current=state.name == request.snapshot) for state in found.states]
         return _values(_infos(found), after, changed=True)
-    layers.require_quiet(run.conn, run.domain, found)
     if any(_BACKUPS_OWN.fullmatch(state.name) for state in found.states):
         _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its saved state {request.snapshot}")
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}

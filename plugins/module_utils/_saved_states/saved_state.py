@@ -38,7 +38,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overla
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
 
-__all__ = ("Overlay", "SavedStatePlan", "Taken", "remove", "take")
+__all__ = ("Overlay", "SavedStatePlan", "Taken", "remove", "require_ready", "take")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
     Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError:
     after everything was put back, or with exactly what is left in its text (the next recover.settle() deals with it).
     """
-    _require_ready(conn, domain, plan)
+    require_ready(conn, domain, plan)
     journal.record(
         **{overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)), overlays.PHASE: Phase.TAKING}
     )
@@ -110,8 +110,8 @@ def _create(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Taken:
     return Taken(xml, frozen_ms, snapshots.describe(xml, current=True).created)
 
 
-def _require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> None:
-    """Everything that can be known to go wrong, before anything is touched."""
+def require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> None:
+    """Everything that can be known to go wrong, before anything is touched. Raises RefusedError, BusyError or SplitViewError."""
     what = f"The VM {plan.vm_name}"
     seen = views.gather(conn, domain)
     if seen.managed_save:
