@@ -46,10 +46,12 @@ def busy(module_lab):
     return vm
 
 
-def refused(run_module, vm, text, **arguments):
+def refused(run_module, vm, text, check_modes=(True, False), **arguments):
+    """Check mode predicts nothing that a run refuses."""
     before = everything(vm)
-    result = run_module("vm_snapshot", fails=True, vm=vm.name, **arguments)
-    assert text in result.message, result.message
+    for check_mode in check_modes:
+        result = run_module("vm_snapshot", fails=True, check_mode=check_mode, vm=vm.name, **arguments)
+        assert text in result.message, result.message
     assert everything(vm) == before
 
 
@@ -107,7 +109,8 @@ def test_managed_save(busy, run_module, arguments):
 def test_two_at_once(mute, run_module):
     uuid = mute.domain.UUIDString()
     with _locks.hold(f"vm-{uuid}", what="a test of mine"):
-        refused(run_module, mute, "a test of mine", snapshot="all", state="absent")
+        # check mode takes no lock
+        refused(run_module, mute, "a test of mine", check_modes=(False,), snapshot="all", state="absent")
 
 
 def test_an_internal_one_that_a_merge_would_lose(mute, run_module):
