@@ -16,7 +16,8 @@ description:
     protection and notes carry over.
   - Protects an archive from deletion, and keeps notes with it.
   - Deletes an archive. The last good archive of its VM in that directory, the last one of a template that archives of
-    thin clones there need, a protected one, and a file that cannot be read as an archive are only deleted with O(force).
+    thin clones there need, a protected one, and a file that cannot be read as an archive are only deleted with
+    O(force).
   - Good archives are those that this collection has made and in which no damage is known. An archive of this
     collection that is damaged is not a good one, so that it is deleted without O(force).
   - Refuses files that are not named like an archive, and read-only places.

@@ -16,6 +16,9 @@ description:
     together with the points that are lost with it.
   - Says what was covered. Archives of this collection carry digests of everything. Foreign archives carry none, so
     that only their structure can be checked, and the checksums of the compression where there are some.
+  - Of a place, an archive that is deleted or converted meanwhile is left out with a warning. One that cannot be checked
+    because it is in use, or whose images cannot be opened because there is no room, costs nothing of the rest. The
+    module fails at the end then and says which, also without O(fail_on_damage).
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -84,8 +87,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 archives:
-  description: The archives that were checked. Also returned when the module fails because of damage.
-  returned: success, or failure because of damage
+  description:
+    - The archives that were checked.
+    - Also returned when the module fails because of damage, or because archives of a place, or the images in one, could
+      not be checked.
+  returned: success, or failure because of damage or of archives that could not be checked
   type: list
   elements: dict
   contains:

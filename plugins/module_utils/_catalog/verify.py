@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
@@ -21,7 +21,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cata
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
+    BusyError,
     DamagedError,
+    KvmopsError,
     RefusedError,
     TargetError,
 )
@@ -31,9 +33,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 
 
 def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
-    """The result of ``backup_verify``; ``failed`` is set where there is damage and that was asked for.
+    """The result of ``backup_verify``; ``failed`` is set where there is damage and that was asked for, and where something
+    could not be checked, which costs nothing of the rest.
 
-    Raises ArchiveError for a place that cannot be listed or an archive that is not there, RefusedError where `deep` cannot be had.
+    Raises ArchiveError for a place that cannot be listed and for the one archive that was named and cannot be opened,
+    BusyError for that, RefusedError where `deep` cannot be had.
     """
     if request.deep and not shutil.which("qemu-img"):
         raise RefusedError("Option deep", "qemu-img is not installed", "Install qemu-utils (RHEL: qemu-img).")
@@ -41,13 +45,36 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     if request.selection.archive and not os.path.exists(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
     with request.priority.lowered():
-        archives = [_checked(path, request, context) for path in selected]
+        archives, not_checked = _all_checked(selected, request, context)
     damaged = [archive["path"] for archive in archives if not archive["ok"]]
     result: dict[str, Any] = {"archives": archives}
-    if damaged and request.fail_on_damage:
-        names = ", ".join(damaged)
-        result.update(failed=True, msg=f"Damaged: {names}. Restore from other archives; `damage` says what is lost.")
+    if not_checked or (damaged and request.fail_on_damage):
+        hint = "Restore from other archives; `damage` says what is lost."
+        problems = [DamagedError(f"Archive {path}", "it is damaged", hint) for path in damaged] + not_checked
+        told = [f"Damaged: {', '.join(damaged)}. {hint}"] if damaged else []
+        first = problems[0]
+        result.update(failed=True, msg=" ".join([*told, *map(str, not_checked)]), cancelled=False)
+        result.update(what=first.what, why=first.why, hint=first.hint)
     return result
+
+
+def _all_checked(
+    selected: Sequence[str], request: VerifyRequest, context: Context
+) -> tuple[list[dict[str, Any]], list[KvmopsError]]:
+    """What was checked, and why something was not; of a place, what is gone by now is only warned of."""
+    archives: list[dict[str, Any]] = []
+    not_checked: list[KvmopsError] = []
+    for path in selected:
+        try:
+            archives.append(_checked(path, request, context, not_checked))
+        except (ArchiveError, BusyError) as error:
+            if request.selection.archive:
+                raise
+            if os.path.lexists(path):
+                not_checked.append(error)
+            else:
+                context.warn(f"{path} is not checked: it is not there any more")
+    return archives, not_checked
 
 
 def _selected(selection: Selection, context: Context) -> Iterator[str]:
@@ -66,24 +93,32 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
         yield view.path
 
 
-def _checked(path: str, request: VerifyRequest, context: Context) -> dict[str, Any]:
-    """As `_check`; the archive is not deleted meanwhile."""
+def _checked(path: str, request: VerifyRequest, context: Context, not_checked: list[KvmopsError]) -> dict[str, Any]:
+    """As `_check`; the archive is not deleted meanwhile. Raises BusyError, ArchiveError where that began already."""
     with busy.reading(path) if os.path.isfile(path) else contextlib.nullcontext():
-        return _check(path, request, context)
+        return _check(path, request, context, not_checked)
 
 
-def _check(path: str, request: VerifyRequest, context: Context) -> dict[str, Any]:
+def _check(path: str, request: VerifyRequest, context: Context, not_checked: list[KvmopsError]) -> dict[str, Any]:
+    """One of the result's ``archives``; to `not_checked` comes why its images could not all be looked at."""
     context.progress.about(os.path.basename(path))
     try:
         report = archive_verify.verify_file(path, progress=context.progress, threads=request.threads)
-    except ArchiveError as error:
+    except (ArchiveError, OSError) as error:
+        if not os.path.lexists(path):
+            raise ArchiveError(f"Archive {path}", "it is not there any more") from error
         size = os.stat(path).st_size
         report = archive_verify.Report(False, archive_verify.STRUCTURE, 0, size, (Damage("", 0, size, (), str(error)),))
     for notice in report.notices:
         context.warn(f"{path}: {notice}")
     damage = list(report.damage)
     if request.deep:
-        damage += _check_images(path, {item.member for item in damage}, request.threads, context)
+        try:
+            for fault in _check_images(path, {item.member for item in damage}, request.threads, context):
+                damage.append(fault)
+        except TargetError as error:
+            why = f"its images were not all checked: {error.what}: {error.why}"
+            not_checked.append(TargetError(f"Archive {path}", why, error.hint))
     _keep_finding(path, damage, report.coverage)
     return {
         "path": path,
@@ -112,14 +147,13 @@ def _keep_finding(path: str, damage: list[Damage], coverage: str) -> None:
     verified.record(path, points, at=int(time.time()), ok=not damage, coverage=coverage, lost=lost)
 
 
-def _check_images(path: str, known_damaged: set[str], threads: int, context: Context) -> list[Damage]:
-    """What qemu-img finds wrong with the images of the good points, and chains that are not complete."""
+def _check_images(path: str, known_damaged: set[str], threads: int, context: Context) -> Iterator[Damage]:
+    """What qemu-img finds wrong with the images of the good points, and chains that are not complete. Raises TargetError."""
     try:
         reader = open_archive(path)
     except ArchiveError:
-        return []  # reported already
+        return  # reported already
     with reader:
-        found = []
         for member in _images(reader):
             if member.name in known_damaged:
                 continue
@@ -127,8 +161,7 @@ def _check_images(path: str, known_damaged: set[str], threads: int, context: Con
             reason = _image_fault(reader, member, threads, context)
             if reason:
                 lost = tuple(p.timestamp for p in reader.points if any(m.name == member.name for m in p.members))
-                found.append(Damage(member.name, 0, member.size_bytes, lost, reason))
-        return found
+                yield Damage(member.name, 0, member.size_bytes, lost, reason)
 
 
 def _images(reader: ArchiveReader) -> list[Member]:

@@ -4,21 +4,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import verify as catalog_verify
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
+    BusyError,
     CancelledError,
     RefusedError,
-    TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
@@ -156,13 +160,99 @@ def test_deep_needs_qemu_img(tmp_path: Path, told: Told, monkeypatch: pytest.Mon
         verify(request(write(tmp_path), deep=True), told)
 
 
+def no_room(_path: str) -> Any:
+    return shutil._ntuple_diskusage(1, 1, 1000)
+
+
 def test_deep_needs_room_for_compressed_archives(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, compressed=True)
+    """Digests are checked all the same, and the rest of the place is."""
+    path, plain = write(tmp_path, compressed=True), write(tmp_path, timestamp=TIME + 1)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(catalog_verify.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1, 1, 1000))
-    with pytest.raises(TargetError, match="1000 are free"):
-        verify(request(path, deep=True), told)
-    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(catalog_verify.shutil, "disk_usage", no_room)
+    found = verify(request(path, deep=True), told)
+    assert found["failed"] and f"{path}: " in found["msg"] and "1000 are free" in found["msg"]
+    assert "TMPDIR" in found["hint"]
+    assert [entry["coverage"] for entry in found["archives"]] == ["full"]
+    of_place = verify(request(tmp_path, deep=True, fail_on_damage=False), told)
+    assert of_place["failed"] and of_place["msg"] == found["msg"]
+    assert {entry["path"] for entry in of_place["archives"]} == {str(path), str(plain)}
+    assert sorted(tmp_path.iterdir()) == sorted([path, plain])
+
+
+def test_damage_is_told_beside_what_could_not_be_checked(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, plain = write(tmp_path, compressed=True), write(tmp_path, timestamp=TIME + 1)
+    damage(plain, 300_000)
+    monkeypatch.setattr(catalog_verify.shutil, "disk_usage", no_room)
+    for fail_on_damage in (True, False):
+        found = verify(request(tmp_path, deep=True, fail_on_damage=fail_on_damage), told)
+        assert f"Damaged: {plain}" in found["msg"] and f"{path}: " in found["msg"]
+
+
+def gone_when_its_turn_comes(monkeypatch: pytest.MonkeyPatch, path: Path, when: str) -> None:
+    """Removes an archive at a moment of its verification, as retention or a conversion does."""
+    owner, name = {
+        "before it is opened": (catalog_verify.busy, "reading"),
+        "after it was found": (catalog_verify.os.path, "isfile"),
+        "before it is read": (catalog_verify.archive_verify, "verify_file"),
+    }[when]
+    original = getattr(owner, name)
+
+    def removing(first: str, **options: Any) -> Any:
+        found = original(first, **options) if name == "isfile" else None
+        if first == str(path):
+            path.unlink(missing_ok=True)
+        return found if name == "isfile" else original(first, **options)
+
+    monkeypatch.setattr(owner, name, removing)
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "after it was found", "before it is read"])
+def test_an_archive_that_goes_meanwhile_costs_nothing_of_the_result(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    gone, stays = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    gone_when_its_turn_comes(monkeypatch, gone, when)
+    found = verify(request(tmp_path), told)
+    assert [entry["path"] for entry in found["archives"]] == [str(stays)] and "failed" not in found
+    assert told.warnings == [f"{gone} is not checked: it is not there any more"]
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "after it was found", "before it is read"])
+def test_the_one_archive_that_goes_meanwhile_is_an_error(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    gone = write(tmp_path)
+    gone_when_its_turn_comes(monkeypatch, gone, when)
+    with pytest.raises(ArchiveError, match="not there any more|No such file"):
+        verify(request(gone), told)
+
+
+def test_an_archive_that_is_busy_costs_nothing_of_the_result(tmp_path: Path, told: Told) -> None:
+    taken, good = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    with busy.alone(str(taken)):
+        found = verify(request(tmp_path, fail_on_damage=False), told)
+        with pytest.raises(BusyError, match="deleting or replacing"):
+            verify(request(taken), told)
+    assert [entry["path"] for entry in found["archives"]] == [str(good)]
+    assert found["failed"] and str(taken) in found["msg"] and "deleting or replacing" in found["msg"]
+    assert found["what"] == f"Archive {taken}" and found["why"] and found["hint"]
+
+
+def test_a_file_that_cannot_be_read_is_damaged(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    inode, read = bad.stat().st_ino, os.pread
+
+    def fail(fd: int, length: int, offset: int) -> bytes:
+        if os.fstat(fd).st_ino == inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", fail)
+    found = verify(request(tmp_path), told)
+    assert {entry["path"]: entry["ok"] for entry in found["archives"]} == {str(bad): False, str(good): True}
+    assert any("Input/output error" in item["reason"] for item in found["archives"][0]["damage"])
 
 
 def test_of_one_vm(tmp_path: Path, told: Told) -> None:
