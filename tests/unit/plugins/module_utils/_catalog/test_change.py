@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
+from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
@@ -364,6 +364,17 @@ def test_a_read_only_place_is_refused_first(tmp_path: Path, told: Told, monkeypa
     for options in ({"compressed": False}, {"present": False, "force": True}, {"notes": "", "check_mode": True}):
         with pytest.raises(TargetError, match="read-only"):
             run(path, told, **options)
+
+
+def test_a_read_only_pool_stays_so_while_libvirt_does_not_answer(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, own_directories: Path
+) -> None:
+    path, settings = write(tmp_path), own_directories / "read-only"
+    settings.write_text("backups\n")
+    monkeypatch.setattr(_paths, "read_only_file", lambda: str(settings))
+    with pytest.raises(TargetError, match="cannot be told, as libvirt does not answer"):
+        run(path, told, present=False, force=True)
+    assert path.exists()
 
 
 def test_busy_while_somebody_is_at_work_on_the_vm(tmp_path: Path, told: Told) -> None:
