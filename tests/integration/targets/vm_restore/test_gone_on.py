@@ -34,6 +34,7 @@ def test_a_saved_state_or_another_disk_is_not_the_point(lab: Lab, run_module: Ru
     same = run_module("vm_restore", source=archive, force=True)
     assert not same.changed and not gone_on(same)
     made = vm.disks()["vda"]
+    lab.create_pool("onward-pool", made.parent)  # elsewhere a file that the VM does not have any more stays
 
     def overlaid() -> None:
         """As after the nightly increment: the file of the restore is frozen, the writes go to another one."""
