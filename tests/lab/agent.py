@@ -30,20 +30,20 @@ class GuestAgent:
     def __init__(self, domain: libvirt.virDomain) -> None:
         self._domain = domain
 
-    def command(self, execute: str, timeout_s: int = 10, **arguments: Any) -> Any:
+    def command(self, execute: str, timeout_s: int = 60, **arguments: Any) -> Any:
         """One agent command's ``return``; libvirtError when the agent does not answer or refuses."""
         text = json.dumps({"execute": execute, "arguments": arguments} if arguments else {"execute": execute})
         return json.loads(libvirt_qemu.qemuAgentCommand(self._domain, text, timeout_s, 0))["return"]
 
     def answers(self) -> bool:
-        """Whether a ping comes back within a second."""
+        """Whether a ping comes back within two seconds."""
         try:
-            self.command("guest-ping", timeout_s=1)
+            self.command("guest-ping", timeout_s=2)
         except libvirt.libvirtError:
             return False
         return True
 
-    def run(self, *argv: str, check: bool = True, timeout_s: float = 60) -> Done:
+    def run(self, *argv: str, check: bool = True, timeout_s: float = 180) -> Done:
         """Runs a command in the guest and waits for it. With ``check`` an exit code other than 0 is a LabError."""
         started = self.command("guest-exec", path=argv[0], arg=list(argv[1:]), **{"capture-output": True})
 
@@ -61,10 +61,10 @@ class GuestAgent:
             raise LabError(f"{' '.join(argv)} in the guest: exit code {done.exit_code}\n{done.stdout}{done.stderr}")
         return done
 
-    def shell(self, script: str, timeout_s: float = 60) -> str:
+    def shell(self, script: str, timeout_s: float = 180) -> str:
         """Standard output of a shell script run in the guest; LabError when it fails."""
         return self.run("/bin/sh", "-c", script, timeout_s=timeout_s).stdout
 
-    def freeze_status(self) -> str:
+    def freeze_status(self, timeout_s: int = 60) -> str:
         """``frozen`` or ``thawed``."""
-        return str(self.command("guest-fsfreeze-status"))
+        return str(self.command("guest-fsfreeze-status", timeout_s=timeout_s))

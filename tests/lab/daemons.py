@@ -45,7 +45,7 @@ def answers() -> bool:
     return True
 
 
-def start(timeout_s: float = 60) -> None:
+def start(timeout_s: float = 180) -> None:
     """Starts what is not running and waits until libvirt answers. Does nothing when it answers already."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     if answers():
@@ -63,7 +63,7 @@ def _end(signal_number: int) -> None:
     if pid is None:
         raise LabError("libvirtd is not running")
     os.kill(pid, signal_number)
-    wait_for(f"libvirtd (pid {pid}) to end", lambda: libvirtd_pid() != pid, timeout_s=30, every_s=0.01)
+    wait_for(f"libvirtd (pid {pid}) to end", lambda: libvirtd_pid() != pid, timeout_s=120, every_s=0.01)
 
 
 def kill() -> None:

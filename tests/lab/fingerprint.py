@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ def definition(vm: LabVm) -> dict[str, Any]:
     """Definitions, saved states, checkpoints and power state of a VM, as libvirt shows them."""
     domain = vm.domain
     return {
-        "live": vm.xml() if vm.is_running() else "",
+        "live": _without_moments(vm.xml()) if vm.is_running() else "",
         "persistent": vm.xml(inactive=True),
         "snapshots": sorted(each.getXMLDesc(0) for each in domain.listAllSnapshots(0)),
         "checkpoints": sorted(each.getName() for each in domain.listAllCheckpoints(0)),
         "state": domain.state()[0],
         "managed save": domain.hasManagedSaveImage(0),
     }
+
+
+def _without_moments(xml: str) -> str:
+    """Without what changes while a guest boots: whether its agent is connected."""
+    return re.sub(" state='(dis)?connected'", "", xml)
 
 
 def files(*directories: Path) -> Mapping[str, tuple[int, int, str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ._run import run
+from ._run import LabError, run
 
 _MKFS = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0"),
@@ -18,6 +18,15 @@ _MKFS = {
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }
 _SMALLEST_MIB = {"ext4": 4, "xfs": 300, "btrfs": 128}
+
+
+def attach(image: Path) -> str:
+    """A loop device of a file, for tests that detach it for a moment: of the last ones, which nobody else is given then."""
+    for number in reversed(range(32, 64)):
+        with suppress(LabError):  # somebody has it
+            run("losetup", f"/dev/loop{number}", str(image))
+            return f"/dev/loop{number}"
+    raise LabError("no loop device is free")
 
 
 @dataclass

@@ -104,16 +104,16 @@ def run_module(
 
 # A process counts the memory of the one that started it until it runs its own program: so a small one starts it.
 _MEASURE = """
-import os, resource, subprocess, sys, time
-begin = time.monotonic()
+import resource, subprocess, sys
 subprocess.run(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
 with open(sys.argv[1], "w") as file:
-    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, time.monotonic() - begin, file=file)
+    print(used.ru_maxrss * 1024, used.ru_utime + used.ru_stime, file=file)
 """
 
 
 def measure_module(module: str, **arguments: Any) -> tuple[ModuleResult, int, float]:
-    """Runs a module directly; its result, peak memory in bytes and wall time in seconds. LabError when it fails."""
+    """Runs a module directly; its result, peak memory in bytes and processor time in seconds. LabError when it fails."""
     with tempfile.NamedTemporaryFile("r") as figures:
         argv = [sys.executable, "-S", "-c", _MEASURE, figures.name, *module_argv(module, arguments)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

@@ -18,7 +18,7 @@ class Monitor:
     def __init__(self, domain_id: int) -> None:
         (path,) = Path("/var/lib/libvirt/qemu").glob(f"domain-{domain_id}-*/monitor.sock")
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
         self._socket.connect(str(path))
         self._lines = self._socket.makefile("r", encoding="utf-8")
         self._lines.readline()  # the greeting
@@ -45,7 +45,7 @@ class Monitor:
         """End every job that is ready, as a pivot does, and wait until they have ended."""
         for job in self.execute("query-jobs"):
             self.execute("job-complete", id=job["id"])
-        wait_for("the jobs to end", lambda: self._ended(self.execute("query-jobs")), 20)
+        wait_for("the jobs to end", lambda: self._ended(self.execute("query-jobs")), 60)
         for job in self.execute("query-jobs"):
             self.execute("job-dismiss", id=job["id"])
 

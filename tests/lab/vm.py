@@ -24,7 +24,9 @@ from ._run import LabError, run, wait_for
 from .agent import GuestAgent
 from .markers import Marker
 
-BOOT_TIMEOUT_S = 120.0
+# Waiting ends when it has happened: long limits cost nothing, and a machine may be busy.
+BOOT_TIMEOUT_S = 300.0
+TIMEOUT_S = 180.0
 _ALL_UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -129,13 +131,13 @@ class LabVm:
                 return Marker.parse(self.agent.shell(f"tail -n 1 /disk/{disk}/log"))
             return None
 
-        return wait_for(f"a marker on {disk} of {self.name}", newest, 60)
+        return wait_for(f"a marker on {disk} of {self.name}", newest, TIMEOUT_S)
 
     def log(self, disk: str = "vda") -> str:
         """All markers on a disk as the guest sees it (through the agent); see markers.parse_log."""
         return self.agent.shell(f"cat /disk/{disk}/log")
 
-    def wait_for_marker(self, number: int, timeout_s: float = 60) -> Marker:
+    def wait_for_marker(self, number: int, timeout_s: float = TIMEOUT_S) -> Marker:
         """Waits until the writer has written at least marker ``number``."""
 
         def reached() -> Marker | None:
@@ -160,7 +162,19 @@ class LabVm:
         """``sha256sum`` lines of all files on the disks now."""
         return self.agent.shell("find /disk -type f | sort | xargs sha256sum")
 
-    def shutdown(self, timeout_s: float = 60) -> None:
+    def wait_until_thawed(self) -> float:
+        """Waits until the guest says that its file systems are not frozen; the seconds that this took."""
+        begin = time.monotonic()
+
+        def thawed() -> bool:
+            with suppress(libvirt.libvirtError):  # the agent may be silent, or not connected again yet
+                return self.agent.freeze_status(timeout_s=2) == "thawed"
+            return False
+
+        wait_for(f"{self.name} to be thawed", thawed, TIMEOUT_S)
+        return time.monotonic() - begin
+
+    def shutdown(self, timeout_s: float = TIMEOUT_S) -> None:
         """Presses the power button and waits until the VM is off."""
         self.domain.shutdown()
         wait_for(f"{self.name} to power off", lambda: not self.is_running(), timeout_s)
@@ -264,6 +278,7 @@ class Lab(Hypervisor):
         files = self.path(f"vm-{next(self._folders)}")
         command_line = (
             f"console=ttyS0 quiet panic=1 lab.mount={mount_options} lab.writer={int(writer)} lab.freeze={freeze_mode}"
+            f" lab.agent={int(agent)}"
         )
         devices = [self._disk_xml(files, index, disk) for index, disk in enumerate(disks)]
         devices += [_iso_xml(index, iso) for index, iso in enumerate(isos)]

@@ -40,7 +40,7 @@ class ZfsPool:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for("zfs-fuse", self._answers, 30)
+        wait_for("zfs-fuse", self._answers, 120)
         run("zpool", "create", "-f", "-o", "cachefile=none", "-m", str(self.path), self.name, str(image))
         self.path.chmod(0o755)
         return self
