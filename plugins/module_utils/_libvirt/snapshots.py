@@ -122,6 +122,16 @@ def redefine(domain: Domain, xml: str, *, current: bool) -> None:
         raise translate(error, f"A saved state of {domain.name()}") from error
 
 
+def stand_on(domain: Domain, name: str) -> bool:
+    """Make a saved state the current one again where none is: a libvirtd that dies in taking one forgets which; False if not so."""
+    nodes = tree(domain)
+    lost = next((node for node in nodes if node.name == name), None)
+    if lost is None or any(node.current for node in nodes):
+        return False
+    redefine(domain, lost.xml, current=True)
+    return True
+
+
 def forget(domain: Domain, name: str) -> None:
     """Remove the bookkeeping of one saved state, not its files; none of that name is fine."""
     try:

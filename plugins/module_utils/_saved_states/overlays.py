@@ -12,6 +12,7 @@ from typing import Any
 
 SAVED_STATE = "saved_state"  # names of facts in the journal
 PHASE = "phase"
+STOOD_ON = "stood_on"  # the VM's current saved state before, "" for none
 PARTIAL = "partial"  # path of the unfinished archive
 PUBLISHED = "published"  # true: the point is in its archive, and its saved state stays
 REMOVAL = "removal"  # the saved states that are being removed

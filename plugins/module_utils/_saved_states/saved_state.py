@@ -58,7 +58,11 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
     """
     require_ready(conn, domain, plan)
     journal.record(
-        **{overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)), overlays.PHASE: Phase.TAKING}
+        **{
+            overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)),
+            overlays.STOOD_ON: next((node.name for node in snapshots.tree(domain) if node.current), ""),
+            overlays.PHASE: Phase.TAKING,
+        }
     )
     try:
         taken = _create(conn, domain, plan)

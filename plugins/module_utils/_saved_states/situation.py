@@ -152,7 +152,12 @@ def decide(situation: Situation) -> list[Action]:
     for disk in situation.disks:
         attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
         act = _attached(disk) if attached else _detached(disk, situation.power)
-        if disk.inside and act in (Act.MERGE, Act.MERGE_QEMU, Act.MERGE_OFF):
+        if disk.inside and act in (
+            Act.MERGE,
+            Act.MERGE_QEMU,
+            Act.MERGE_OFF,
+            Act.REDEFINE,
+        ):  # the overlay goes after each
             why = f"the merge would lose internal saved states in its overlay: {', '.join(disk.inside)}"
             raise Blocked(RefusedError, why, disk.target, WayOut.REMOVE)
         if act is not None:

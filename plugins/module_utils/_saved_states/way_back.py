@@ -266,6 +266,9 @@ def _act(work: _Work) -> list[str]:
             actions = [action for action in actions if action.act not in _AFTERWARDS]
         if not actions:
             _restore_definition(work)
+            stood_on = work.journal.facts.get(overlays.STOOD_ON, "")
+            if work.domain is not None and stood_on and snapshots.stand_on(work.domain, stood_on):
+                done.append(f"{plan.vm_name}: told libvirt again that the VM stands on saved state {stood_on}")
             running = work.domain is not None and bool(work.domain.isActive())
             for overlay in plan.overlays:
                 former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
@@ -349,7 +352,7 @@ def _blocked(
         WayOut.FIND: "Do not start the VM. "
         + (f"{mend.capitalize()}" if status.is_unreadable(plan.vm_name) else _FIND)
         + _AGAIN,
-        WayOut.REMOVE: "Remove them first, with vm_snapshot or virsh snapshot-delete, and run the task again.",
+        WayOut.REMOVE: "Remove them first (virsh snapshot-delete) and run the task again.",
         WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + _AGAIN,
     }
     hint = hints[blocked.way_out]

@@ -7,6 +7,8 @@ from __future__ import annotations
 import itertools
 import random
 
+import libvirt
+
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._xml import parse
 
@@ -56,3 +58,37 @@ def test_deep_trees_and_lost_parents():
     random.Random(1).shuffle(nodes)
     assert [each.name for each in snapshots.order(nodes)] == [f"s{number}" for number in range(5000)]
     assert [each.name for each in snapshots.order([node("x", "gone")])] == ["x"]
+
+
+class Forgetful:
+    """A domain with saved states a and b, the current one named (or "")."""
+
+    def __init__(self, current):
+        self.current, self.redefined = current, []
+
+    def listAllSnapshots(self, _flags):
+        return [Listed(name, name == self.current) for name in ("a", "b")]
+
+    def snapshotCreateXML(self, xml, flags):
+        self.redefined.append((snapshots.describe(xml, current=True).name, flags))
+
+
+class Listed:
+    """One of them."""
+
+    def __init__(self, name, current):
+        self.name, self.current = name, current
+
+    def getXMLDesc(self, _flags):
+        return f"<domainsnapshot><name>{self.name}</name></domainsnapshot>"
+
+    def isCurrent(self):
+        return self.current
+
+
+def test_the_current_one_is_told_again_only_where_none_is():
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+    for current, name, redefined in (("", "b", [("b", flags)]), ("a", "b", []), ("", "gone", [])):
+        domain = Forgetful(current)
+        assert snapshots.stand_on(domain, name) is bool(redefined)
+        assert domain.redefined == redefined

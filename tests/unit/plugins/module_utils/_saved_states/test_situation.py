@@ -293,6 +293,7 @@ def test_every_way_comes_to_its_end() -> None:
         (RUNNING, disk(O, O, O, Content.DATA, inside=("mine",))),
         (RUNNING, disk(O, B, B, Content.DATA, inside=("mine",))),
         (OFF, disk(N, N, O, Content.DATA, inside=("mine",))),
+        (OFF, disk(N, N, O, Content.EMPTY, inside=("mine",))),
     ],
 )
 def test_no_merge_loses_an_internal_saved_state(power: Power, found: DiskSituation) -> None:
