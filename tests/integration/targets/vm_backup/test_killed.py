@@ -13,7 +13,6 @@ import random
 import pytest
 
 from ansible_collections.kvmops.backup.tests.lab import fingerprint, kills, markers
-from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 SYSTEM_CALLS = ("write", "pwrite64", "fsync", "fdatasync", "ftruncate", "renameat2", "unlink")
@@ -44,7 +43,7 @@ def assert_next_run_heals(victim, before, files, target, run_module):
     old = visible(target)
     for archive in old:
         assert run_module("backup_verify", archive=archive)["archives"][0]["ok"]
-    wait_for("the guest to be thawed", lambda: victim.agent.freeze_status() == "thawed", 20)
+    victim.wait_until_thawed()
     result = run_module("vm_backup", vm="victim", path=str(target))
     assert fingerprint.definition(victim) == before
     assert fingerprint.names(*{path.parent for path in victim.disks().values()}) == files

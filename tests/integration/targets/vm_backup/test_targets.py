@@ -120,6 +120,7 @@ def test_two_in_one_second(lab, run_module):
 
 def test_check_mode_touches_nothing_and_predicts(lab, running, run_module):
     target = lab.path("backups")
+    running.agent.shell("kill -STOP -$(cat /run/writer.pid); sync")  # it would write between prediction and backup
     before = fingerprint.definition(running), fingerprint.names(running.disks()["vda"].parent, target)
     predicted = run_module("vm_backup", vm="source", path=str(target), check_mode=True, diff=True)
     assert (fingerprint.definition(running), fingerprint.names(running.disks()["vda"].parent, target)) == before
@@ -128,6 +129,7 @@ def test_check_mode_touches_nothing_and_predicts(lab, running, run_module):
     assert predicted["mode"] == "full"
     assert "vda_0.qcow2" in predicted["diff"]["after"]
     made = run_module("vm_backup", vm="source", path=str(target))
+    running.agent.shell("kill -CONT -$(cat /run/writer.pid)")
     assert os.path.dirname(made["archive"]["path"]) == os.path.dirname(predicted["archive"]["path"])
     stem = os.path.basename(predicted["archive"]["path"])
     assert stem.split("_")[0] == os.path.basename(made["archive"]["path"]).split("_")[0]
@@ -179,7 +181,7 @@ def test_stop_by_signal_is_clean(lab, running, run_module):
     ) as process:
         wait_for("the run to write", lambda: fingerprint.names(target), 60)
         process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     result = modules.module_result("vm_backup", stdout, stderr)
     assert result.failed and result["cancelled"]
     assert fingerprint.definition(running) == before
