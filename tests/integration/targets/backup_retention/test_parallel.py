@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -40,34 +41,61 @@ def partial(target):
     return [name for name in os.listdir(target) if ".partial-" in name]
 
 
+@contextmanager
+def stopped(vm, target, at_work, **options):
+    """A backup that stands still in the middle, the last of so many that are at work in the target; it goes on after the block."""
+    with begin(vm, target, bandwidth="512K", **options) as process:
+        try:
+            # what a backup does before its first byte, others may wait for
+            wait_for(f"{at_work} backups to write", lambda: writing(target) == at_work, 120)
+            process.send_signal(signal.SIGSTOP)
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+
+def writing(target):
+    return sum(os.path.getsize(target / name) > 0 for name in partial(target))
+
+
 def finish(process):
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     return modules.module_result("vm_backup", stdout, stderr)
+
+
+def waiting():
+    """How many say that they wait for a slot."""
+    found = 0
+    for path in Path("/run/kvmops-backup/status").glob("*.json"):
+        with suppress(FileNotFoundError):
+            found += "wait for a slot (2 at work, max_parallel 2)" in path.read_text()
+    return found
 
 
 def test_never_more_than_the_limit_at_work(lab, vms, run_module):
     target = lab.path("backups")
-    processes = [begin(vm, target, max_parallel=2) for vm in vms]
-    seen, waiting = [], set()
-    while any(process.poll() is None for process in processes):
-        seen.append(len(partial(target)))
-        for path in Path("/run/kvmops-backup/status").glob("*.json"):
-            with suppress(FileNotFoundError):
-                waiting.add("wait for a slot (2 at work, max_parallel 2)" in path.read_text())
-        time.sleep(0.02)
-    results = [finish(process) for process in processes]
+    with stopped(vms[0], target, 1, max_parallel=2) as first, stopped(vms[1], target, 2, max_parallel=2) as second:
+        processes = [first, second, *(begin(vm, target, max_parallel=2) for vm in vms[2:])]
+        wait_for("the others to wait", lambda: waiting() == 3, 120)
+        seen = [len(partial(target))]
+        for process in (first, second):
+            process.send_signal(signal.SIGCONT)
+        while any(process.poll() is None for process in processes):
+            seen.append(len(partial(target)))
+            time.sleep(0.02)
+        results = [finish(process) for process in processes]
     assert not any(result.failed for result in results)
-    assert max(seen) == 2 and True in waiting
+    assert max(seen) == 2
     assert len(fingerprint.names(target)) == len(vms)  # and the file with the slots is gone
 
 
 def test_who_does_not_wait_is_told_who_is_at_work(lab, vms, run_module):
     target = lab.path("backups")
-    with begin(vms[0], target) as first:  # without a limit it counts all the same
-        wait_for("the first to write", lambda: partial(target), 60)
+    with stopped(vms[0], target, 1) as first:  # without a limit it counts all the same
         refused = run_module("vm_backup", vm=vms[1], path=str(target), max_parallel=1, wait_timeout="0", fails=True)
         assert f"backup of VM {vms[0]} (process {first.pid} on" in refused.message
         assert not run_module("vm_backup", vm=vms[2], path=str(target)).failed
+        first.send_signal(signal.SIGCONT)
         waited = run_module("vm_backup", vm=vms[1], path=str(target), max_parallel=1)
         assert first.poll() is not None or not partial(target)
         assert not waited.failed and not finish(first).failed
@@ -76,8 +104,7 @@ def test_who_does_not_wait_is_told_who_is_at_work(lab, vms, run_module):
 
 def test_a_killed_backup_frees_its_slot_at_once(lab, vms, run_module):
     target = lab.path("backups")
-    with begin(vms[0], target) as first:
-        wait_for("the first to write", lambda: partial(target), 60)
+    with stopped(vms[0], target, 1) as first:
         first.kill()
         first.wait()
     assert not run_module("vm_backup", vm=vms[1], path=str(target), max_parallel=1, wait_timeout="0").failed

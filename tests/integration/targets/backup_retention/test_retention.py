@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -110,14 +111,27 @@ def test_the_last_good_archive_and_the_chain_stay(lab, off, run_module):
     assert run_module("backup_retention", path=str(target), keep_days=1, keep_last=1).changed is False
 
 
+#: Runs a module that stops itself before it verifies an archive, which it holds already.
+STOPS = """
+import os, runpy, signal, sys
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import verify
+original = verify.verify_file
+def stopping(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return original(*arguments, **options)
+verify.verify_file = stopping
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 def test_what_is_being_verified_stays(lab, off, run_module):
     target, vm = lab.path("backups"), off("web01", 30)
     first, second = (made(run_module, vm, target)["archive"]["path"] for _number in range(2))
-    argv = modules.module_argv("backup_verify", {"archive": first})
+    argv = [sys.executable, "-c", STOPS, *modules.module_argv("backup_verify", {"archive": first})[2:]]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as reader:
         try:
-            wait_for("the verification to begin", lambda: busy.users(first), 60)
-            reader.send_signal(signal.SIGSTOP)
+            assert os.waitid(os.P_PID, reader.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED
             assert busy.users(first)
             result = run_module("backup_retention", path=str(target), keep_last=1)
             assert not result.changed and "restored or verified" in result["kept"][0]["reason"]
@@ -190,7 +204,7 @@ def test_two_do_not_reckon_with_the_same_space(lab, off, loop_fs, run_module):
     with begin(first) as one:
         wait_for("the first to write", lambda: any(".partial-" in name for name in os.listdir(place.path)), 60)
         with begin(second) as two:
-            results = [modules.module_result("vm_backup", *each.communicate(timeout=120)) for each in (one, two)]
+            results = [modules.module_result("vm_backup", *each.communicate(timeout=300)) for each in (one, two)]
     assert not any(result.failed for result in results), [result.message for result in results]
     assert [[each["path"] for each in result["removed_archives"]] for result in results] == [[], gone]
 
