@@ -185,15 +185,22 @@ def test_hot_added_and_removed(victim):
         "<target dev='vdc' bus='virtio'/></disk>"
     )
     both = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
-    victim.vm.domain.attachDeviceFlags(xml, both)
-    victim.vm.domain.detachDeviceFlags(xml, both)
-    wait_for("vdc to be gone", lambda: "vdc" not in victim.vm.disks(), 30)
+
+    def attach():
+        victim.vm.domain.attachDeviceFlags(xml, both)
+        wait_for("the guest to see vdc", lambda: "vdc" in victim.vm.agent.shell("ls /sys/block"), 60)
+
+    def detach():
+        victim.vm.domain.detachDeviceFlags(xml, both)
+        wait_for("vdc to be gone", lambda: "vdc" not in victim.vm.disks(), 120)
+
+    attach()
+    detach()
     victim.expect_increment()
-    victim.vm.domain.attachDeviceFlags(xml, both)
+    attach()
     victim.expect("disk vdc was added")
     victim.run_module("vm_snapshot", vm="victim", snapshot="all", state="absent")
-    victim.vm.domain.detachDeviceFlags(xml, both)
-    wait_for("vdc to be gone", lambda: "vdc" not in victim.vm.disks(), 30)
+    detach()
     victim.backup()
 
 

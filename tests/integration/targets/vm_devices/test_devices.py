@@ -12,6 +12,7 @@ import pytest
 from lxml import etree
 
 from ansible_collections.kvmops.backup.tests.lab._run import run
+from ansible_collections.kvmops.backup.tests.lab.loopfs import attach
 from ansible_collections.kvmops.backup.tests.lab.vm import Lab
 
 PCI = (
@@ -39,7 +40,7 @@ def loops(lab: Lab) -> Iterator[list[str]]:
             image = lab.directory / f"lun-{number}"
             with open(image, "wb") as file:
                 file.truncate(8 << 20)
-            found.append(run("losetup", "-f", "--show", str(image)).strip())
+            found.append(attach(image))
             stack.callback(run, "losetup", "-d", found[-1])
         yield found
 

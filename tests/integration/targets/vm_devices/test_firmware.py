@@ -44,7 +44,8 @@ def nvram(vm: LabVm) -> Path:
 
 def state(vm: LabVm) -> State:
     directory = SWTPM / vm.domain.UUIDString()
-    tpm = {str(path.relative_to(directory)): digest(path.read_bytes()) for path in sorted(directory.glob("*/[!.]*"))}
+    # not what swtpm is just writing, TMP2-00.permall, which gets the name of the old one
+    tpm = {str(path.relative_to(directory)): digest(path.read_bytes()) for path in sorted(directory.glob("*/tpm2-*"))}
     return State(digest(nvram(vm).read_bytes()), tpm)
 
 
