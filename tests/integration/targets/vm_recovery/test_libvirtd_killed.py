@@ -65,7 +65,7 @@ def test_restarted_while_the_saved_state_exists(two):
     daemons.kill()
     daemons.start()
     run.remove()
-    wait_for("the agent to be connected again", two.agent.answers, 20)
+    wait_for("the agent to be connected again", two.agent.answers, 120)
     before.same()
     cycle.assert_writing(two)
 

@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import bloc
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge, removal
 from ansible_collections.kvmops.backup.tests.lab import daemons
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.qmp import Monitor
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
@@ -69,8 +70,9 @@ def settle_and_kill(vm, delay_s):
     worker = threading.Thread(target=run)
     worker.start()
     time.sleep(delay_s)
+    wait_for("libvirtd", daemons.libvirtd_pid, 60)  # the worker may be restarting it
     daemons.kill()
-    worker.join(90)
+    worker.join(300)
     assert not worker.is_alive()
     daemons.start()
     return errors

@@ -79,6 +79,7 @@ def test_somebody_elses_backup(two, lab):
         assert two.domain.jobStats()["operation"] == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
     finally:
         two.domain.abortJob()
+        wait_for("its end", lambda: two.domain.jobStats()["type"] == libvirt.VIR_DOMAIN_JOB_NONE, 60)
     Cycle(two, "crash").whole()
 
 
@@ -110,7 +111,7 @@ def test_a_disk_plugged_in_since_the_plan(two, lab):
     assert "sdx" in str(caught.value)
     attempt.journal.done()
     two.domain.detachDeviceFlags(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-    wait_for("the disk to be gone", lambda: "sdx" not in two.xml(), 20)
+    wait_for("the disk to be gone", lambda: "sdx" not in two.xml(), 120)
 
 
 def test_saved_states_of_the_user(two):
@@ -143,7 +144,7 @@ def test_settling_while_libvirt_is_still_at_it(lab):
     wait_for(
         "the request",
         lambda: any("saved_state" in path.read_text() for path in journals.glob("*.json")),
-        30,
+        120,
         every_s=0.01,
     )
     time.sleep(0.8)  # the watchdog starts, libvirt freezes; any moment inside will do
@@ -203,7 +204,9 @@ def test_off_but_in_use(lab):
     socket = lab.path("nbd") / "socket"
     holder = subprocess.Popen(["qemu-nbd", "--persistent", "-f", "qcow2", "-k", str(socket), str(image)])
     try:
-        wait_for("qemu-nbd to listen", socket.exists, 20)
+        # it listens before it has opened the image, and answers when it has
+        ask = ["qemu-img", "info", "-f", "raw", f"nbd+unix:///?socket={socket}"]
+        wait_for("qemu-nbd", lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0, 60)
         digest = truth.file_sha256(image)
         attempt = Cycle(vm, "crash")
         with pytest.raises(KvmopsError) as caught:

@@ -36,7 +36,7 @@ def worker(vm, mode, kill_at):
 
 def number_of_events(vm, mode):
     done = worker(vm, mode, 0)
-    out, error = done.communicate(timeout=120)
+    out, error = done.communicate(timeout=300)
     assert done.returncode == 0, error
     return int(out)
 
@@ -48,7 +48,7 @@ def test_before_every_step(two, mode):
     assert events > 12  # the hooks are where they should be
     for kill_at in range(1, events + 1):
         killed = worker(two, mode, kill_at)
-        _out, error = killed.communicate(timeout=120)
+        _out, error = killed.communicate(timeout=300)
         assert killed.returncode == -signal.SIGKILL, error
         cycle.thawed_within(two, THAW_LIMIT_S)
         print(f"killed before event {kill_at} of {events}; settled: {cycle.settle(two)}")
@@ -107,7 +107,7 @@ def test_watchdog_thaws_when_the_worker_dies(two):
     pid = frozen_by_a_child(two)
     end(pid)
     print(f"thawed after {cycle.thawed_within(two, THAW_LIMIT_S):.2f} s")
-    wait_for("the watchdog to end", lambda: not watchdogs(two), 15)
+    wait_for("the watchdog to end", lambda: not watchdogs(two), 120)
     cycle.assert_writing(two)
 
 
@@ -118,7 +118,7 @@ def test_watchdog_thaws_when_libvirtd_dies(two):
     daemons.start()
     print(f"thawed {cycle.thawed_within(two, THAW_LIMIT_S):.2f} s after libvirtd answered")
     end(pid)
-    wait_for("the watchdog to end", lambda: not watchdogs(two), 15)
+    wait_for("the watchdog to end", lambda: not watchdogs(two), 120)
 
 
 def test_watchdog_thaws_when_both_die(two):
@@ -127,7 +127,7 @@ def test_watchdog_thaws_when_both_die(two):
     end(pid)
     daemons.start()
     print(f"thawed {cycle.thawed_within(two, THAW_LIMIT_S):.2f} s after libvirtd answered")
-    wait_for("the watchdog to end", lambda: not watchdogs(two), 15)
+    wait_for("the watchdog to end", lambda: not watchdogs(two), 120)
     cycle.assert_writing(two)
 
 
