@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -112,7 +111,7 @@ def start(play: str, tmp_path: Path, connection: str = "local", **environment: s
     )  # fmt: skip
 
 
-def wait_for(what: str, condition: Any, timeout_s: float = 60) -> Any:
+def wait_for(what: str, condition: Any, timeout_s: float = 180) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
@@ -170,7 +169,7 @@ def test_job_events_in_ansible_runner(archive: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     # The runner looks for ansible-playbook in PATH.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=300, env={**os.environ, "PATH": path})
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=600, env={**os.environ, "PATH": path})
     events = [json.loads(path.read_text()) for path in (data / "artifacts" / "job" / "job_events").glob("*.json")]
     events.sort(key=lambda event: event["counter"])
     check_lines("\n".join(event["stdout"] for event in events if event["event"] == "verbose"))
@@ -198,7 +197,10 @@ class SlowBackup:
 
     def wait_until_it_copies(self, results: Path) -> None:
         wait_for("partial archive", lambda: list(self.target.glob(".*partial*")))
-        wait_for("heartbeat", lambda: list(results.glob("*/heartbeat")))
+        (heartbeat,) = wait_for("heartbeat", lambda: list(results.glob("*/heartbeat")))
+        # The first beat is the module's own; with the next the controller knows the module and looks after it.
+        first = heartbeat.stat().st_mtime_ns
+        wait_for("the controller's heartbeat", lambda: heartbeat.stat().st_mtime_ns != first)
 
     def check_that_nothing_is_left(self) -> None:
         assert list(self.target.iterdir()) == []
@@ -211,8 +213,8 @@ def slow_backup(lab: Lab, tmp_path: Path) -> SlowBackup:
 
 
 def test_a_task_that_runs_out_of_time_leaves_nothing(slow_backup: SlowBackup) -> None:
-    play = slow_backup.start("1M", timeout=30)
-    output, _stderr = play.communicate(timeout=180)
+    play = slow_backup.start("512K", timeout=45)
+    output, _stderr = play.communicate(timeout=600)
     assert play.returncode == 2, output
     assert re.search(r"^\[localhost\] vm_backup web01: copy vda \d+ %, ", output, re.M), output
     slow_backup.check_that_nothing_is_left()
@@ -222,7 +224,7 @@ def test_an_interrupted_play_leaves_nothing(slow_backup: SlowBackup, results: Pa
     play = slow_backup.start("1M")
     slow_backup.wait_until_it_copies(results)
     os.killpg(play.pid, signal.SIGINT)
-    play.communicate(timeout=180)
+    play.communicate(timeout=600)
     slow_backup.check_that_nothing_is_left()
 
 
@@ -234,9 +236,11 @@ def test_a_backup_whose_controller_was_killed_stops(slow_backup: SlowBackup, res
             os.kill(pid, signal.SIGKILL)
     play.communicate()
     assert module_processes()
-    wait_for("end of the module", lambda: not module_processes(), HEARTBEAT_LIMIT_S + 60)
+    wait_for("end of the module", lambda: not module_processes(), HEARTBEAT_LIMIT_S + 180)
     slow_backup.check_that_nothing_is_left()
-    (job,) = results.iterdir()  # Ansible's own, which only the controller would have removed
+    (job,) = results.glob("j*[0-9]")  # Ansible's own, which only the controller would have removed
+    # Ansible's wrapper writes down the result when the module has ended.
+    wait_for("result", lambda: "started" not in json.loads(job.read_text()), 60)
     assert json.loads(job.read_text())["cancelled"] is True
     job.unlink()
 
@@ -244,21 +248,21 @@ def test_a_backup_whose_controller_was_killed_stops(slow_backup: SlowBackup, res
 def test_lost_polls_are_tolerated(archive: Path, tmp_path: Path) -> None:
     plugins = str(Path(__file__).with_name("connection"))
     play = start(task(archive, SLOW), tmp_path, connection="flaky", ANSIBLE_CONNECTION_PLUGINS=plugins)
-    output, _stderr = play.communicate(timeout=300)
+    output, _stderr = play.communicate(timeout=600)
     assert play.returncode == 0, output
     check_lines(output)
 
 
 def test_the_users_own_async_passes_through(archive: Path, tmp_path: Path, results: Path) -> None:
     play = start(task(archive, SLOW, **{"async": 300, "poll": 0}), tmp_path)
-    output, _stderr = play.communicate(timeout=60)
+    output, _stderr = play.communicate(timeout=300)
     assert play.returncode == 0, output
     assert not LINE.search(output)
     found = wait_for("progress", status)
     assert set(found) == {
         "schema", "phase", "vm", "disk", "bytes_done", "bytes_total", "percent", "rate_bps", "eta_s", "updated_at", "pid",
     }  # fmt: skip
-    (job,) = results.glob("j*")
+    (job,) = results.glob("j*[0-9]")
     wait_for("result", lambda: "archive" in json.loads(job.read_text()), 300)
     assert json.loads(job.read_text())["archive"]["compressed"] is True
     job.unlink()
@@ -274,11 +278,12 @@ def test_check_mode_passes_through(archive: Path, ansible: modules.Ansible) -> N
 
 def test_short_operations_stay_short(archive: Path, tmp_path: Path, ansible: modules.Ansible) -> None:
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _round in range(3):
+    for _round in range(4):
         for check_mode in (True, False):  # check mode runs the bare module
             begin = time.monotonic()
             ansible.module("backup_archive", check_mode=check_mode, archive=str(archive), protected=False)
             seconds[check_mode].append(time.monotonic() - begin)
-    extra = statistics.median(seconds[False]) - statistics.median(seconds[True])
-    print(f"live progress costs {extra:.2f} s, the bare module takes {statistics.median(seconds[True]):.2f} s")
-    assert extra < statistics.median(seconds[True])  # measured: 0.5 s against 1.4 s with nothing else to do
+    # at their best: whatever else the machine does makes them longer, never shorter
+    extra = min(seconds[False]) - min(seconds[True])
+    print(f"live progress costs {extra:.2f} s, the bare module takes {min(seconds[True]):.2f} s")
+    assert extra < min(seconds[True])  # measured: 0.5 s against 1.4 s with nothing else to do
