@@ -67,12 +67,15 @@ def test_a_backup_that_waits_for_its_vm_says_for_whom_and_can_be_stopped(lab, of
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         ) as process,
     ):
-        status = Path("/run/kvmops-backup/status") / f"web01-{process.pid}.json"
-        wait_for("its progress", lambda: status.exists() and "wait for" in json.loads(status.read_text())["phase"], 60)
-        assert json.loads(status.read_text())["phase"].startswith(f"wait for a merge of hours (process {os.getpid()} ")
-        process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        stdout, stderr = process.communicate(timeout=60)
+        try:
+            status = Path("/run/kvmops-backup/status") / f"web01-{process.pid}.json"
+            told = wait_for("its progress", lambda: status.exists() and json.loads(status.read_text())["phase"], 60)
+            assert told.startswith(f"wait for a merge of hours (process {os.getpid()} ")
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert time.monotonic() - began < 10
     result = modules.module_result("vm_backup", stdout, stderr)
     assert result.failed and result["cancelled"]

@@ -225,7 +225,7 @@ def test_the_one_archive_that_goes_meanwhile_is_an_error(
 ) -> None:
     gone = write(tmp_path)
     gone_when_its_turn_comes(monkeypatch, gone, when)
-    with pytest.raises(ArchiveError, match="not there any more|No such file"):
+    with pytest.raises(ArchiveError, match=r"not there any more|No such file"):
         verify(request(gone), told)
 
 
