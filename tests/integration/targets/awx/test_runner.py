@@ -104,7 +104,7 @@ def test_a_cancelled_job_leaves_nothing(lab: Lab, tmp_path: Path, run_module: Ca
     thread = threading.Thread(target=lambda: result.append(job.run()))
     thread.start()
     try:
-        wait_for("two archives being written", lambda: sum(".partial-" in name for name in files(target)) == 2, 120)
+        wait_for("two archives being written", lambda: sum(".partial-" in name for name in files(target)) == 2, 180)
         job.cancelled.set()
     finally:
         job.cancelled.set()
@@ -112,8 +112,8 @@ def test_a_cancelled_job_leaves_nothing(lab: Lab, tmp_path: Path, run_module: Ca
     assert result[0].status == "canceled"
 
     # The playbook is killed at once. Its worker, which outlives it, or else the heartbeat that is missing, stops the modules.
-    wait_for("all files to go", lambda: files(target) == [], 150)
-    wait_for("the status files to go", lambda: list(Path("/run/kvmops-backup/status").iterdir()) == [], 60)
+    wait_for("all files to go", lambda: files(target) == [], 300)
+    wait_for("the status files to go", lambda: list(Path("/run/kvmops-backup/status").iterdir()) == [], 180)
     assert list(Path("/var/lib/kvmops-backup/journal").glob("*.json")) == []
     for vm in (running, off):
         assert vm.domain.listAllSnapshots() == []

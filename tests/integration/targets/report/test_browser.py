@@ -76,7 +76,7 @@ def chromium(browser: str, directory: Path, dark: bool, *arguments: str) -> str:
         "--hide-scrollbars",
         f"--user-data-dir={directory / 'profile'}",
     ]
-    return run(browser, *common, *scheme, *arguments, timeout_s=120)
+    return run(browser, *common, *scheme, *arguments, timeout_s=300)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -13,7 +13,7 @@ import states
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.tests.lab import truth
-from ansible_collections.kvmops.backup.tests.lab._run import run
+from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
@@ -81,6 +81,7 @@ def test_somebody_elses_jobs(busy, module_lab, run_module, arguments):
     refused(run_module, busy, "backup job", **arguments)
     assert busy.domain.jobStats()["operation"] == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
     busy.domain.abortJob()
+    wait_for("its end", lambda: busy.domain.jobStats()["type"] == libvirt.VIR_DOMAIN_JOB_NONE, 60)
 
 
 def test_standing_still_since_its_memory_was_saved(busy, module_lab, run_module):

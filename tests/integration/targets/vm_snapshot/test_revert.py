@@ -31,7 +31,7 @@ def marked(vm):
 
 
 def patiently_marked(vm):
-    wait_for(f"the agent of {vm.name}", vm.agent.answers, 60)
+    wait_for(f"the agent of {vm.name}", vm.agent.answers, 180)
     return marked(vm)
 
 

@@ -38,7 +38,7 @@ def check(vm, name, kind, frozen):
         for target, path in vm.disks().items():
             assert truth.content_sha256(path, "qcow2") == frozen[name, target], (name, target)
         return
-    wait_for(f"the agent of {vm.name}", vm.agent.answers, 60)
+    wait_for(f"the agent of {vm.name}", vm.agent.answers, 180)
     assert vm.agent.shell("cat /run/mark").strip() == name
     # what the guest's memory thinks of the disks must be what the disks hold
     vm.agent.shell("echo 3 >/proc/sys/vm/drop_caches")

@@ -132,7 +132,7 @@ def test_revert(lab, chosen, name):
         current = [state.name for state in states.look(vm).states if state.info.current]
         assert current in (["now"], [name])
         if current == [name] and name != "d2":
-            wait_for("the agent", vm.agent.answers, 60)
+            wait_for("the agent", vm.agent.answers, 180)
             assert vm.agent.shell("cat /run/mark").strip() == name
         assert vm.is_running() or current == ["d2"]
         wanted = {os.path.basename(path) for path in states.look(vm).files}

@@ -246,7 +246,7 @@ def test_somebody_elses_block_job(lab: Lab, bench: Bench, run_module) -> None:
     vm, target = with_disk(lab, file(bench.image()), True)
     copy = f"<disk type='file'><source file='{bench.directory}/copy.qcow2'/><driver type='qcow2'/></disk>"
     vm.domain.blockCopy(target, copy, flags=libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
-    wait_for("the copy to be complete", lambda: "ready='yes'" in vm.xml(), 30)
+    wait_for("the copy to be complete", lambda: "ready='yes'" in vm.xml(), 120)
     before, archives = fingerprint.definition(vm), lab.path("backups")
     message = run_module("vm_backup", vm="web", path=str(archives), consistency="crash", fails=True).message
     assert "block" in message and "job" in message
