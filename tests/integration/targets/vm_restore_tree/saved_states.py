@@ -127,6 +127,11 @@ def _runs(snapshot: libvirt.virDomainSnapshot) -> bool:
 def remembers(vm: LabVm) -> str:
     """The name of the saved state in the memory of a guest that goes on now."""
     vm.domain.resume()
+    return remembered(vm)
+
+
+def remembered(vm: LabVm) -> str:
+    """The same of a guest that was just reverted; its agent is connected a moment later."""
     vm.wait_until_up()
     return vm.agent.shell(f"cat {MARKER}").strip()
 

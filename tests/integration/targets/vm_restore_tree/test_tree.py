@@ -121,14 +121,14 @@ def test_the_memory_of_the_point_resumes_the_guest(module_lab: Lab, scene: Scene
     copy.destroy()
     assert saved.shown(copy) != at_point
     run_module("vm_snapshot", vm="resumed", snapshot=own, state="reverted")
-    assert copy.is_running() and copy.agent.shell(f"cat {saved.MARKER}").strip() == "at the backup"
+    assert copy.is_running() and saved.remembered(copy) == "at the backup"
     copy.wait_for_marker(copy.wait_for_marker(1).number + 2)
     copy.destroy()
     # reverting by our own module, an external and an internal one that others stand on
     for name in ("a4", "a5", "b2"):
         run_module("vm_snapshot", vm="resumed", snapshot=name, state="reverted")
         if scene.states[name].memory:
-            assert copy.agent.shell(f"cat {saved.MARKER}").strip() == name
+            assert saved.remembered(copy) == name
             copy.destroy()
         else:
             assert saved.shown(copy) == scene.digests[name]
@@ -162,6 +162,6 @@ def test_restored_in_place_with_force(module_lab: Lab, scene: Scene) -> None:
         assert saved.digests(state) == scene.digests[state.name], state.name  # every file where it was
     assert not run_module("vm_restore", source=scene.archive).changed
     run_module("vm_snapshot", vm="tree", snapshot="a6", state="reverted")
-    assert vm.agent.shell(f"cat {saved.MARKER}").strip() == "a6"
+    assert saved.remembered(vm) == "a6"
     vm.destroy()
     assert run_module("vm_restore", source=scene.archive, force=True).changed and saved.shown(vm) == scene.current
