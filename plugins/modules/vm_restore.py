@@ -41,7 +41,7 @@ attributes:
     support: full
     details:
       - No change if the VM exists and was restored from that point. One that has gone on since is only taken back with
-        O(force), and a warning says so.
+        O(force) and while it is off; otherwise a warning says so.
 options:
   source:
     description:

@@ -66,7 +66,7 @@ def plan(
     )
     restored_before = _restored_before(configuration, host, request)
     since = "" if restored_before is None else _since(restored_before, draft)
-    if restored_before is not None and not (request.force and since):
+    if restored_before is not None and (restored_before.running or not (request.force and since)):
         return _unchanged(draft, restored_before, request, since)
     if problems or of_states:
         hint = " 'flatten: true' restores the VM without its saved states." if of_states else ""
