@@ -22,15 +22,17 @@ MAX_NOTES_BYTES = 64 * 2**10
 
 
 def notes(path: str) -> str:
-    """The notes of an archive, "" for none. Only a regular file is read: neither what a link names nor a FIFO."""
+    """The notes of an archive, "" for none. Only a regular file is read: neither what a link names nor a FIFO nor a directory."""
     try:
         fd = os.open(path + NOTES, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return ""
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return ""
-        return file.read(MAX_NOTES_BYTES).decode("utf-8", "replace")
+        return os.read(fd, MAX_NOTES_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
 
 
 def set_notes(path: str, text: str) -> None:

@@ -99,5 +99,7 @@ def test_around_libvirt_calls(lab, victim, run_module):
             assert killed.returncode == -9, killed.stdout + killed.stderr
             if method == "virDomain.snapshotCreateXML":
                 assert visible(target) == []
+                told = run_module("vm_info", vms=["victim"]).warnings
+                assert [text for text in told if "will put right: a run of backup of victim" in text] == told != []
             assert_next_run_heals(victim, before, files, target, run_module)
     assert_nothing_was_lost(victim)

@@ -155,6 +155,18 @@ def test_max_age(lab, run_module):
     assert run_module("vm_backup", vm="daily", path=str(target), max_age="0").changed
 
 
+def test_notes_never_cost_what_follows(lab, run_module):
+    vm = lab.create_vm("annotated", [Disk(size_mib=8)], start=False)
+    target = lab.path("backups")
+    arguments = {"vm": "annotated", "path": str(target), "mode": "auto", "increment_limit": 2}
+    archive = run_module("vm_backup", **arguments)["archive"]["path"]
+    os.mkdir(archive + ".notes")  # in the way
+    last = run_module("vm_backup", notes="the second", **arguments)
+    assert last["mode"] == "incremental" and len(last["merged_saved_states"]) == 2
+    assert any("has no notes" in text for text in last.warnings)
+    assert vm.domain.snapshotListNames() == []
+
+
 def test_one_writer_per_vm(lab, run_module):
     """A second run is told who is at work; a dead holder is replaced at once."""
     lab.create_vm("shared", [Disk(size_mib=256)], start=False)

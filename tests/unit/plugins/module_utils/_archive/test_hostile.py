@@ -435,6 +435,9 @@ def test_what_stands_beside_an_archive_is_not_followed(tmp_path: Path) -> None:
     os.unlink(path + ".notes")
     os.mkfifo(path + ".notes")
     assert edit.notes(path) == ""
+    os.unlink(path + ".notes")
+    os.mkdir(path + ".notes")
+    assert edit.notes(path) == ""
     with pytest.raises(KvmopsError, match="65536"):
         edit.set_notes(path, "x" * 70_000)
 
