@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
 from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, run_module
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 
@@ -83,6 +85,18 @@ def test_verify_fails_with_the_name_of_the_damaged_archive(backed_up: BackedUp, 
     said = played.task("Fail if there is damage").data["msg"]
     assert str(bad) in said
     assert str(whole) not in said
+
+
+def test_verify_tells_of_an_archive_that_it_could_not_check(backed_up: BackedUp, ansible: Ansible) -> None:
+    place = backed_up.lab.path("at-work")
+    for name in ("free.tar.zst", "taken.tar.zst"):
+        shutil.copy(backed_up.newest, place / name)
+    with busy.alone(str(place / "taken.tar.zst")):
+        played = ansible.playbook("kvmops.backup.verify", fails=True, verify_path=str(place), verify_become=False)
+    said = played.task("Fail if there is damage").data["msg"]
+    assert "Damaged: none." in said and f"Archive {place}/taken.tar.zst: another process" in said
+    handed_on = played.task("Hand the result to the job's artifacts").data["ansible_stats"]["data"]
+    assert handed_on == {"verified": [f"{place}/free.tar.zst"], "damaged": []}
 
 
 def test_restore_takes_the_newest_archive_of_a_vm(backed_up: BackedUp, ansible: Ansible) -> None:
