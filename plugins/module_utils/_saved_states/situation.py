@@ -139,6 +139,7 @@ class WayOut(str, Enum):
 
 _MERGES = {JobSeen.NONE: Act.MERGE, JobSeen.OURS: Act.FINISH}
 _MERGES_QEMU = {JobSeen.NONE: Act.MERGE_QEMU, JobSeen.OURS_QEMU: Act.FINISH_QEMU}
+_ENDS_OF_OVERLAYS = (Act.MERGE, Act.MERGE_QEMU, Act.MERGE_OFF, Act.REDEFINE)  # its file is removed after each
 _NOTHING_MORE = (Content.EMPTY, Content.MERGED)
 
 
@@ -152,12 +153,7 @@ def decide(situation: Situation) -> list[Action]:
     for disk in situation.disks:
         attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
         act = _attached(disk) if attached else _detached(disk, situation.power)
-        if disk.inside and act in (
-            Act.MERGE,
-            Act.MERGE_QEMU,
-            Act.MERGE_OFF,
-            Act.REDEFINE,
-        ):  # the overlay goes after each
+        if disk.inside and act in _ENDS_OF_OVERLAYS:
             why = f"the merge would lose internal saved states in its overlay: {', '.join(disk.inside)}"
             raise Blocked(RefusedError, why, disk.target, WayOut.REMOVE)
         if act is not None:

@@ -266,9 +266,7 @@ def _act(work: _Work) -> list[str]:
             actions = [action for action in actions if action.act not in _AFTERWARDS]
         if not actions:
             _restore_definition(work)
-            stood_on = work.journal.facts.get(overlays.STOOD_ON, "")
-            if work.domain is not None and stood_on and snapshots.stand_on(work.domain, stood_on):
-                done.append(f"{plan.vm_name}: told libvirt again that the VM stands on saved state {stood_on}")
+            done += _stand_again(work)
             running = work.domain is not None and bool(work.domain.isActive())
             for overlay in plan.overlays:
                 former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
@@ -282,6 +280,18 @@ def _act(work: _Work) -> list[str]:
         f"{actions[0].act.value} {actions[0].target} has no lasting effect",
         "Look at the VM by hand.",
     )
+
+
+def _stand_again(work: _Work) -> list[str]:
+    """The saved state that the VM stood on is the current one again; where libvirt refuses, the next increment is a full."""
+    stood_on = work.journal.facts.get(overlays.STOOD_ON, "")
+    if work.domain is None or not stood_on:
+        return []
+    try:
+        told = snapshots.stand_on(work.domain, stood_on)
+    except KvmopsError as error:
+        return [f"{work.plan.vm_name}: libvirt does not take it that the VM stands on saved state {stood_on}: {error}"]
+    return [f"{work.plan.vm_name}: told libvirt again that the VM stands on saved state {stood_on}"] if told else []
 
 
 def _decide_lasting(work: _Work) -> list[Action]:
