@@ -13,10 +13,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
 
-pytest.importorskip("libvirt", reason="no libvirt binding here")
-
 
 def test_the_reason_is_told():
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
     vm = str(uuid.uuid4())
     with pytest.raises(KvmopsError, match=r"it did not start: .*nowhere:///") as raised, Watchdog("nowhere:///", vm):
         pytest.fail("nothing watches over the guest")
