@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
@@ -35,9 +33,3 @@ class VmArchives:
                 else:
                     self._of_others.add(seen)
         return select.without_twins(found)
-
-
-def good_points(view: catalog.View) -> Iterator[Configuration]:
-    """The points that no verification has found lost. Pure."""
-    lost = view.found.lost if view.found else ()
-    return (point for point in view.points if point.timestamp not in lost)

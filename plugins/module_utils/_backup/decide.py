@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from ansible_collections.kvmops.backup.plugins.module_utils import _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import good_points
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
@@ -90,7 +89,7 @@ def full_owed(views: Sequence[catalog.View], weekday: str, now: int) -> str:
     """Why the weekly policy wants a full of the VM whose archives these are, "" if it does not; `weekday` "": no such policy."""
     if not weekday:
         return ""
-    fulls = (point.timestamp for view in views for point in good_points(view) if point.mode == "full")
+    fulls = (point.timestamp for view in views for point in view.good_points if point.mode == "full")
     return _policy.full_owed(fulls, now, weekday)
 
 

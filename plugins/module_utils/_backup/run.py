@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import VmArchives, good_points
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import VmArchives
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.keeping import Keeper
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
@@ -467,7 +467,7 @@ def _young_enough(run: _Run) -> tuple[catalog.View, Configuration] | None:
     found = [
         (view, point)
         for view in views
-        for point in good_points(view)
+        for point in view.good_points
         if now - run.request.max_age_s <= point.timestamp <= now + FUTURE_S
     ]
     return max(found, key=lambda each: each[1].timestamp, default=None)

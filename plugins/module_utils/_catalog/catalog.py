@@ -48,6 +48,12 @@ class View:
         return self.native and not self.damaged
 
     @property
+    def good_points(self) -> tuple[Configuration, ...]:
+        """The points that no verification has found lost."""
+        lost = self.found.lost if self.found else ()
+        return tuple(point for point in self.points if point.timestamp not in lost)
+
+    @property
     def newest(self) -> Configuration:
         """The newest good point."""
         return self.points[-1]
