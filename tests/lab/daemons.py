@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import libvirt
@@ -69,6 +72,26 @@ def _end(signal_number: int) -> None:
 def kill() -> None:
     """SIGKILL for libvirtd; QEMU processes live on. Returns when it is gone."""
     _end(signal.SIGKILL)
+
+
+@contextmanager
+def killed_in_rename_to(paths: Sequence[str]) -> Iterator[None]:
+    """libvirtd gets SIGKILL when it gives a file that it has written one of these names, before it has it."""
+    pid = libvirtd_pid()
+    if pid is None or not is_private():
+        raise LabError("a running libvirtd in a private environment is needed; run this through tests/lab/enter")
+    filters = [
+        argument for path in paths for argument in ("-P", f"{path}.new")
+    ]  # of a rename strace sees the first name only
+    argv = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", *filters, "-e", "inject=rename:signal=SIGKILL"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            for line in tracer.stderr or ():
+                if "attached" in line:
+                    break
+            yield
+        finally:
+            tracer.terminate()
 
 
 def stop() -> None:

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
+
+_DIRECTORY = "/var/lib/libvirt/qemu/snapshot"
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,23 @@ def redefine(domain: Domain, xml: str, *, current: bool) -> None:
         domain.snapshotCreateXML(xml, flags)
     except libvirt.libvirtError as error:
         raise translate(error, f"A saved state of {domain.name()}") from error
+
+
+def finish_writes(domain: Domain) -> list[str]:
+    """Write again what a libvirtd was killed in writing: it leaves NAME.xml.new, which every later one reads beside NAME.xml.
+
+    Without, a saved state that is deleted comes back at a restart of libvirtd, and may claim to be the current one. Returns
+    what libvirt refuses, one sentence each.
+    """
+    refused = []
+    for node in tree(domain):
+        unfinished = os.path.join(_DIRECTORY, domain.name(), f"{node.name}.xml.new")
+        if os.path.lexists(unfinished):
+            try:
+                redefine(domain, node.xml, current=node.current)
+            except KvmopsError as error:
+                refused.append(f"{unfinished} stays behind, which a libvirtd that was killed has left: {error}")
+    return refused
 
 
 def stand_on(domain: Domain, name: str) -> bool:

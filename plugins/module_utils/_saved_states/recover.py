@@ -14,6 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -46,6 +47,7 @@ def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> lis
     progress = progress or Progress()
     for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         try:
+            done += _finish_writes(*_again(conn, uuid))
             # a published point needs its saved state: that one stays
             if overlays.SAVED_STATE in journal.facts and not published.is_published(journal.facts):
                 plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
@@ -118,6 +120,10 @@ def remove_partial(path: str) -> bool:
     if fine:
         remove_file(path)
     return fine
+
+
+def _finish_writes(_conn: Connection, domain: Domain | None) -> list[str]:
+    return snapshots.finish_writes(domain) if domain is not None else []
 
 
 def _again(conn: Connection, uuid: str) -> tuple[Connection, Domain | None]:

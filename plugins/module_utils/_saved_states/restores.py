@@ -210,9 +210,11 @@ def conclude(conn: Connection, operation: Operation) -> str:
             )
     try:
         domain = _lookup(conn, operation.uuid)
+        refused = snapshots.finish_writes(domain) if domain is not None else []
         if domain is not None and _token(domain) == operation.token:
             finish(conn, domain, operation)
-            return f"The restore of {operation.name} from {operation.source} was complete; its remains are removed."
+            done = f"The restore of {operation.name} from {operation.source} was complete; its remains are removed."
+            return " ".join([done, *refused])
         roll_back(conn, operation)
     except libvirt.libvirtError as error:
         raise translate(error, f"The interrupted restore of {operation.name}") from error
@@ -220,7 +222,7 @@ def conclude(conn: Connection, operation: Operation) -> str:
         raise KvmopsError(
             f"The interrupted restore of {operation.name}", f"{error.filename}: {error.strerror}"
         ) from error
-    return f"An interrupted restore of {operation.name} from {operation.source} was taken back."
+    return " ".join([f"An interrupted restore of {operation.name} from {operation.source} was taken back.", *refused])
 
 
 def roll_back(conn: Connection, operation: Operation) -> None:

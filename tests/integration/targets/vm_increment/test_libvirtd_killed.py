@@ -68,3 +68,30 @@ def test_inside_the_saved_state_of_an_increment(lab, run_module):
     assert len(merged) == len(found) + 1
     assert vm.domain.snapshotListNames() == []
     assert chains.chain_lengths(vm) == {"vda": 1, "vdb": 1}
+
+
+def test_in_the_writing_of_what_libvirt_knows(lab, run_module):
+    """It leaves NAME.xml.new, from which a deleted saved state would come back with every restart of libvirtd."""
+    vm = lab.create_vm("scribe", [Disk()])
+    vm.wait_for_marker(2)
+    arguments = {"vm": "scribe", "path": str(lab.path("backups")), "mode": "auto"}
+    archive = run_module("vm_backup", **arguments)["archive"]["path"]
+    notes = Path("/var/lib/libvirt/qemu/snapshot/scribe")
+    for of_new in (False, True):
+        before = vm.domain.snapshotListNames()
+        now = int(time.time())
+        names = [f"kvmops-{timestamp}" for timestamp in range(now, now + 60)] if of_new else before
+        with daemons.killed_in_rename_to([f"{notes}/{name}.xml" for name in names]):
+            run_module("vm_backup", fails=True, **arguments)
+            wait_for("libvirtd to die", lambda: daemons.libvirtd_pid() is None, 60)
+        assert len(list(notes.glob("*.new"))) == 1
+        daemons.start()
+        result = run_module("vm_backup", **arguments)
+        assert (result["mode"], result["archive"]["path"]) == ("incremental", archive), result["reason"]
+        assert list(notes.glob("*.new")) == []
+        names = sorted(vm.domain.snapshotListNames())
+        assert len(names) == len(before) + 1
+        daemons.stop()
+        daemons.start()
+        assert sorted(vm.domain.snapshotListNames()) == names
+        assert vm.domain.snapshotCurrent().getName() == f"kvmops-{result['point']}"

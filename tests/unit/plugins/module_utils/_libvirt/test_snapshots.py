@@ -66,6 +66,9 @@ class Forgetful:
     def __init__(self, current):
         self.current, self.redefined = current, []
 
+    def name(self):
+        return "vm"
+
     def listAllSnapshots(self, _flags):
         return [Listed(name, name == self.current) for name in ("a", "b")]
 
@@ -92,3 +95,29 @@ def test_the_current_one_is_told_again_only_where_none_is():
         domain = Forgetful(current)
         assert snapshots.stand_on(domain, name) is bool(redefined)
         assert domain.redefined == redefined
+
+
+def test_what_a_killed_libvirtd_was_writing_is_written_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(snapshots, "_DIRECTORY", str(tmp_path))
+    (tmp_path / "vm").mkdir()
+    for name in ("a.xml", "b.xml", "b.xml.new", "unknown.xml.new"):
+        (tmp_path / "vm" / name).touch()
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+    for current, expected in (("a", flags), ("b", flags | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT)):
+        domain = Forgetful(current)
+        assert snapshots.finish_writes(domain) == []
+        assert domain.redefined == [("b", expected)]
+
+
+def test_what_libvirt_does_not_write_again_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(snapshots, "_DIRECTORY", str(tmp_path))
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "b.xml.new").touch()
+
+    def refuse(_xml, _flags):
+        raise libvirt.libvirtError("parent gone for snapshot b not found")
+
+    domain = Forgetful("a")
+    domain.snapshotCreateXML = refuse
+    (refused,) = snapshots.finish_writes(domain)
+    assert refused.startswith(f"{tmp_path}/vm/b.xml.new stays behind") and "parent gone" in refused
