@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
-
-_DIRECTORY = "/var/lib/libvirt/qemu/snapshot"
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def finish_writes(domain: Domain) -> list[str]:
     """
     refused = []
     for node in tree(domain):
-        unfinished = os.path.join(_DIRECTORY, domain.name(), f"{node.name}.xml.new")
+        unfinished = os.path.join(files.of_saved_states(domain.name()), f"{node.name}.xml.new")
         if os.path.lexists(unfinished):
             try:
                 redefine(domain, node.xml, current=node.current)

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, files, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -81,6 +81,7 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
         if plan.quiesce and agent.is_agent_failure(error):
             raise QuiesceError(what, str(error), "Mend the guest agent, or use another consistency.") from error
         raise translate(error, what) from error
+    files.sync(conn.getURI(), plan.vm_name)
     journal.record(**{overlays.PHASE: Phase.TAKEN})
     return taken
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     CancelledError,
@@ -24,7 +24,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, snapshots, status, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
+    agent,
+    blockjobs,
+    files,
+    snapshots,
+    status,
+    views,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -526,10 +533,12 @@ def _forget(work: _Work, _target: str) -> None:
 
 
 def _unlink(work: _Work, target: str) -> None:
+    files.sync(work.conn.getURI(), work.plan.vm_name)
     remove_file(work.overlay(target).overlay_path)
 
 
 def _unlink_memory(work: _Work, _target: str) -> None:
+    files.sync(work.conn.getURI(), work.plan.vm_name)
     remove_file(work.plan.memory_path)
 
 
@@ -583,8 +592,4 @@ def remove_file(path: str) -> None:
     """Remove a file, durably; none of that name is fine."""
     with suppress(FileNotFoundError):
         os.unlink(path)
-    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _files.sync_directory(os.path.dirname(path))

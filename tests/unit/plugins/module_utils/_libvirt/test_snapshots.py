@@ -9,7 +9,7 @@ import random
 
 import libvirt
 
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._xml import parse
 
 
@@ -98,7 +98,7 @@ def test_the_current_one_is_told_again_only_where_none_is():
 
 
 def test_what_a_killed_libvirtd_was_writing_is_written_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(snapshots, "_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(files, "_SAVED_STATES", str(tmp_path))
     (tmp_path / "vm").mkdir()
     for name in ("a.xml", "b.xml", "b.xml.new", "unknown.xml.new"):
         (tmp_path / "vm" / name).touch()
@@ -110,7 +110,7 @@ def test_what_a_killed_libvirtd_was_writing_is_written_again(monkeypatch, tmp_pa
 
 
 def test_what_libvirt_does_not_write_again_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(snapshots, "_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(files, "_SAVED_STATES", str(tmp_path))
     (tmp_path / "vm").mkdir()
     (tmp_path / "vm" / "b.xml.new").touch()
 

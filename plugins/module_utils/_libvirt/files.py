@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The files in which libvirt's system daemon keeps what it knows about VMs."""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
+
+_DEFINITIONS = "/etc/libvirt/qemu"
+_SAVED_STATES = "/var/lib/libvirt/qemu/snapshot"
+
+
+def of_saved_states(vm_name: str) -> str:
+    """The directory with a file NAME.xml for each saved state of the VM; there is none for a VM that never had one."""
+    return os.path.join(_SAVED_STATES, vm_name)
+
+
+def sync(uri: str, *vm_names: str) -> None:
+    """Make durable what libvirt has written about these VMs: it syncs the files, but not the directories with their names.
+
+    Images must not go, and a point must not be published, while a power cut would bring an older definition back.
+    Raises TargetError.
+    """
+    if not uri.endswith("/system"):
+        return
+    directories = [_DEFINITIONS, os.path.join(_DEFINITIONS, "autostart"), _SAVED_STATES]
+    for directory in directories + [of_saved_states(name) for name in vm_names]:
+        if os.path.isdir(directory):
+            _files.sync_directory(directory)
