@@ -54,6 +54,8 @@ class Phase(str, Enum):
 
     PREPARING = "preparing"  # new files are being made, the VM has not been touched
     COMMITTED = "committed"  # new files are there; from now on it goes forward
+    STOPPED = "stopped"  # internal: the VM is off, and libvirt's own revert comes next
+    ENDED = "ended"  # the VM is what it was, and may be changed by anybody; what is left are files
 
 
 @dataclass(frozen=True)
@@ -235,15 +237,7 @@ def _definition(
     root: etree._Element, state: State, fresh: tuple[Fresh, ...], definition: str, layers: Layers, what: str
 ) -> str:
     """The <domain> of that moment on the new overlays, under the name that the VM has now."""
-    then = root.find("inactiveDomain")
-    then = root.find("domain") if then is None else then
-    if then is None:
-        raise RefusedError(what, "libvirt does not know the VM's definition of that moment")
-    domain = _xml.parse(_xml.text(then), what)
-    domain.tag = "domain"
-    name = domain.find("name")
-    if name is not None:
-        name.text = layers.vm_name
+    domain = _definition_then(root, layers.vm_name, what)
     now = {_target(disk): disk for disk in _xml.parse(definition, what).iterfind("devices/disk")}
     news = {each.target: each for each in fresh}
     for disk in list(domain.iterfind("devices/disk")):
@@ -258,6 +252,20 @@ def _definition(
                 raise RefusedError(what, f"{target} was left out of it, and {kept.path} is needed by another one now")
             _xml.parent_of(disk).replace(disk, now[target])
     return _xml.text(domain)
+
+
+def _definition_then(root: etree._Element, vm_name: str, what: str) -> etree._Element:
+    """The persistent <domain> in a saved state, under that name."""
+    then = root.find("inactiveDomain")
+    then = root.find("domain") if then is None else then
+    if then is None:
+        raise RefusedError(what, "libvirt does not know the VM's definition of that moment")
+    domain = _xml.parse(_xml.text(then), what)
+    domain.tag = "domain"
+    name = domain.find("name")
+    if name is not None:
+        name.text = vm_name
+    return domain
 
 
 def _target(disk: etree._Element) -> str:
@@ -321,10 +329,15 @@ def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, pr
 def resume(conn: Connection, domain: Domain | None, plan: RevertPlan, journal: Journal) -> str:
     """Finish or undo what a dead run began; one sentence about it."""
     what = f"{plan.vm_name}: the revert to {plan.name}"
+    phase = journal.facts.get(_PHASE)
+    if phase == Phase.ENDED:
+        if domain is not None:
+            _discard(conn, domain, plan)
+        return f"{what} was finished"
     if domain is None:
         _take_back(conn, None, plan)
         return f"{what} was given up: the VM is not defined any more"
-    if journal.facts.get(_PHASE) != Phase.COMMITTED:
+    if phase not in (Phase.COMMITTED, Phase.STOPPED):
         _take_back(conn, domain, plan)
         return f"{what} was taken back"
     if not domain.isActive():
@@ -334,18 +347,20 @@ def resume(conn: Connection, domain: Domain | None, plan: RevertPlan, journal: J
         _forward(conn, domain, plan, journal)
         return f"{what} was finished"
     runs_on = _active_images(conn, domain, live=True)
-    if plan.internal and not plan.fresh:
-        # libvirt starts the VM with the saved state loaded or not at all: either way its disks are whole
-        _discard(conn, domain, plan)
-        return f"{what} ended with the VM running"
-    if {each.path for each in plan.fresh} <= runs_on:
-        if plan.internal:
-            snapshots.redefine(domain, plan.state_xml, current=True)
+    if plan.internal and not plan.fresh and phase == Phase.STOPPED:
+        # the images are the same ones, loaded or not
+        if domain.state()[:2] == [libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED]:
             _discard(conn, domain, plan)
-            return f"{what} was finished"
-        _forward(conn, domain, plan, journal)
+            return f"{what} was cut off, and the VM was started since: revert again, its disks may be of two moments"
+        _finish_loaded(conn, domain, plan, journal)
         return f"{what} was finished"
-    if runs_on <= set(plan.actives):
+    if plan.fresh and {each.path for each in plan.fresh} <= runs_on:
+        if plan.internal:
+            _finish_loaded(conn, domain, plan, journal)
+        else:
+            _forward(conn, domain, plan, journal)
+        return f"{what} was finished"
+    if not plan.fresh or runs_on <= set(plan.actives):
         _take_back(conn, domain, plan)
         return f"{what} was taken back: the VM runs as it did before"
     raise SplitViewError(what, f"the VM runs on {', '.join(sorted(runs_on))}", "Look at its disks by hand.")
@@ -368,7 +383,7 @@ def _forward(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journa
     """From the new files to the end; every step sees by itself whether it has been done."""
     try:
         if plan.internal:
-            _forward_internal(domain, plan)
+            _forward_internal(domain, plan, journal)
         else:
             _forward_external(conn, domain, plan)
     except (KvmopsError, libvirt.libvirtError) as error:
@@ -378,7 +393,7 @@ def _forward(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journa
         journal.done()
         hint = "Nothing of the VM is lost, but it may be off now: start it."
         raise KvmopsError(f"Reverting {plan.vm_name} to {plan.name}", str(error), hint) from error
-    _discard(conn, domain, plan)
+    _end(conn, domain, plan, journal)
 
 
 def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
@@ -397,14 +412,45 @@ def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> Non
             if _target(disk) in news:
                 stand_on(disk, news[_target(disk)])
         conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
+    if plan.memory_path:
+        _let_run(domain, plan, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
 
 
-def _forward_internal(domain: Domain, plan: RevertPlan) -> None:
+def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal) -> None:
     if plan.fresh:
         snapshots.redefine(domain, plan.state_xml, current=False)
     if domain.isActive():
         domain.destroy()  # libvirt would load the saved state into the QEMU that runs, from the images that it has
+    journal.record(**{_PHASE: Phase.STOPPED})
     snapshots.revert_internal(domain, plan.name)
+
+
+def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+    """The VM runs with the saved state loaded, and libvirt may have died before the rest: it writes the definition last."""
+    what = f"The definition of {plan.vm_name}"
+    try:
+        kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+        named = {each.path for each in plan.fresh} <= _active_images(conn, domain, live=False)
+        if not named or former.words(kept) == former.words(plan.former_definition):
+            _let_run(domain, plan, libvirt.VIR_DOMAIN_PAUSED_USER)
+            snapshots.redefine(domain, plan.state_xml, current=True)
+            root = _xml.parse(plan.state_xml, f"The saved state {plan.name} of {plan.vm_name}")
+            conn.defineXML(_xml.text(_definition_then(root, plan.vm_name, what)))
+    except libvirt.libvirtError as error:
+        raise translate(error, what) from error
+    _end(conn, domain, plan, journal)
+
+
+def _let_run(domain: Domain, plan: RevertPlan, paused_by_start: int) -> None:
+    """Start the CPUs of a guest that ran then, if libvirt died between QEMU's start and theirs: the pause has that reason."""
+    ran = snapshots.describe(plan.state_xml, current=True).state == "running"
+    if ran and domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, paused_by_start]:
+        domain.resume()
+
+
+def _end(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+    journal.record(**{_PHASE: Phase.ENDED})
+    _discard(conn, domain, plan)
 
 
 def _discard(conn: Connection, domain: Domain, plan: RevertPlan) -> None:

@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What becomes of a dead run's revert, by how far it had come and by what the VM is then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import libvirt
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import revert
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.revert import Fresh, Phase, RevertPlan
+
+RUNNING, PAUSED, OFF = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_SHUTOFF
+BOOTED, UNPAUSED = libvirt.VIR_DOMAIN_RUNNING_BOOTED, libvirt.VIR_DOMAIN_RUNNING_UNPAUSED
+BY_USER, BY_MIGRATION = libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_MIGRATION
+COPY = Fresh("vda", "/p/a", "qcow2", "/p/a.reverted-7")
+
+
+def definition(path, title=""):
+    return (
+        f"<domain><name>web</name><title>{title}</title><devices><disk><source file='{path}'/><target dev='vda'/></disk>"
+        "</devices></domain>"
+    )
+
+
+def state(path, ran="running"):
+    inactive = definition(path, "then").replace("domain>", "inactiveDomain>").replace("web", "old")
+    return f"<domainsnapshot><name>s</name><state>{ran}</state>{definition(path)}{inactive}</domainsnapshot>"
+
+
+def plan(fresh=(COPY,), internal=True, **changes):
+    path = fresh[0].path if fresh else "/p/a"
+    made = RevertPlan(
+        vm_uuid="u", vm_name="web", name="s", internal=internal, fresh=fresh, actives=("/p/a",),
+        definition="" if internal else definition(path, "then"), former_definition=definition("/p/a", "now"),
+        state_xml=state(path), former_xml=state("/p/a"), former_current="", memory_path="" if internal else "/p/memory",
+        discarded=("/p/x",),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def _file(xml):
+    return _xml.parse(xml, "").find("devices/disk/source").get("file")
+
+
+class FakeJournal:
+    """Facts, as recorded."""
+
+    def __init__(self, phase):
+        self.facts = {"revert_phase": phase}
+
+    def record(self, **facts):
+        self.facts.update(facts)
+
+
+class FakeVm:
+    """A VM and its libvirt; ``done`` is what was called of what changes it."""
+
+    def __init__(self, monkeypatch, now, runs_on="/p/a", kept=None):
+        self.now, self.runs_on, self.kept, self.done = now, runs_on, kept or definition("/p/a", "now"), []
+        monkeypatch.setattr(revert, "_active_images", self.images)
+        monkeypatch.setattr(snapshots, "redefine", lambda _vm, _xml, *, current: self.done.append(f"current {current}"))
+        monkeypatch.setattr(snapshots, "revert_internal", lambda _vm, _name: self.done.append("revert"))
+        monkeypatch.setattr(snapshots, "tree", lambda _vm: ())
+        monkeypatch.setattr(revert.way_back, "remove_file", lambda path: self.done.append(f"remove {path}"))
+        monkeypatch.setattr(revert.image_layers, "has_data", lambda _path: True)
+
+    def images(self, _conn, _vm, *, live):
+        return ({self.runs_on} if self.isActive() else set()) if live else {_file(self.kept)}
+
+    def isActive(self):
+        return self.now[0] != OFF
+
+    def hasManagedSaveImage(self, _flags):
+        return False
+
+    def state(self):
+        return list(self.now)
+
+    def XMLDesc(self, _flags):
+        return self.kept
+
+    def resume(self):
+        self.done.append("resume")
+
+    def destroy(self):
+        self.done.append("destroy")
+
+    def defineXML(self, xml):
+        self.kept = xml
+        self.done.append("define")
+
+
+def resumed(vm, phase, of):
+    journal = FakeJournal(phase)
+    return revert.resume(vm, vm, of, journal), vm.done, journal.facts["revert_phase"]
+
+
+@pytest.mark.parametrize("fresh", [(COPY,), ()])
+@pytest.mark.parametrize(("now", "resumes"), [((PAUSED, BY_USER), ["resume"]), ((RUNNING, UNPAUSED), [])])
+def test_what_libvirt_did_not_come_to_is_done(monkeypatch, fresh, now, resumes):
+    of = plan(fresh)
+    vm = FakeVm(monkeypatch, now, runs_on=fresh[0].path if fresh else "/p/a")
+    text, done, phase = resumed(vm, Phase.STOPPED, of)
+    assert "was finished" in text and phase is Phase.ENDED
+    assert done == [*resumes, "current True", "define", "remove /p/x"]
+    assert "<title>then" in vm.kept and "<name>web<" in vm.kept and vm.runs_on in vm.kept
+
+
+@pytest.mark.parametrize("fresh", [(COPY,), ()])
+def test_what_libvirt_had_finished_is_left_to_whoever_paused_it(monkeypatch, fresh):
+    path = fresh[0].path if fresh else "/p/a"
+    vm = FakeVm(monkeypatch, (PAUSED, BY_USER), runs_on=path, kept=definition(path, "changed since"))
+    assert resumed(vm, Phase.STOPPED, plan(fresh))[1] == ["remove /p/x"]
+
+
+def test_a_guest_that_was_paused_then_stays_paused(monkeypatch):
+    vm = FakeVm(monkeypatch, (PAUSED, BY_USER), runs_on=COPY.path)
+    assert "resume" not in resumed(vm, Phase.STOPPED, plan(state_xml=state(COPY.path, "paused")))[1]
+
+
+@pytest.mark.parametrize(("now", "resumes"), [((PAUSED, BY_MIGRATION), True), ((PAUSED, BY_USER), False)])
+def test_memory_that_was_loaded_runs(monkeypatch, now, resumes):
+    of = plan(internal=False)
+    vm = FakeVm(monkeypatch, now, runs_on=COPY.path, kept=of.definition)
+    text, done, _phase = resumed(vm, Phase.COMMITTED, of)
+    assert "was finished" in text and ("resume" in done) == resumes and "define" not in done
+
+
+def test_a_vm_that_was_never_stopped_is_what_it_was(monkeypatch):
+    vm = FakeVm(monkeypatch, (RUNNING, UNPAUSED))
+    text, done, _phase = resumed(vm, Phase.COMMITTED, plan(()))
+    assert "was taken back" in text and done == []
+
+
+def test_a_vm_that_somebody_has_started_since_is_not_said_to_be_reverted(monkeypatch):
+    vm = FakeVm(monkeypatch, (RUNNING, BOOTED))
+    text, done, _phase = resumed(vm, Phase.STOPPED, plan(()))
+    assert "was cut off" in text and done == ["remove /p/x"]
+
+
+@pytest.mark.parametrize("of", [plan(), plan(()), plan(internal=False)])
+@pytest.mark.parametrize("now", [(OFF, 0), (PAUSED, BY_USER), (PAUSED, BY_MIGRATION), (RUNNING, BOOTED)])
+def test_a_revert_that_had_ended_touches_no_vm(monkeypatch, of, now):
+    vm = FakeVm(monkeypatch, now, runs_on=COPY.path)
+    assert resumed(vm, Phase.ENDED, of)[1] == ["remove /p/x"]
+    assert revert.resume(vm, None, of, FakeJournal(Phase.ENDED)) and vm.done == ["remove /p/x"]
+
+
+def test_one_that_is_off_is_reverted_and_then_nobodys_business(monkeypatch):
+    vm = FakeVm(monkeypatch, (OFF, 0))
+    text, done, phase = resumed(vm, Phase.STOPPED, plan(()))
+    assert "was finished" in text and done == ["revert", "remove /p/x"] and phase is Phase.ENDED
