@@ -64,7 +64,6 @@ class FakeVm:
         self.now, self.runs_on, self.kept, self.done = now, runs_on, kept or definition("/p/a", "now"), []
         monkeypatch.setattr(revert, "_active_images", self.images)
         monkeypatch.setattr(snapshots, "redefine", lambda _vm, _xml, *, current: self.done.append(f"current {current}"))
-        monkeypatch.setattr(snapshots, "revert_internal", lambda _vm, _name: self.done.append("revert"))
         monkeypatch.setattr(snapshots, "tree", lambda _vm: ())
         monkeypatch.setattr(revert.way_back, "remove_file", lambda path: self.done.append(f"remove {path}"))
         monkeypatch.setattr(revert.image_layers, "has_data", lambda _path: True)
@@ -131,8 +130,14 @@ def test_memory_that_was_loaded_runs(monkeypatch, now, resumes):
     assert "was finished" in text and ("resume" in done) == resumes and "define" not in done
 
 
-def test_a_vm_that_was_never_stopped_is_what_it_was(monkeypatch):
-    vm = FakeVm(monkeypatch, (RUNNING, UNPAUSED))
+def test_a_definition_on_the_former_images_is_not_kept_for_a_change_since(monkeypatch):
+    vm = FakeVm(monkeypatch, (RUNNING, UNPAUSED), runs_on=COPY.path, kept=definition("/p/a", "changed since"))
+    assert "define" in resumed(vm, Phase.STOPPED, plan())[1] and vm.kept.count(COPY.path) == 1
+
+
+@pytest.mark.parametrize("runs_on", ["/p/a", "/p/plugged"])
+def test_a_vm_that_was_never_stopped_is_what_it_was(monkeypatch, runs_on):
+    vm = FakeVm(monkeypatch, (RUNNING, UNPAUSED), runs_on=runs_on)
     text, done, _phase = resumed(vm, Phase.COMMITTED, plan(()))
     assert "was taken back" in text and done == []
 
@@ -152,6 +157,7 @@ def test_a_revert_that_had_ended_touches_no_vm(monkeypatch, of, now):
 
 
 def test_one_that_is_off_is_reverted_and_then_nobodys_business(monkeypatch):
-    vm = FakeVm(monkeypatch, (OFF, 0))
-    text, done, phase = resumed(vm, Phase.STOPPED, plan(()))
-    assert "was finished" in text and done == ["revert", "remove /p/x"] and phase is Phase.ENDED
+    vm, journal = FakeVm(monkeypatch, (OFF, 0)), FakeJournal(Phase.COMMITTED)
+    monkeypatch.setattr(snapshots, "revert_internal", lambda _vm, _name: vm.done.append(dict(journal.facts)))
+    assert "was finished" in revert.resume(vm, vm, plan(()), journal)
+    assert vm.done == [{"revert_phase": Phase.STOPPED}, "remove /p/x"] and journal.facts["revert_phase"] is Phase.ENDED
