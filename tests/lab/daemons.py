@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,13 +78,46 @@ def kill() -> None:
 @contextmanager
 def killed_in_rename_to(paths: Sequence[str]) -> Iterator[None]:
     """libvirtd gets SIGKILL when it gives a file that it has written one of these names, before it has it."""
+    with _renames(paths, "signal=SIGKILL"):
+        yield
+
+
+@contextmanager
+def killed_in_rename_of(path: str, is_meant: Callable[[str], bool]) -> Iterator[None]:
+    """libvirtd gets SIGKILL when it has written a new text for the file that is the one meant, before the file has it."""
+    fresh = Path(f"{path}.new")
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(0.01):
+            try:
+                text = fresh.read_text()
+            except FileNotFoundError:
+                continue
+            if is_meant(text):
+                kill()
+                return
+
+    watcher = threading.Thread(target=watch)
+    with _renames([path], "delay_enter=200ms"):  # time to read what is in it
+        watcher.start()
+        try:
+            yield
+        finally:
+            left.set()
+            watcher.join()
+
+
+@contextmanager
+def _renames(paths: Sequence[str], injected: str) -> Iterator[None]:
+    """What strace shall inject whenever libvirtd gives a file that it has written one of these names."""
     pid = libvirtd_pid()
     if pid is None or not is_private():
         raise LabError("a running libvirtd in a private environment is needed; run this through tests/lab/enter")
     filters = [
         argument for path in paths for argument in ("-P", f"{path}.new")
     ]  # of a rename strace sees the first name only
-    argv = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", *filters, "-e", "inject=rename:signal=SIGKILL"]
+    argv = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", *filters, "-e", f"inject=rename:{injected}"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
         try:
             for line in tracer.stderr or ():

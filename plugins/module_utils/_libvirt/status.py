@@ -5,14 +5,17 @@
 
 While it ends an active commit, libvirt before 10 writes ``<mirror job=''>``, which it cannot read itself: a libvirtd that dies
 in that moment forgets a running VM. One that dies a little earlier believes in a job that QEMU has ended, and refuses every
-other one. libvirt offers no call for either: the note is put right, and the daemon, restarted, reads it.
+other one. Of an inner commit it lets QEMU forget the job before it notes the shorter chain: one that dies in between never
+learns of it. libvirt offers no call for any of them: the note is put right, and the daemon, restarted, reads it.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
@@ -30,6 +33,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 
 _DIRECTORY = "/run/libvirt/qemu"
 _SETTLED_S = 30.0
+_NOTHING: Mapping[str, Collection[str]] = MappingProxyType({})
 
 
 def path_of(vm_name: str) -> str:
@@ -44,19 +48,46 @@ def is_unreadable(vm_name: str) -> bool:
     return False
 
 
-def without_mirrors(text: str, ghosts: tuple[str, ...]) -> str:
-    """The note without the block jobs of these disks, and without those that libvirt cannot read. Pure."""
+def put_right(text: str, ghosts: Collection[str], merged: Mapping[str, Collection[str]]) -> str:
+    """The note without the block jobs of ``ghosts``, those that libvirt cannot read, and the links to ``merged`` layers.
+
+    The same text when there is none of them. See mend().
+    """
     root = _xml.parse(text, "libvirt's note about a running VM")
+    changed = False
     for disk in root.iterfind("domain/devices/disk"):
         target = disk.find("target")
+        name = "" if target is None else target.get("dev", "")
         for mirror in disk.findall("mirror"):
-            if not mirror.get("job") or (target is not None and target.get("dev") in ghosts):
+            if not mirror.get("job") or name in ghosts:
                 disk.remove(mirror)
-    return "<?xml version='1.0'?>\n" + _xml.text(root) + "\n"
+                changed = True
+        changed |= _drop_links(disk, merged.get(name, ()))
+    return "<?xml version='1.0'?>\n" + _xml.text(root) + "\n" if changed else text
 
 
-def mend(conn: Connection, domain: Domain, ghosts: tuple[str, ...] = ()) -> tuple[Connection, Domain]:
-    """Make libvirt find the running VM again, or forget the ended block jobs of ``ghosts`` (targets); the two, opened anew.
+def _drop_links(disk: etree._Element, paths: Collection[str]) -> bool:
+    """Whether there was one to drop. What each stood on takes its place, as libvirt itself has it after a merge."""
+    changed = False
+    above = disk
+    link = above.find("backingStore")
+    while link is not None:
+        source, below = link.find("source"), link.find("backingStore")
+        if source is not None and below is not None and os.path.realpath(source.get("file", "")) in paths:
+            above.replace(link, below)
+            changed = True
+        else:
+            above = link
+        link = below
+    return changed
+
+
+def mend(
+    conn: Connection, domain: Domain, ghosts: Collection[str] = (), merged: Mapping[str, Collection[str]] = _NOTHING
+) -> tuple[Connection, Domain]:
+    """Make libvirt find the running VM again, or forget what QEMU has ended; the two, opened anew.
+
+    ``ghosts`` are targets with block jobs to forget, ``merged`` layers to forget (resolved paths) by target.
 
     Raises KvmopsError, with nothing changed, when that is not what is wrong, or when other VMs would suffer.
     """
@@ -67,8 +98,8 @@ def mend(conn: Connection, domain: Domain, ghosts: tuple[str, ...] = ()) -> tupl
             before = file.read()
     except OSError as error:
         raise KvmopsError(path, f"cannot be read ({error.strerror})") from error
-    after = without_mirrors(before, ghosts)
-    if after.count("<mirror") == before.count("<mirror"):
+    after = put_right(before, ghosts, merged)
+    if after == before:
         raise KvmopsError(path, "it is not what keeps libvirt from the VM")
     _require_qemu(_xml.parse(before, path), uuid, path)
     _require_others_idle(conn, uuid)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, status, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -126,9 +126,9 @@ def _merge_all(
     work = _Work(conn, domain, plan, journal, progress)
     for merge in plan.merges:
         if not merge.active:
-            _merge_below(work, merge)
+            work = _merge_below(work, merge)
     active = [merge for merge in plan.merges if merge.active]
-    return _merge_active(work, active) if active else []
+    return [*work.notes, *(_merge_active(work, active) if active else [])]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class _Work:
     plan: RemovalPlan
     journal: Journal
     progress: Progress
+    notes: tuple[str, ...] = ()  # what a person should know
 
     @property
     def running(self) -> bool:
@@ -171,11 +172,11 @@ def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
 # --- layers below, and on other branches ---------------------------------------------------------------------------
 
 
-def _merge_below(work: _Work, merge: Merge) -> None:
-    """Merge layers that the guest does not write to, unless that has been done."""
+def _merge_below(work: _Work, merge: Merge) -> _Work:
+    """Merge layers that the guest does not write to, unless that has been done. Returns the work to go on with."""
     committed = f"{_COMMITTED}_{merge.top_path}"
     if work.running and merge.attached:
-        _merge_in_qemu(work, merge)
+        work = _merge_in_qemu(work, merge)
         work.journal.record(**{committed: True})
     children = [child for child in merge.children if not _stands_on_base(child, merge)]
     for path in (merge.top_path, *children):
@@ -190,6 +191,7 @@ def _merge_below(work: _Work, merge: Merge) -> None:
     for child in children:
         qemu_img.rebase_unsafe(child, merge.base_path, merge.base_format)
         copying.sync(child)
+    return work
 
 
 def _require_nobody(path: str, image_format: str, merge: Merge) -> None:
@@ -197,38 +199,66 @@ def _require_nobody(path: str, image_format: str, merge: Merge) -> None:
         raise BusyError(f"Merging {merge.top_path} into {merge.base_path}", f"a process has {path} open")
 
 
-def _merge_in_qemu(work: _Work, merge: Merge) -> None:
+def _merge_in_qemu(work: _Work, merge: Merge) -> _Work:
     started = f"{_STARTED}_{merge.target}"
-    conn, domain = work.conn, work.domain
-    what = f"Merging {merge.top_path} of {work.plan.vm_name} into {merge.base_path}"
+    domain = work.domain
+    what = _what(work, merge)
     jobs = [job for job in blockjobs.jobs(domain) if job.target == merge.target]
     ours = work.journal.facts.get(started) == merge.top_path
     if jobs and not (ours and jobs[0].type == "commit"):
         raise BusyError(what, f"the block job {jobs[0].id} is not ours", "Wait until it has finished.")
-    chain = views.gather(conn, domain).disk(merge.target).qemu
-    if merge.top_path in chain and not jobs:
+    if merge.top_path in _seen(work, merge).qemu and not jobs:
         work.journal.record(**{started: merge.top_path})
         limit_bps = work.progress.merge_bps
         blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path, limit_bps)
     blockjobs.wait_ended(domain, merge.target, way_back.reporter(work.progress, merge.target))
-    if not way_back.soon(lambda: views.gather(conn, domain).disk(merge.target).agree):
-        seen = views.gather(conn, domain).disk(merge.target)
-        # libvirtd has died twice and missed the end of the job
-        if seen.qemu[:1] == seen.live[:1] and seen.qemu[1:2] == (merge.base_path,) and merge.top_path in seen.live:
-            blockjobs.shorten(domain, merge.target, merge.base_path)
-            seen = views.gather(conn, domain).disk(merge.target)
-        if not seen.agree:
-            raise SplitViewError(
-                what,
-                f"QEMU has {' on '.join(seen.qemu)}, the live definition {' on '.join(seen.live)}",
-                "Shut the VM down, start it, and run the task again.",
-            )
-    if merge.top_path in views.gather(conn, domain).disk(merge.target).qemu:
+    if not way_back.soon(lambda: _seen(work, merge).agree):
+        work = _learned(work, merge)
+    if merge.top_path in _seen(work, merge).qemu:
         raise KvmopsError(
             what,
             "the block job ended before its end",
             "Look for a full file system or I/O errors under the disk; the next run tries again.",
         )
+    # a libvirtd that missed the end left them, and with them the files' space
+    for path in merge.gone:
+        blockjobs.drop_nodes(work.domain, path)
+    return work
+
+
+def _what(work: _Work, merge: Merge) -> str:
+    return f"Merging {merge.top_path} of {work.plan.vm_name} into {merge.base_path}"
+
+
+def _seen(work: _Work, merge: Merge) -> views.DiskView:
+    return views.gather(work.conn, work.domain).disk(merge.target)
+
+
+def _learned(work: _Work, merge: Merge) -> _Work:
+    """The same work with a libvirt that knows of the merge: a libvirtd that died at its end missed it, for good.
+
+    Raises SplitViewError where that is not all, or cannot be mended.
+    """
+    seen = _seen(work, merge)
+    tried = ""
+    hint = "Shut the VM down, start it, and run the task again."
+    if tuple(path for path in seen.live if path not in merge.gone) == seen.qemu != seen.live:
+        if seen.qemu[1] == merge.base_path:
+            blockjobs.shorten(work.domain, merge.target, merge.base_path)  # without a restart of libvirtd
+        else:
+            try:
+                conn, domain = status.mend(work.conn, work.domain, merged={merge.target: merge.gone})
+            except KvmopsError as error:
+                tried = f". It could not be put right by itself ({error})"
+                hint = f"See to that and run the task again, or: {hint[0].lower()}{hint[1:]}"
+            else:
+                note = f"restarted libvirtd, which had missed the end of a merge of {merge.target} when it died"
+                work = replace(work, conn=conn, domain=domain, notes=(*work.notes, f"{work.plan.vm_name}: {note}"))
+        seen = _seen(work, merge)
+    if not seen.agree:
+        where = f"QEMU has {' on '.join(seen.qemu)}, the live definition {' on '.join(seen.live)}"
+        raise SplitViewError(_what(work, merge), f"{where}{tried}", hint)
+    return work
 
 
 def _stands_on_base(child: str, merge: Merge) -> bool:
