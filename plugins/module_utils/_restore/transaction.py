@@ -125,6 +125,8 @@ class Transaction:
             self._require_template()
             self._end_cycles()
             self._swap()
+            journal.record(defining=True)
+            self._operation = replace(self._operation, defining=True)
             self._define(states)
         except BaseException as error:
             self._undo(journal, error)
@@ -153,7 +155,9 @@ class Transaction:
                 xml=vm.xml,
                 autostart=bool(domain.autostart()),
                 states=tuple(restores.StateRecord(state.name, state.xml, state.current) for state in states),
-                checkpoints=tuple((each.getName(), each.getXMLDesc(0)) for each in checkpoints),
+                checkpoints=tuple(
+                    (each.getName(), each.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)) for each in checkpoints
+                ),
             )
         except libvirt.libvirtError as error:
             raise translate(error, f"The VM {vm.name}") from error
@@ -297,6 +301,7 @@ class Transaction:
             domain = self._conn.defineXML(mark.add(plan.domain_xml, replace(found, token=operation.pending_token)))
             if old is not None:
                 restores.forget(domain, old.states)
+                restores.forget_checkpoints(domain, old)
             restores.define_states(domain, operation.states)
             self._require_as_planned(domain, replace(found, token=operation.pending_token))
             self._conn.defineXML(mark.add(plan.domain_xml, found))

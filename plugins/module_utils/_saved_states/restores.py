@@ -5,7 +5,8 @@
 
 The one question is whether the VM carries the mark of the restore: the definition with it is its commit. Before it, the old
 files have kept their content under another name; after it, they are what is left to remove. Every step can be repeated.
-A VM whose saved states are still being defined carries a mark that is not the final one (`pending_token`).
+A VM whose saved states are still being defined carries a mark that is not the final one (`pending_token`). Of a replaced VM
+the journal then holds the only whole copy, until `_complete` has given it back everything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _xml
@@ -23,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.config impo
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -87,7 +88,8 @@ class Operation:
 
     `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files.
     `states`: saved states of the new VM, parents first. `inodes`: those of the new files, known once they are complete.
-    `autostart`: the new VM starts with the host, where the replaced one's does not decide it.
+    `autostart`: the new VM starts with the host, where the replaced one's does not decide it. `defining`: what libvirt knows of the
+    replaced VM is being replaced, and may lack anything since.
     """
 
     uri: str
@@ -102,6 +104,7 @@ class Operation:
     states: tuple[StateRecord, ...] = ()
     inodes: Mapping[str, int] | None = None
     autostart: bool = False
+    defining: bool = False
 
     @property
     def pending_token(self) -> str:
@@ -142,6 +145,8 @@ class Operation:
             states=tuple(StateRecord(**state) for state in facts.get("states", ())),
             inodes=facts.get("inodes"),
             autostart=facts.get("autostart", False),
+            # earlier releases recorded nothing between the inodes and the definition
+            defining=facts.get("defining", facts.get("inodes") is not None),
         )
 
 
@@ -210,12 +215,13 @@ def conclude(conn: Connection, operation: Operation) -> str:
             )
     try:
         domain = _lookup(conn, operation.uuid)
-        refused = snapshots.finish_writes(domain) if domain is not None else []
+        refused = _finish_writes(domain)
         if domain is not None and _token(domain) == operation.token:
             finish(conn, domain, operation)
             done = f"The restore of {operation.name} from {operation.source} was complete; its remains are removed."
             return " ".join([done, *refused])
         roll_back(conn, operation)
+        refused = _finish_writes(_lookup(conn, operation.old.uuid)) if operation.old is not None else []
     except libvirt.libvirtError as error:
         raise translate(error, f"The interrupted restore of {operation.name}") from error
     except OSError as error:
@@ -236,7 +242,6 @@ def roll_back(conn: Connection, operation: Operation) -> None:
                 f"a process uses the new file {step.path}, while the VM is still the old one",
                 "Shut down the VM that uses it and restore again.",
             )
-    old = operation.old
     _take_back_definition(conn, operation)
     for step in new:
         _remove(step.path)
@@ -245,8 +250,9 @@ def roll_back(conn: Connection, operation: Operation) -> None:
         if step.aside and os.path.lexists(step.aside):
             _files.rename_new(step.aside, step.path)
     _sync_directories(operation)
-    if old is not None and _lookup(conn, old.uuid) is None:
-        _define_again(conn, old)
+    if operation.old is not None and operation.defining:
+        _complete(conn, operation.old)
+        files.sync(operation.uri, operation.old.name)
     refresh(conn, operation.pools)
 
 
@@ -265,8 +271,7 @@ def _take_back_definition(conn: Connection, operation: Operation) -> None:
     # libvirt does not rename by defining: a VM that had another name was undefined, and is defined again as a whole
     if old is not None and (old.uuid, old.name) == (operation.uuid, operation.name):
         forget(domain, old.states)
-        domain = conn.defineXML(old.xml)
-        define_states(domain, old.states)
+        conn.defineXML(old.xml)
     else:
         domain.undefineFlags(KEEP_FILES)
 
@@ -294,8 +299,7 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
     _sync_directories(operation)
     old = operation.old
     if old is not None and old.uuid == operation.uuid:
-        for name, _dummy in old.checkpoints:
-            _forget_checkpoint(domain, name)
+        forget_checkpoints(domain, old)
         if not operation.states:  # otherwise they made way for the new ones, which may have the same names
             forget(domain, old.states)
     if operation.autostart or (old is not None and old.autostart):
@@ -303,13 +307,48 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
     refresh(conn, operation.pools)
 
 
-def _define_again(conn: Connection, old: OldVm) -> None:
-    domain = conn.defineXML(old.xml)
-    define_states(domain, old.states)
-    for _dummy, xml in old.checkpoints:
-        domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
-    if old.autostart:
+def _complete(conn: Connection, old: OldVm) -> None:
+    """Gives the replaced VM what it lacks, whenever it was lost; what it has gained since stays. Can be repeated."""
+    domain = _lookup(conn, old.uuid)
+    if domain is None:
+        domain = conn.defineXML(old.xml)
+    lacking = _lacking(domain, old.states)
+    if lacking:
+        # libvirt takes no saved state of a VM that is off and has checkpoints
+        if not domain.isActive():
+            forget_checkpoints(domain, old)
+        define_states(domain, lacking)
+    here = {each.getName() for each in domain.listAllCheckpoints()}
+    for name, xml in old.checkpoints:
+        if name not in here:
+            domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+    if old.autostart and not domain.autostart():
         domain.setAutostart(1)
+
+
+def _lacking(domain: Domain, states: Sequence[StateRecord]) -> list[StateRecord]:
+    """What is to be defined, parents first: the missing ones, and as they are those that libvirt takes for roots without them.
+
+    The one that the VM stood on is the current one again if it is missing; not if the VM stands on one that is not of these.
+    """
+    here = {state.name: state for state in snapshots.tree(domain)}
+    roots = {each.getName() for each in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_ROOTS)}
+    names = {state.name for state in states}
+    gone_on = any(state.current and state.name not in names for state in here.values())
+    lacking = []
+    for state in states:
+        found = here.get(state.name)
+        if found is None:
+            lacking.append(replace(state, current=state.current and not gone_on))
+        elif found.parent and found.name in roots:
+            lacking.append(StateRecord(found.name, found.xml, found.current))
+    return lacking
+
+
+def forget_checkpoints(domain: Domain, old: OldVm) -> None:
+    """Removes libvirt's bookkeeping of the replaced VM's checkpoints, children first; those that are not there are fine."""
+    for name, _dummy in reversed(old.checkpoints):
+        _forget_checkpoint(domain, name)
 
 
 def _forget_checkpoint(domain: Domain, name: str) -> None:
@@ -318,6 +357,10 @@ def _forget_checkpoint(domain: Domain, name: str) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
             raise
+
+
+def _finish_writes(domain: Domain | None) -> list[str]:
+    return snapshots.finish_writes(domain) if domain is not None else []
 
 
 def _lookup(conn: Connection, uuid: str) -> Domain | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -25,6 +26,8 @@ from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 Run = Callable[..., ModuleResult]
 SYSTEM_CALLS = ("renameat2", "fsync", "fdatasync", "unlink", "ftruncate")
 SECURE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+
+CHECKPOINTS = ("monday", "tuesday")
 
 #: Every call that changes something, in this order; the second definition is the commit.
 CALLS = [
@@ -47,6 +50,19 @@ def redefine(domain: libvirt.virDomain, states: list[str]) -> None:
     for xml in states:
         current = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if xml is states[-1] else 0
         domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | current)
+
+
+def redefine_checkpoints(domain: libvirt.virDomain) -> None:
+    """Gives a VM checkpoints, each the parent of the next."""
+    parent = ""
+    for number, name in enumerate(CHECKPOINTS):
+        domain.checkpointCreateXML(
+            f"<domaincheckpoint><name>{name}</name>{parent}<creationTime>{1700000000 + number}</creationTime>"
+            f"<disks><disk name='vda' checkpoint='bitmap' bitmap='{name}'/><disk name='vdb' checkpoint='no'/></disks>"
+            f"{domain.XMLDesc(SECURE)}</domaincheckpoint>",
+            libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE,
+        )
+        parent = f"<parent><name>{name}</name></parent>"
 
 
 @dataclass
@@ -76,14 +92,24 @@ class Scene:
             write_tpm(self.tpm, "old")
         domain = self.lab.connection.defineXML(self.old_xml)
         redefine(domain, self.states)
-        self.lab.adopt(self.name)
+        redefine_checkpoints(domain)
+        domain.setAutostart(1)
+        self.lab.adopt(domain.name())
 
     def world(self) -> dict[str, Any]:
-        """All definitions with their saved states, all files, the journal."""
+        """All definitions with their saved states and checkpoints, all files, the journal."""
         vms = {}
         for domain in self.lab.connection.listAllDomains():
-            states = {each.getName(): (each.getXMLDesc(1), each.isCurrent()) for each in domain.listAllSnapshots()}
-            vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), states)
+            states = {
+                each.getName(): (
+                    each.getXMLDesc(1),
+                    each.isCurrent(),
+                    [child.getName() for child in each.listAllChildren()],
+                )
+                for each in domain.listAllSnapshots()
+            }
+            checkpoints = {each.getName(): each.getXMLDesc(0) for each in domain.listAllCheckpoints()}
+            vms[domain.UUIDString()] = (domain.XMLDesc(SECURE), domain.autostart(), states, checkpoints)
         files = {
             path: path.read_bytes()
             for path in (*self.lab.directory.rglob("*"), *SWTPM.rglob("*"))
@@ -171,7 +197,7 @@ def settle_and_judge(place: Scene, before: dict[str, Any], where: str) -> str:
     if result.failed:
         assert "exists" in result.message, f"{where}: {result.message}"
         after = place.world()
-        assert after["vms"] == before["vms"], where
+        assert after["vms"] == before["vms"], (where, result.warnings)
         assert after["files"] == before["files"], (where, sorted(set(after["files"]) ^ set(before["files"])))
         assert after["journal"] == [], where
         return "old"
@@ -219,6 +245,36 @@ def test_killed_around_libvirt_calls(lab: Lab, run_module: Run, kind: str) -> No
             assert outcome == ("new" if committed else "old"), (method, number, when)
             outcomes.append(outcome)
     assert outcomes
+
+
+#: What takes a restore back, once the old VM's definition is there again; in place libvirt keeps autostart.
+TAKES_BACK = [
+    ("virConnect.defineXML", "after"),
+    ("virDomain.snapshotCreateXML", "after"),
+    ("virDomain.checkpointCreateXML", "before"),
+    ("virDomain.setAutostart", "before"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dies", "takes_back"),
+    [
+        ("with-saved-states", ("virDomain.snapshotCreateXML", "after", 2), TAKES_BACK[:3]),
+        ("another-vm-of-that-name", ("virConnect.defineXML", "before"), TAKES_BACK),
+    ],
+)
+def test_killed_again_while_it_is_taken_back(
+    lab: Lab, run_module: Run, kind: str, dies: Sequence[Any], takes_back: Sequence[Any]
+) -> None:
+    """The journal has the only copy of what the old VM was; whatever run ends it, nothing of that is lost."""
+    place = scene(lab, run_module, kind)
+    before = place.world()
+    kills.kill_around_libvirt_call("vm_restore", arguments(place), *dies)
+    for step in takes_back:
+        assert place.world()["vms"] != before["vms"], step
+        done = kills.kill_around_libvirt_call("vm_restore", {"source": place.archive}, *step)
+        assert done.returncode == -9, (step, done.stdout, done.stderr)
+    assert settle_and_judge(place, before, kind) == "old"
 
 
 def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module: Run) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import libvirt
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.restores import (
     FileStep,
@@ -51,8 +53,9 @@ def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
     for wanted in (operation(tmp_path), replace(operation(tmp_path), old=None, inodes=None, autostart=True)):
         facts = json.loads(json.dumps(wanted.facts()))
         assert Operation.from_facts(facts) == wanted
-        del facts["autostart"]  # as an earlier release has written it
-        assert Operation.from_facts(facts) == replace(wanted, autostart=False)
+        assert Operation.from_facts({**facts, "defining": True}).defining
+        del facts["autostart"], facts["defining"]  # as an earlier release has written it
+        assert Operation.from_facts(facts) == replace(wanted, autostart=False, defining=wanted.inodes is not None)
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["another directory", "no directory"])
@@ -95,13 +98,13 @@ def test_a_vm_is_concerned_by_name_and_uuid_be_it_the_old_or_the_new_one(tmp_pat
 @pytest.fixture(name="conn")
 def libvirts_test_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A libvirt without a daemon, with VMs that only are definitions."""
-    libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
     monkeypatch.setattr(restores, "KEEP_FILES", 0)  # its VMs have none
     conn = libvirt.open("test:///default")
     for domain in conn.listAllDomains():
         if domain.isActive():
             domain.destroy()
-        domain.undefine()
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
     yield conn
     conn.close()
 
@@ -145,7 +148,14 @@ def test_a_restore_that_was_killed_before_its_commit_gives_the_old_vm_back(
 ) -> None:
     old = OldVm(UUID, former, defined(former), True) if former else None
     wanted = replace(
-        operation(tmp_path), uri="test:///default", uuid=UUID, old=old, pools=(), states=(), autostart=not old
+        operation(tmp_path),
+        uri="test:///default",
+        uuid=UUID,
+        old=old,
+        pools=(),
+        states=(),
+        autostart=not old,
+        defining=True,
     )
     domain = conn.defineXML(defined("web", wanted.pending_token))
     domain.setAutostart(int(former == "web"))
@@ -153,3 +163,77 @@ def test_a_restore_that_was_killed_before_its_commit_gives_the_old_vm_back(
         assert "was taken back" in restores.conclude(conn, wanted)
         here = [(each.name(), each.autostart(), "token" in each.XMLDesc(2)) for each in conn.listAllDomains()]
         assert here == ([(former, 1, False)] if former else [])
+
+
+def moment(kind: str, name: str, parent: str = "") -> str:
+    """The XML of a saved state or checkpoint of the VM."""
+    above = f"<parent><name>{parent}</name></parent>" if parent else ""
+    state = "<state>shutoff</state>" if kind == "snapshot" else ""
+    return (
+        f"<domain{kind}><name>{name}</name>{state}{above}<creationTime>{ord(name[0])}</creationTime>"
+        f"{defined('web')}</domain{kind}>"
+    )
+
+
+def shown(domain: Any) -> dict[str, Any]:
+    """Saved states with their parents and children, the current one, autostart."""
+    return {
+        "states": {each.getName(): each.getXMLDesc() for each in domain.listAllSnapshots()},
+        "children": {
+            each.getName(): sorted(child.getName() for child in each.listAllChildren())
+            for each in domain.listAllSnapshots()
+        },
+        "current": [each.getName() for each in domain.listAllSnapshots() if each.isCurrent()],
+        "autostart": domain.autostart(),
+    }
+
+
+def with_saved_states(conn: Any, directory: Path) -> tuple[Any, Operation]:
+    """A VM that stands on c of its saved states a, b (on a), c and d (on b), and a restore that was about to replace it."""
+    domain = conn.defineXML(defined("web"))
+    for name, parent in (("a", ""), ("b", "a"), ("c", "b"), ("d", "b")):
+        snapshots.redefine(domain, moment("snapshot", name, parent), current=name == "c")
+    domain.setAutostart(1)
+    states = tuple(StateRecord(each.name, each.xml, each.current) for each in snapshots.tree(domain))
+    old = OldVm(UUID, "web", defined("web"), True, states)
+    return domain, replace(
+        operation(directory), uri="test:///default", uuid=UUID, old=old, pools=(), states=(), defining=True
+    )
+
+
+@pytest.mark.parametrize("lost", ["", "c", "d", "dc", "dcb", "dcba"])
+@pytest.mark.parametrize("began", [True, False])
+def test_the_old_vm_gets_back_what_it_lacks(conn: Any, tmp_path: Path, lost: str, began: bool) -> None:
+    """Not before the restore has touched it: then somebody else took it away."""
+    domain, wanted = with_saved_states(conn, tmp_path)
+    whole = shown(domain)
+    for name in lost:
+        domain.snapshotLookupByName(name).delete()
+    domain.setAutostart(0)
+    found = shown(domain)
+    for _run in range(2):
+        restores.conclude(conn, replace(wanted, defining=began))
+        assert shown(domain) == (whole if began else found)
+
+
+def test_what_the_old_vm_has_gained_since_stays(conn: Any, tmp_path: Path) -> None:
+    domain, wanted = with_saved_states(conn, tmp_path)
+    whole = shown(domain)
+    for name in "dc":
+        domain.snapshotLookupByName(name).delete()
+    conn.defineXML(defined("web").replace("1024", "2048"))
+    snapshots.redefine(domain, moment("snapshot", "new", "b"), current=True)
+    definition = domain.XMLDesc()
+    for _run in range(2):
+        restores.conclude(conn, wanted)
+        found = shown(domain)
+        assert found["current"] == ["new"] and domain.XMLDesc() == definition
+        assert found["children"]["new"] == [] and found["children"]["b"] == ["c", "d", "new"]
+        assert {name: xml for name, xml in found["states"].items() if name != "new"} == whole["states"]
+
+
+def test_a_saved_state_that_the_vm_was_reverted_to_since_stays_the_current_one(conn: Any, tmp_path: Path) -> None:
+    domain, wanted = with_saved_states(conn, tmp_path)
+    snapshots.redefine(domain, moment("snapshot", "d", "b"), current=True)
+    restores.conclude(conn, wanted)
+    assert shown(domain)["current"] == ["d"]
