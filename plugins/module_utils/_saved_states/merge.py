@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, status, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, files, snapshots, status, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -109,6 +109,7 @@ def remove(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: 
         for name in plan.names:
             snapshots.forget(domain, name)
         _tidy_saved_states(domain, journal.facts[_WANTED])
+    files.sync(conn.getURI(), plan.vm_name)
     _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
     return Removed(plan.names, tuple(notes))

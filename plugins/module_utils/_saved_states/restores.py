@@ -35,7 +35,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 MARK = f"{{{NAMESPACE}}}restored"  # the element in a definition's metadata; its attribute `token` names the operation
 OPERATION = "restore"
 KEEP_FILES = 0  # flags to undefine a VM and nothing else
-_DEFINITIONS = "/etc/libvirt/qemu"
 
 if libvirt is not None:
     KEEP_FILES = (
@@ -243,6 +242,7 @@ def roll_back(conn: Connection, operation: Operation) -> None:
                 "Shut down the VM that uses it and restore again.",
             )
     _take_back_definition(conn, operation)
+    files.sync(operation.uri, operation.name)
     for step in new:
         _remove(step.path)
     for step in operation.files:
@@ -293,10 +293,6 @@ def define_states(domain: Domain, states: Sequence[StateRecord]) -> None:
 
 def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
     """Removes what the replaced VM leaves; the new one stands."""
-    sync_definitions(operation.uri)
-    for step in operation.files:
-        _remove(step.partial, step.scratch, step.aside)
-    _sync_directories(operation)
     old = operation.old
     if old is not None and old.uuid == operation.uuid:
         forget_checkpoints(domain, old)
@@ -304,6 +300,10 @@ def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
             forget(domain, old.states)
     if operation.autostart or (old is not None and old.autostart):
         domain.setAutostart(1)  # also where the old VM's uuid was kept: with another name it was undefined
+    files.sync(operation.uri, operation.name)
+    for step in operation.files:
+        _remove(step.partial, step.scratch, step.aside)
+    _sync_directories(operation)
     refresh(conn, operation.pools)
 
 
@@ -399,12 +399,6 @@ def inode(path: str) -> int:
 def _sync_directories(operation: Operation) -> None:
     for directory in operation.directories:
         _files.sync_directory(directory)
-
-
-def sync_definitions(uri: str) -> None:
-    """libvirt syncs a definition but not its name; the old files must not go before the name is durable."""
-    if uri.endswith("/system") and os.path.isdir(_DEFINITIONS):
-        _files.sync_directory(_DEFINITIONS)
 
 
 def refresh(conn: Connection, pools: tuple[str, ...]) -> None:

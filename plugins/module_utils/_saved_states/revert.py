@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -449,6 +449,7 @@ def _let_run(domain: Domain, plan: RevertPlan, paused_by_start: int) -> None:
 
 
 def _end(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+    files.sync(conn.getURI(), plan.vm_name)
     journal.record(**{_PHASE: Phase.ENDED})
     _discard(conn, domain, plan)
 
@@ -477,6 +478,7 @@ def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> Non
         current = snapshots.describe(plan.former_current, current=True).name if plan.former_current else ""
         if current in there and not there[current].current:
             snapshots.redefine(domain, plan.former_current, current=True)
+    files.sync(conn.getURI(), plan.vm_name)
     for path in news:
         way_back.remove_file(path)
 

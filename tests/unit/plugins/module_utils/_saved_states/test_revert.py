@@ -71,6 +71,9 @@ class FakeVm:
     def images(self, _conn, _vm, *, live):
         return ({self.runs_on} if self.isActive() else set()) if live else {_file(self.kept)}
 
+    def getURI(self):
+        return "test:///default"
+
     def isActive(self):
         return self.now[0] != OFF
 
