@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, monitor, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -413,7 +413,8 @@ def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> Non
                 stand_on(disk, news[_target(disk)])
         conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
     if plan.memory_path:
-        _let_run(domain, plan, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+        loaded = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]
+        _let_run(domain, plan, waits=domain.state()[:2] == loaded)
 
 
 def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal) -> None:
@@ -426,14 +427,17 @@ def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal) -> Non
 
 
 def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
-    """The VM runs with the saved state loaded, and libvirt may have died before the rest: it writes the definition last."""
-    what = f"The definition of {plan.vm_name}"
+    """The VM runs with the saved state loaded; libvirt may have died before the rest: what is as it was before is put right."""
+    what = f"The VM {plan.vm_name}"
+    # QEMU waits for its first start: whoever pauses a guest makes it "paused"
+    _let_run(domain, plan, waits=monitor.execute(domain, "query-status")["status"] == "prelaunch")
+    current = next((node.name for node in snapshots.tree(domain) if node.current), "")
+    if current in ("", _former_current(plan)):
+        snapshots.redefine(domain, plan.state_xml, current=True)
     try:
         kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
         named = {each.path for each in plan.fresh} <= _active_images(conn, domain, live=False)
         if not named or former.words(kept) == former.words(plan.former_definition):
-            _let_run(domain, plan, libvirt.VIR_DOMAIN_PAUSED_USER)
-            snapshots.redefine(domain, plan.state_xml, current=True)
             root = _xml.parse(plan.state_xml, f"The saved state {plan.name} of {plan.vm_name}")
             conn.defineXML(_xml.text(_definition_then(root, plan.vm_name, what)))
     except libvirt.libvirtError as error:
@@ -441,11 +445,13 @@ def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: 
     _end(conn, domain, plan, journal)
 
 
-def _let_run(domain: Domain, plan: RevertPlan, paused_by_start: int) -> None:
-    """Start the CPUs of a guest that ran then, if libvirt died between QEMU's start and theirs: the pause has that reason."""
-    ran = snapshots.describe(plan.state_xml, current=True).state == "running"
-    if ran and domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, paused_by_start]:
-        domain.resume()
+def _let_run(domain: Domain, plan: RevertPlan, *, waits: bool) -> None:
+    """Start the CPUs of a guest that ran then, if libvirt died between QEMU's start and theirs."""
+    if waits and snapshots.describe(plan.state_xml, current=True).state == "running":
+        try:
+            domain.resume()
+        except libvirt.libvirtError as error:
+            raise translate(error, f"The VM {plan.vm_name}") from error
 
 
 def _end(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
@@ -475,12 +481,16 @@ def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> Non
         there = {state.name: state for state in snapshots.tree(domain)}
         if plan.name in there and former.words(there[plan.name].xml) != former.words(plan.former_xml):
             snapshots.redefine(domain, plan.former_xml, current=there[plan.name].current)
-        current = snapshots.describe(plan.former_current, current=True).name if plan.former_current else ""
+        current = _former_current(plan)
         if current in there and not there[current].current:
             snapshots.redefine(domain, plan.former_current, current=True)
     files.sync(conn.getURI(), plan.vm_name)
     for path in news:
         way_back.remove_file(path)
+
+
+def _former_current(plan: RevertPlan) -> str:
+    return snapshots.describe(plan.former_current, current=True).name if plan.former_current else ""
 
 
 def _active_images(conn: Connection, domain: Domain, *, live: bool) -> set[str]:

@@ -10,7 +10,7 @@ import libvirt
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import revert
 from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.revert import Fresh, Phase, RevertPlan
 
@@ -62,9 +62,13 @@ class FakeVm:
 
     def __init__(self, monkeypatch, now, runs_on="/p/a", kept=None):
         self.now, self.runs_on, self.kept, self.done = now, runs_on, kept or definition("/p/a", "now"), []
+        self.current, self.status = (), "running"
         monkeypatch.setattr(revert, "_active_images", self.images)
         monkeypatch.setattr(snapshots, "redefine", lambda _vm, _xml, *, current: self.done.append(f"current {current}"))
-        monkeypatch.setattr(snapshots, "tree", lambda _vm: ())
+        monkeypatch.setattr(
+            snapshots, "tree", lambda _vm: [snapshots.describe(each, current=True) for each in self.current]
+        )
+        monkeypatch.setattr(monitor, "execute", lambda _vm, _command: {"status": self.status})
         monkeypatch.setattr(revert.way_back, "remove_file", lambda path: self.done.append(f"remove {path}"))
         monkeypatch.setattr(revert.image_layers, "has_data", lambda _path: True)
 
@@ -103,25 +107,36 @@ def resumed(vm, phase, of):
 
 
 @pytest.mark.parametrize("fresh", [(COPY,), ()])
-@pytest.mark.parametrize(("now", "resumes"), [((PAUSED, BY_USER), ["resume"]), ((RUNNING, UNPAUSED), [])])
-def test_what_libvirt_did_not_come_to_is_done(monkeypatch, fresh, now, resumes):
-    of = plan(fresh)
-    vm = FakeVm(monkeypatch, now, runs_on=fresh[0].path if fresh else "/p/a")
-    text, done, phase = resumed(vm, Phase.STOPPED, of)
+@pytest.mark.parametrize(("status", "resumes"), [("prelaunch", ["resume"]), ("running", []), ("paused", [])])
+def test_what_libvirt_did_not_come_to_is_done(monkeypatch, fresh, status, resumes):
+    vm = FakeVm(monkeypatch, (PAUSED, BY_USER), runs_on=fresh[0].path if fresh else "/p/a")
+    vm.status = status
+    text, done, phase = resumed(vm, Phase.STOPPED, plan(fresh))
     assert "was finished" in text and phase is Phase.ENDED
     assert done == [*resumes, "current True", "define", "remove /p/x"]
     assert "<title>then" in vm.kept and "<name>web<" in vm.kept and vm.runs_on in vm.kept
 
 
 @pytest.mark.parametrize("fresh", [(COPY,), ()])
-def test_what_libvirt_had_finished_is_left_to_whoever_paused_it(monkeypatch, fresh):
+@pytest.mark.parametrize("status", ["prelaunch", "paused"])
+def test_what_was_changed_since_stays(monkeypatch, fresh, status):
+    """libvirt 9 writes the definition last, libvirt 11 before it starts the CPUs."""
     path = fresh[0].path if fresh else "/p/a"
     vm = FakeVm(monkeypatch, (PAUSED, BY_USER), runs_on=path, kept=definition(path, "changed since"))
-    assert resumed(vm, Phase.STOPPED, plan(fresh))[1] == ["remove /p/x"]
+    vm.status, vm.current = status, ["<domainsnapshot><name>since</name></domainsnapshot>"]
+    assert resumed(vm, Phase.STOPPED, plan(fresh))[1] == [*["resume"][: status == "prelaunch"], "remove /p/x"]
+
+
+def test_the_saved_state_is_the_current_one_in_place_of_the_former(monkeypatch):
+    vm = FakeVm(monkeypatch, (RUNNING, UNPAUSED), runs_on=COPY.path, kept=definition(COPY.path, "then"))
+    before = "<domainsnapshot><name>before</name></domainsnapshot>"
+    vm.current = [before]
+    assert resumed(vm, Phase.STOPPED, plan(former_current=before))[1] == ["current True", "remove /p/x"]
 
 
 def test_a_guest_that_was_paused_then_stays_paused(monkeypatch):
     vm = FakeVm(monkeypatch, (PAUSED, BY_USER), runs_on=COPY.path)
+    vm.status = "prelaunch"
     assert "resume" not in resumed(vm, Phase.STOPPED, plan(state_xml=state(COPY.path, "paused")))[1]
 
 
