@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import libvirt
@@ -109,15 +109,25 @@ def killed_in_rename_of(path: str, is_meant: Callable[[str], bool]) -> Iterator[
 
 
 @contextmanager
-def _renames(paths: Sequence[str], injected: str) -> Iterator[None]:
+def killed_in_unlink_of(path: str) -> Iterator[None]:
+    """libvirtd gets SIGKILL when it removes that file, before it is gone."""
+    with _injected("unlink:signal=SIGKILL", [path]):
+        yield
+
+
+def _renames(paths: Sequence[str], injected: str) -> AbstractContextManager[None]:
     """What strace shall inject whenever libvirtd gives a file that it has written one of these names."""
+    return _injected(f"rename:{injected}", [f"{path}.new" for path in paths])  # strace sees the first name only
+
+
+@contextmanager
+def _injected(what: str, paths: Sequence[str]) -> Iterator[None]:
+    """What strace shall inject into libvirtd's system calls on one of these files."""
     pid = libvirtd_pid()
     if pid is None or not is_private():
         raise LabError("a running libvirtd in a private environment is needed; run this through tests/lab/enter")
-    filters = [
-        argument for path in paths for argument in ("-P", f"{path}.new")
-    ]  # of a rename strace sees the first name only
-    argv = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", *filters, "-e", f"inject=rename:{injected}"]
+    filters = [argument for path in paths for argument in ("-P", path)]
+    argv = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", *filters, "-e", f"inject={what}"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
         try:
             for line in tracer.stderr or ():

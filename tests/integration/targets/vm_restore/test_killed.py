@@ -18,8 +18,8 @@ import libvirt
 import pytest
 from lxml import etree
 
-from ansible_collections.kvmops.backup.tests.lab import kills, truth
-from ansible_collections.kvmops.backup.tests.lab._run import run
+from ansible_collections.kvmops.backup.tests.lab import daemons, kills, truth
+from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, module_argv, module_result
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 
@@ -128,9 +128,8 @@ class Scene:
         if self.tpm is not None and (self.tpm / "tpm2" / "tpm2-00.permall").read_text() != "at the point":
             return False
         single = len(self.lab.connection.listAllDomains()) == 1
-        return (
-            found == self.at_point and not left and single and sorted(vm.domain.snapshotListNames()) == self.new_states
-        )
+        known = sorted(vm.domain.snapshotListNames()), vm.domain.listAllCheckpoints()
+        return found == self.at_point and not left and single and known == (self.new_states, [])
 
 
 def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
@@ -275,6 +274,21 @@ def test_killed_again_while_it_is_taken_back(
         done = kills.kill_around_libvirt_call("vm_restore", {"source": place.archive}, *step)
         assert done.returncode == -9, (step, done.stdout, done.stderr)
     assert settle_and_judge(place, before, kind) == "old"
+
+
+def test_libvirtd_killed_in_undefining_the_old_vm(lab: Lab, run_module: Run) -> None:
+    """It forgets saved states in no particular order, then checkpoints and autostart, and the definition last."""
+    place = scene(lab, run_module, "another-vm-of-that-name")
+    before = place.world()
+    for path in ("/var/lib/libvirt/qemu/snapshot/old/second.xml", "/etc/libvirt/qemu/old.xml"):
+        place.reset()
+        with daemons.killed_in_unlink_of(path):
+            run_module("vm_restore", fails=True, **arguments(place))
+            wait_for("libvirtd to die", lambda: daemons.libvirtd_pid() is None, 60)
+        daemons.start()
+        uuids = [domain.UUIDString() for domain in lab.connection.listAllDomains()]
+        assert uuids == [domain_uuid(place.old_xml)], "killed too late"
+        assert settle_and_judge(place, before, path) == "old"
 
 
 def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module: Run) -> None:
