@@ -294,10 +294,6 @@ def define_states(domain: Domain, states: Sequence[StateRecord]) -> None:
 def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
     """Removes what the replaced VM leaves; the new one stands."""
     old = operation.old
-    if old is not None and old.uuid == operation.uuid:
-        forget_checkpoints(domain, old)
-        if not operation.states:  # otherwise they made way for the new ones, which may have the same names
-            forget(domain, old.states)
     if operation.autostart or (old is not None and old.autostart):
         domain.setAutostart(1)  # also where the old VM's uuid was kept: with another name it was undefined
     files.sync(operation.uri, operation.name)
