@@ -109,9 +109,9 @@ def killed_in_rename_of(path: str, is_meant: Callable[[str], bool]) -> Iterator[
 
 
 @contextmanager
-def killed_in_unlink_of(path: str) -> Iterator[None]:
-    """libvirtd gets SIGKILL when it removes that file, before it is gone."""
-    with _injected("unlink:signal=SIGKILL", [path]):
+def killed_in_unlink_of(paths: Sequence[str]) -> Iterator[None]:
+    """libvirtd gets SIGKILL when it removes the last of these files in one call, before it is gone."""
+    with _injected(f"unlink:signal=SIGKILL:when={len(paths)}", paths):
         yield
 
 

@@ -325,19 +325,20 @@ def _complete(conn: Connection, old: OldVm) -> None:
 def _lacking(domain: Domain, states: Sequence[StateRecord]) -> list[StateRecord]:
     """What is to be defined, parents first: the missing ones, and as they are those that libvirt takes for roots without them.
 
-    The one that the VM stood on is the current one again if it is missing; not if the VM stands on one that is not of these.
+    The one that the VM stood on is the current one again if it is missing, or if none is: a libvirtd that finds one without its
+    parent forgets which. Not if the VM stands on one that is not of these.
     """
     here = {state.name: state for state in snapshots.tree(domain)}
     roots = {each.getName() for each in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_ROOTS)}
     names = {state.name for state in states}
-    gone_on = any(state.current and state.name not in names for state in here.values())
+    current = {state.name for state in here.values() if state.current}
     lacking = []
     for state in states:
         found = here.get(state.name)
         if found is None:
-            lacking.append(replace(state, current=state.current and not gone_on))
-        elif found.parent and found.name in roots:
-            lacking.append(StateRecord(found.name, found.xml, found.current))
+            lacking.append(replace(state, current=state.current and current <= names))
+        elif (found.parent and found.name in roots) or (state.current and not current):
+            lacking.append(StateRecord(found.name, found.xml, found.current or (state.current and not current)))
     return lacking
 
 

@@ -280,15 +280,16 @@ def test_libvirtd_killed_in_undefining_the_old_vm(lab: Lab, run_module: Run) -> 
     """It forgets saved states in no particular order, then checkpoints and autostart, and the definition last."""
     place = scene(lab, run_module, "another-vm-of-that-name")
     before = place.world()
-    for path in ("/var/lib/libvirt/qemu/snapshot/old/second.xml", "/etc/libvirt/qemu/old.xml"):
+    states = [f"/var/lib/libvirt/qemu/snapshot/old/{name}.xml" for name in ("first", "second")]
+    for paths in (states, ["/etc/libvirt/qemu/old.xml"]):
         place.reset()
-        with daemons.killed_in_unlink_of(path):
+        with daemons.killed_in_unlink_of(paths):
             run_module("vm_restore", fails=True, **arguments(place))
             wait_for("libvirtd to die", lambda: daemons.libvirtd_pid() is None, 60)
         daemons.start()
         uuids = [domain.UUIDString() for domain in lab.connection.listAllDomains()]
-        assert uuids == [domain_uuid(place.old_xml)], "killed too late"
-        assert settle_and_judge(place, before, path) == "old"
+        assert uuids == [domain_uuid(place.old_xml)] and place.world()["vms"] != before["vms"], paths
+        assert settle_and_judge(place, before, str(paths)) == "old"
 
 
 def test_check_mode_reports_a_killed_restore_and_leaves_it(lab: Lab, run_module: Run) -> None:
