@@ -99,7 +99,7 @@ def killed_in_rename_of(path: str, is_meant: Callable[[str], bool]) -> Iterator[
                 return
 
     watcher = threading.Thread(target=watch)
-    with _renames([path], "delay_enter=200ms"):  # time to read what is in it
+    with _renames([path], "delay_enter=500ms"):  # time to read what is in it, on a busy host too
         watcher.start()
         try:
             yield
