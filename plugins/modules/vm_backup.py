@@ -78,7 +78,8 @@ options:
       - Whether the saved state of a full stays on the VM, so that increments can follow. Always so with O(mode=auto).
       - A full that begins such a cycle first merges the saved states that this collection made for earlier archives of
         the VM in the same place, and for archives elsewhere that cannot be continued any more; never the user's.
-      - Not possible for transient VMs and for disks on ZFS, on block devices, or encrypted.
+      - Not possible for transient VMs, for disks on ZFS, on block devices, or encrypted, and while a VM that is off has
+        libvirt checkpoints (of another backup tool); with O(mode=auto) that one gets a full that stands alone.
     type: bool
     default: false
   archive:

@@ -50,6 +50,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         paused = domain.state()[0] in _standing_still()
         managed_save = bool(domain.hasManagedSaveImage(0))
         jobs = _jobs(domain) if running else ()
+        checkpoints = () if running else snapshots.checkpoints(domain)
     except libvirt.libvirtError as error:
         raise translate(error, f"VM {domain.name()}") from error
     view = domain_xml.parse(live or persistent)
@@ -73,6 +74,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         live_xml=live,
         view=view,
         images=images,
+        checkpoints=checkpoints,
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
         saved_states=states,
         saved_state_disks=state_disks,

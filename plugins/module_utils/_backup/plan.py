@@ -23,6 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.members impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.thin import Thin
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
@@ -44,7 +45,7 @@ class VmFacts:
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
-    stored besides images, by path.
+    stored besides images, by path. `checkpoints`: those because of which libvirt takes no saved state of the VM, which is off.
     `thin`: the template that it stands on, or is.
     """
 
@@ -66,6 +67,7 @@ class VmFacts:
     nvram_bytes: int = 0
     tpm_path: str = ""
     file_bytes: Mapping[str, int] = field(default_factory=dict)
+    checkpoints: tuple[str, ...] = ()
     thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
@@ -137,7 +139,8 @@ def plan(
     `now`: unix time that the point is not older than. Raises RefusedError or TargetError with everything that speaks against it.
     """
     what = f"Backup of VM {facts.name}"
-    stays = (request.incrementable and not facts.thin.marked) or base is not None
+    full_only = facts.thin.marked or (request.mode is Mode.AUTO and bool(facts.checkpoints))
+    stays = (request.incrementable and not full_only) or base is not None
     _refuse_state(facts, what)
     if stays:
         _refuse_incrementable(facts, what)
@@ -163,6 +166,7 @@ def plan(
         warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
     warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
     warnings += _space_to_merge(facts) if stays else []
+    warnings += _about_checkpoints(facts) if request.mode is Mode.AUTO else []
     warnings += _about_templates(facts, request)
     configuration = Configuration(
         timestamp=timestamp,
@@ -206,6 +210,14 @@ def plan(
         stays=stays,
         below=facts.thin.files,
     )
+
+
+def _about_checkpoints(facts: VmFacts) -> list[str]:
+    if not facts.checkpoints:
+        return []
+    why = snapshots.why_not_beside(facts.checkpoints)
+    way_out = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)
+    return [f"nothing can be added to this archive: the VM is off: {why}. {way_out}"]
 
 
 def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
@@ -293,6 +305,10 @@ def _refuse_incrementable(facts: VmFacts, what: str) -> None:
             "it is transient: its saved states would end with it, so nothing can be added later",
             "Use mode: full without incrementable.",
         )
+    if facts.checkpoints:
+        why = snapshots.why_not_beside(facts.checkpoints)
+        hint = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)
+        raise RefusedError(what, why, f"Use mode: full without incrementable, or start the VM. {hint}")
 
 
 def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable: bool) -> list[tuple[Disk, Judgement]]:

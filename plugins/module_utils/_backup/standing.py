@@ -23,7 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.source import
     ImageSource,
     RawAsQcow2Source,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence, VmState
@@ -85,6 +85,8 @@ def stands(
     `read_limit_bytes`: with more than this to read again the verdict is left open. Raises ArchiveError for a file that cannot be
     read as an archive.
     """
+    if facts.checkpoints:
+        return Standing(f"the VM is off: {snapshots.why_not_beside(facts.checkpoints)}")
     with open_archive(archive) as reader:
         point = reader.point()
         state = _vm_state.load(facts.uuid)

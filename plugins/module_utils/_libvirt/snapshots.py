@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
@@ -109,6 +109,33 @@ def create(domain: Domain, xml: str, *, memory: bool, quiesce: bool) -> str:
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
     snapshot = domain.snapshotCreateXML(xml, flags)
     return str(snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+
+
+def checkpoints(domain: Domain) -> tuple[str, ...]:
+    """Names of the VM's checkpoints, which other backup tools make."""
+    try:
+        return tuple(str(each.getName()) for each in domain.listAllCheckpoints(0))
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The checkpoints of {domain.name()}") from error
+
+
+def why_not_beside(names: Sequence[str]) -> str:
+    """Why an off VM with these checkpoints gets no saved state. Pure. Source: libvirt 9 refuses all of it, 11 external ones."""
+    return f"it has checkpoints ({', '.join(names)}), beside which libvirt makes and notes no saved state while a VM is off"
+
+
+def way_out_of_checkpoints(vm_name: str, names: Sequence[str]) -> str:
+    """What a person can do about it. Pure."""
+    each = "; ".join(f"virsh checkpoint-delete {vm_name} {name} --metadata" for name in names)
+    return f"Let libvirt forget them, which ends the increments of the tool that made them: {each}"
+
+
+def require_no_checkpoints(domain: Domain) -> None:
+    """For what changes saved states while the VM is off. Raises RefusedError."""
+    names = checkpoints(domain)
+    if names:
+        name = str(domain.name())
+        raise RefusedError(f"The VM {name}", why_not_beside(names), way_out_of_checkpoints(name, names))
 
 
 def exists(domain: Domain, name: str) -> bool:

@@ -87,6 +87,8 @@ def require_removable(conn: Connection, domain: Domain, found: layers.Layers, pl
     layers.require_quiet(conn, domain, found)
     if found.running:
         blockjobs.require_open(domain, f"The VM {found.vm_name}")
+    elif plan.kept:
+        snapshots.require_no_checkpoints(domain)
     _require_unused(found, plan)
 
 

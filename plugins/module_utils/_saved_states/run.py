@@ -17,6 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyE
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -252,6 +253,7 @@ def _reverted(run: _Run) -> dict[str, Any]:
     if not run.domain.isPersistent():
         raise RefusedError(f"The VM {found.vm_name}", "it is transient: there would be nothing left to revert")
     plan = revert.plan_revert(found, request.snapshot, run.domain.XMLDesc(flags), int(time.time()))
+    snapshots.require_no_checkpoints(run.domain)  # it is off for a moment
     for text in plan.notes:
         run.context.warn(text)
     if not run.unsettled:

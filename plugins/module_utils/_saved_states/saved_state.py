@@ -123,6 +123,7 @@ def require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Non
         hint = f"Start it (virsh start {plan.vm_name}) or give its memory up (virsh managedsave-remove {plan.vm_name})."
         raise RefusedError(what, "it has a managed-save image: its memory belongs to its disks as they are now", hint)
     if not seen.running:
+        snapshots.require_no_checkpoints(domain)
         views.require_really_off(domain, [(each.base_path, each.base_format) for each in plan.overlays])
         if plan.quiesce or plan.memory_path:
             raise RefusedError(what, "it is off: there is neither memory nor a guest agent")

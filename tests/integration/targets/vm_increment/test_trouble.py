@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader
 from ansible_collections.kvmops.backup.tests.lab import daemons, kills, markers, modules
-from ansible_collections.kvmops.backup.tests.lab._run import wait_for
+from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 DAY = 86400
@@ -194,6 +194,36 @@ def test_an_internal_saved_state_on_what_a_dead_run_has_left(lab, run_module):
     mine.delete()
     result = run_module("vm_backup", **arguments)
     assert result["mode"] == "incremental", result["reason"]
+
+
+def test_checkpoints_of_another_tool_on_a_vm_that_is_off(lab, run_module):
+    """libvirt refuses saved states beside them: there is a backup all the same, and a revert does not stop half-way."""
+    vm = lab.create_vm("shared", [Disk(size_mib=16)], start=False)
+    arguments = {"vm": "shared", "path": str(lab.path("backups"))}
+    run_module("vm_snapshot", vm="shared", snapshot="older")
+    first = run_module("vm_backup", mode="auto", **arguments)
+    definition = vm.xml(inactive=True)
+    vm.domain.checkpointCreateXML(
+        "<domaincheckpoint><name>virtnbdbackup.0</name><creationTime>1700000000</creationTime>"
+        f"<disks><disk name='vda' checkpoint='bitmap' bitmap='virtnbdbackup.0'/></disks>{definition}</domaincheckpoint>",
+        libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE,
+    )
+    names = vm.domain.snapshotListNames()
+    full = run_module("vm_backup", mode="auto", **arguments)
+    assert (full["mode"], full["archive"]["incrementable"]) == ("full", False)
+    assert "the VM is off: it has checkpoints (virtnbdbackup.0)" in full["reason"]
+    assert any("virsh checkpoint-delete shared virtnbdbackup.0 --metadata" in text for text in full.warnings)
+    for refused in (
+        run_module("vm_backup", mode="incremental", fails=True, **arguments),
+        run_module("vm_backup", mode="full", incrementable=True, fails=True, **arguments),
+        run_module("vm_snapshot", vm="shared", snapshot="mine", fails=True),
+        run_module("vm_snapshot", vm="shared", snapshot="older", state="reverted", fails=True),
+    ):
+        assert "it has checkpoints (virtnbdbackup.0)" in refused.message
+    assert (vm.domain.snapshotListNames(), vm.xml(inactive=True)) == (names, definition)
+    run("virsh", "checkpoint-delete", "shared", "virtnbdbackup.0", "--metadata")
+    again = run_module("vm_backup", mode="auto", **arguments)
+    assert (again["mode"], again["archive"]["path"]) == ("incremental", first["archive"]["path"]), again["reason"]
 
 
 SYSTEM_CALLS = ("pwrite64", "fsync", "fdatasync")

@@ -72,6 +72,17 @@ def test_whether_it_starts_with_the_host_is_kept(autostart):
     assert make(facts(autostart=autostart, agent=AgentState.OK)).configuration.autostart is autostart
 
 
+def test_beside_checkpoints_an_off_vm_gets_a_full_that_stands_alone():
+    vm = facts(running=False, checkpoints=("virtnbdbackup.0",))
+    made = make(vm, mode=Mode.AUTO, incrementable=True)
+    assert (made.stays, made.saved_state, made.configuration.incrementable) == (False, None, False)
+    (warning,) = made.warnings
+    assert "virsh checkpoint-delete web virtnbdbackup.0 --metadata" in warning
+    assert make(vm).warnings == ()
+    with pytest.raises(RefusedError, match=r"it has checkpoints \(virtnbdbackup\.0\)"):
+        make(vm, incrementable=True)
+
+
 def test_running_with_agent():
     made = make(facts(agent=AgentState.OK))
     assert made.consistency is Consistency.AGENT
