@@ -120,21 +120,18 @@ def defined(name: str, token: str = "") -> str:
     )
 
 
+def of_definitions(path: Path, old: OldVm | None) -> Operation:
+    """A restore in the test driver, of a VM without pools and saved states."""
+    return replace(operation(path), uri="test:///default", uuid=UUID, old=old, pools=(), states=())
+
+
 @pytest.mark.parametrize("former", ["", "web", "web-old"], ids=["gone", "replaced", "replaced under another name"])
 @pytest.mark.parametrize("autostart", [True, False])
 def test_a_restore_that_was_killed_after_its_commit_leaves_autostart_as_it_should_be(
     conn: Any, tmp_path: Path, former: str, autostart: bool
 ) -> None:
     old = OldVm(UUID, former, defined(former), autostart) if former else None
-    wanted = replace(
-        operation(tmp_path),
-        uri="test:///default",
-        uuid=UUID,
-        old=old,
-        pools=(),
-        states=(),
-        autostart=autostart and not old,
-    )
+    wanted = replace(of_definitions(tmp_path, old), autostart=autostart and not old)
     domain = conn.defineXML(defined("web", "t"))
     domain.setAutostart(int(autostart and former == "web"))  # libvirt keeps it for a VM that was not undefined
     for _run in range(2):
@@ -147,16 +144,7 @@ def test_a_restore_that_was_killed_before_its_commit_gives_the_old_vm_back(
     conn: Any, tmp_path: Path, former: str
 ) -> None:
     old = OldVm(UUID, former, defined(former), True) if former else None
-    wanted = replace(
-        operation(tmp_path),
-        uri="test:///default",
-        uuid=UUID,
-        old=old,
-        pools=(),
-        states=(),
-        autostart=not old,
-        defining=True,
-    )
+    wanted = replace(of_definitions(tmp_path, old), autostart=not old, defining=True)
     domain = conn.defineXML(defined("web", wanted.pending_token))
     domain.setAutostart(int(former == "web"))
     for _run in range(2):
@@ -196,9 +184,7 @@ def with_saved_states(conn: Any, directory: Path) -> tuple[Any, Operation]:
     domain.setAutostart(1)
     states = tuple(StateRecord(each.name, each.xml, each.current) for each in snapshots.tree(domain))
     old = OldVm(UUID, "web", defined("web"), True, states)
-    return domain, replace(
-        operation(directory), uri="test:///default", uuid=UUID, old=old, pools=(), states=(), defining=True
-    )
+    return domain, replace(of_definitions(directory, old), defining=True)
 
 
 @pytest.mark.parametrize("lost", ["", "c", "d", "dc", "dcb", "dcba"])
