@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -15,10 +16,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt, probe
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import QCOW2_MAGIC, ReadAt, probe
 
 IMAGE_SUFFIXES = (".qcow2", ".snapshot", ".raw", ".img")
 _ROLES = {".memory": Role.MEMORY, ".iso": Role.ISO, ".nvram": Role.NVRAM}
+_NO_IMAGES = (*_ROLES, ".xml", ".digests")
 _NUMBERED = re.compile(r"^(.+)_(\d+)\.(?:qcow2|snapshot)$")
 
 
@@ -53,28 +55,38 @@ class Images:
     bad: dict[str, str]
 
 
+def is_image(name: str, magic: Callable[[], bytes]) -> bool:
+    """Whether a member is to be looked at as an image: by its name, else by its first 4 bytes (`magic`).
+
+    libvirt calls the overlay of web01.qcow2 web01.STATE, and a disk may have no suffix at all.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in IMAGE_SUFFIXES or (suffix not in _NO_IMAGES and magic() == QCOW2_MAGIC)
+
+
 def images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> Images:
-    """Looks at the header of every member whose name is that of an image."""
+    """Looks at the header of every member that is an image by its name or its first bytes."""
     found: dict[str, Member] = {}
     bad: dict[str, str] = {}
     for entry in entries:
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in IMAGE_SUFFIXES:
-            try:
-                info = probe(read_at(entry.name), entry.size_bytes)
-            except KvmopsError as error:
-                bad[entry.name] = str(error)
+        read = read_at(entry.name)
+        try:
+            if not is_image(entry.name, functools.partial(read, 0, len(QCOW2_MAGIC))):
                 continue
-            backing = os.path.basename(info.backing_file)
-            found[entry.name] = Member(
-                entry.name,
-                Role.LAYER if backing else Role.DISK,
-                entry.size_bytes,
-                virtual_size_bytes=info.virtual_size_bytes,
-                image_format=info.format,
-                original_format=info.format,
-                parent=backing,
-            )
+            info = probe(read, entry.size_bytes)
+        except KvmopsError as error:
+            bad[entry.name] = str(error)
+            continue
+        backing = os.path.basename(info.backing_file)
+        found[entry.name] = Member(
+            entry.name,
+            Role.LAYER if backing else Role.DISK,
+            entry.size_bytes,
+            virtual_size_bytes=info.virtual_size_bytes,
+            image_format=info.format,
+            original_format=info.format,
+            parent=backing,
+        )
     stems: dict[str, list[str]] = {}
     for name in found:
         stems.setdefault(os.path.splitext(name)[0], []).append(name)
@@ -115,6 +127,17 @@ def _is_named(name: str, path: str) -> bool:
     """Whether a member has the name of a file, or that with a suffix of its own: vm.state1.snapshot of /vms/vm.state1."""
     base = os.path.basename(path)
     return base != "" and (name == base or ("." in base and os.path.splitext(name)[0] == base))
+
+
+def _is_guess(top: str, disk: _Disk, images: dict[str, Member]) -> bool:
+    """Whether only the beginning of the file's name told the member of a disk, and its suffix is none of an image.
+
+    web01.monday may be an overlay on web01.qcow2, which is older then.
+    """
+    stem, suffix = os.path.splitext(os.path.basename(disk.path))
+    if _is_named(top, disk.path) or suffix.lower() in ("", *IMAGE_SUFFIXES):
+        return False
+    return any(os.path.splitext(member.name)[0] == stem for member in _chain(top, images))
 
 
 def _highest(candidates: set[str], images: dict[str, Member]) -> Optional[str]:
@@ -170,11 +193,16 @@ def complete(
             tops[disk.target] = name
             warnings.append(f"disk {disk.target} ({disk.path}) was matched with {name} by order only")
     written = {entry.name: entry.mtime for entry in entries}
-    for disk in disks if not newest else ():
+    for disk in disks:
         top = tops.get(disk.target)
-        if top and not _is_named(top, disk.path) and len(_chain(top, images)) > 1:
+        if not top:
+            continue
+        if not newest and not _is_named(top, disk.path) and len(_chain(top, images)) > 1:
             tops[disk.target] = then = _top_then(top, images, written, configuration.timestamp)
             how = f"was matched with {then} by time only" if then else "has no layer that is old enough for this point"
+            warnings.append(f"disk {disk.target} ({disk.path}) {how}")
+        elif _is_guess(top, disk, images):
+            how = f"was matched with {top} by the beginning of its name only; it may be newer than that"
             warnings.append(f"disk {disk.target} ({disk.path}) {how}")
     for disk in disks:
         top = tops.get(disk.target)

@@ -12,6 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Hosti
 
 PLAIN_SUFFIX, COMPRESSED_SUFFIX = ".tar", ".tar.zst"
 MAX_STEM, MAX_MEMBER_NAME = 64, 255
+FLAT = "Write it again from within the directory of the files (tar -C DIRECTORY -cf ARCHIVE .)."
 _POINT = re.compile(r"([0-9]{1,11})(?:[^0-9].*)?\.xml")
 _DIGESTS = re.compile(r"[0-9]{1,11}\.digests")
 
@@ -73,5 +74,9 @@ def checked_member(name: str) -> str:
         or len(plain) > MAX_MEMBER_NAME
         or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in plain)
     ):
-        raise HostileError(f"member {name[:80]!r}", "only plain file names have a place in an archive")
+        raise HostileError(
+            f"member {name[:80]!r}",
+            "only plain file names have a place in an archive",
+            FLAT,
+        )
     return plain

@@ -207,7 +207,7 @@ class ArchiveReader:
         """Reads what will be looked at anyway, while the stream passes by."""
         if entry.name.endswith(".xml"):
             limit = config.MAX_BYTES + 1
-        elif not self.bytes.random_access and entry.name.lower().endswith(foreign.IMAGE_SUFFIXES):
+        elif not self.bytes.random_access and foreign.is_image(entry.name, lambda: self.bytes.fetch(entry.offset, 4)):
             limit = _HEAD_BYTES
         else:
             return

@@ -214,6 +214,10 @@ _REFUSED = {
 }
 
 
+_OTHER_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+_NOT_SPARSE = "Write it again without tar's -S (with bsdtar's --no-read-sparse)."
+
+
 class Walk:
     """One pass over the headers of a tar stream: `entries()` yields them, then `end` is the offset of the end marker.
 
@@ -266,11 +270,7 @@ class Walk:
                             "archive", f"the global header at offset {position} renames or resizes members"
                         )
                     if any(key.startswith("GNU.sparse") for key in found):
-                        raise HostileError(
-                            "archive",
-                            "it holds sparse members",
-                            "Write it again without tar's -S (with bsdtar's --no-read-sparse).",
-                        )
+                        raise HostileError("archive", "it holds sparse members", _NOT_SPARSE)
                     records = found if kind == b"x" else records
                 position += BLOCK + round_up(size, BLOCK)
             entry = self._entry(
@@ -307,6 +307,10 @@ class Walk:
                     length=BLOCK,
                 )
             return None
+        tool = next((tool for magic, tool in _OTHER_COMPRESSION.items() if block.startswith(magic)), "")
+        if position == 0 and tool:
+            hint = f"Uncompress it with {tool} -d first; only zstd is read."
+            raise DamagedError("archive", f"it is compressed with {tool}", hint, length=BLOCK)
         _check_sum(block, position)
         return block
 
@@ -321,6 +325,7 @@ class Walk:
             raise HostileError(
                 f"member {name[:80]!r}",
                 f"a {_REFUSED.get(kind, 'member of type ' + repr(kind))} has no place in an archive",
+                {b"S": _NOT_SPARSE, b"5": names.FLAT}.get(kind, ""),
             )
         if size > MAX_MEMBER_BYTES:
             raise HostileError(f"member {name[:80]!r}", f"a size of {size} bytes cannot be")

@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError
 
 NAMES = ["1700000000_web01.xml", "vda_0.qcow2", "vda_1.snapshot", "vdb_0.qcow2", "1700000000_0.memory", "1_cd.iso"]
 DOMAIN = archives.DOMAIN.replace("vda_0.qcow2", "vda_1.snapshot").replace(
@@ -226,6 +226,50 @@ def test_layers_whose_names_are_of_another_kind_than_the_files(tmp_path: Path, n
     assert tops(tmp_path / "x.tar") == names
     with open_archive(str(tmp_path / "x.tar")) as reader:
         assert [m.parent for m in reader.point().members] == ["", *names[:2]]
+
+
+@pytest.mark.parametrize("command", ["tar -cf OUT *.xml web01*", "tar -cf - *.xml web01* | zstd -q -o OUT"])
+def test_images_without_a_suffix_of_images(tmp_path: Path, command: str) -> None:
+    """What `virsh snapshot-create-as --disk-only` makes, packed as it is: an overlay is not called .snapshot there."""
+    names = ["web01", "web01.monday", "web01.tuesday"]
+    for name, below in zip(names, ["", *names]):
+        (tmp_path / name).write_bytes(archives.qcow2_header(backing=b"/vms/" + below.encode() if below else b""))
+    (tmp_path / "web01.txt").write_text("a note")
+    configurations(tmp_path, [f"/vms/{name}" for name in names])
+    run(command, tmp_path, tmp_path / "x.tar.zst")
+    assert tops(tmp_path / "x.tar.zst") == names
+    with open_archive(str(tmp_path / "x.tar.zst")) as reader:
+        assert [m.name for m in reader.point().members] == names and not reader.point().warnings
+
+
+def test_a_disk_matched_by_the_beginning_of_its_name_is_named(products: Path, tmp_path: Path) -> None:
+    """The overlay web01.monday is not in the archive, and the image below it has the same stem."""
+    for name in list(LAYERS)[1:]:
+        (products / name).unlink()
+    configurations(products, ["/vms/web01.monday"])
+    run("tar -cf OUT *", products, tmp_path / "x.tar")
+    assert tops(tmp_path / "x.tar") == ["web01.qcow2"]
+    with open_archive(str(tmp_path / "x.tar")) as reader:
+        (warning,) = reader.point().warnings
+    assert "vda (/vms/web01.monday)" in warning and "web01.qcow2" in warning and "newer" in warning
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("tar -czf OUT *", "gzip"),
+        ("tar -cjf OUT *", "bzip2"),
+        ("tar -cJf OUT *", "xz"),
+        ("tar -C .. -cf OUT files", "tar -C DIRECTORY"),
+        ("tar -C .. -cf OUT files/vda_0.qcow2", "tar -C DIRECTORY"),
+        ("truncate -s 9M vda_0.qcow2; tar -S -cf OUT *", "without tar's -S"),
+        ("truncate -s 9M vda_0.qcow2; tar -S --format=posix -cf OUT *", "without tar's -S"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_a_way_out(files: Path, tmp_path: Path, command: str, says: str) -> None:
+    run(command, files, tmp_path / "x.tar")
+    with pytest.raises((HostileError, DamagedError), match=says), open_archive(str(tmp_path / "x.tar")) as reader:
+        reader.point()
 
 
 def test_a_layer_whose_base_cannot_be_told_is_given_none(products: Path, tmp_path: Path) -> None:
