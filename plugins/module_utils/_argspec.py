@@ -12,7 +12,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _deps
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, for_module
 
@@ -65,6 +65,7 @@ def run_module(
             module.warn(text)
 
     try:
+        _check_compression(params)
         result = operation(params, Context(progress, warn))
     except KvmopsError as error:
         result = _failure(error)
@@ -77,6 +78,14 @@ def run_module(
     if result.get("failed"):
         module.fail_json(**result)
     module.exit_json(**{"changed": False, **result})
+
+
+def _check_compression(params: Mapping[str, Any]) -> None:
+    level, threads = params.get("compress_level", 1), params.get("threads", 0)
+    if not 1 <= level <= 19:
+        raise RefusedError("Option compress_level", f"{level} is no level", "Use 1 (fastest) to 19 (smallest).")
+    if threads < 0:
+        raise RefusedError("Option threads", f"{threads} is no number of threads", "Use 0 for one per core.")
 
 
 def _failure(error: KvmopsError) -> dict[str, Any]:

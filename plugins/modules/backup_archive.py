@@ -111,7 +111,7 @@ archive:
       returned: success
       sample: 973078528
     compressed:
-      description: Whether it is compressed.
+      description: Whether it is compressed; null where the file cannot be read.
       type: bool
       returned: success
       sample: true

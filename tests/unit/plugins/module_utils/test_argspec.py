@@ -67,6 +67,18 @@ def run(
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("numbers", [{"compress_level": 0}, {"compress_level": 20}, {"threads": -1}])
+def test_numbers_that_compression_does_not_know_end_before_anything_is_done(
+    numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[object] = []
+    spec = {**SPEC, **_argspec.COMPRESSION}
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", spec)
+    code, result = run(monkeypatch, capsys, lambda params, _context: done.append(params) or {}, numbers)
+    assert code == 1 and not done
+    assert (result["what"], result["hint"][:3]) == (f"Option {next(iter(numbers))}", "Use")
+
+
 def test_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], warned: list[str]) -> None:
     seen = {}
 
