@@ -16,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._image.layers import named_file
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import QCOW2_MAGIC, ReadAt, probe
 
 IMAGE_SUFFIXES = (".qcow2", ".snapshot", ".raw", ".img")
@@ -77,7 +78,7 @@ def images(entries: Iterable[Entry], read_at: Callable[[str], ReadAt]) -> Images
         except KvmopsError as error:
             bad[entry.name] = str(error)
             continue
-        backing = os.path.basename(info.backing_file)
+        backing = os.path.basename(named_file(info.backing_file))
         found[entry.name] = Member(
             entry.name,
             Role.LAYER if backing else Role.DISK,

@@ -159,8 +159,13 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
             found[disk.path] = _image(conn, disk.path, fmt, "", 0, removable=True)
             continue
         chain = qemu_img.backing_chain(disk.path, fmt)
-        for link in chain:
-            below = os.path.realpath(link.full_backing_file) if link.full_backing_file else ""
+        for link, lower in zip(chain, (*chain[1:], None)):
+            if lower and not os.path.isabs(lower.path):
+                hint = "Merge it into the disk first (virsh blockpull, or qemu-img rebase -b '')."
+                raise SourceError(
+                    f"disk image {link.path}", f"it stands on {lower.path}, which is not simply a file", hint
+                )
+            below = os.path.realpath(lower.path) if lower else ""
             path = disk.path if link is chain[0] else os.path.realpath(link.path)
             found[path] = _image(
                 conn, path, link.format, below, link.virtual_size_bytes, removable=removable, named=link.path

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
 from array import array
+from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
@@ -16,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 _MAX_LAYERS = 200
 _L1_STEP_BYTES = 2**16
 _OFFSET = 0x00FFFFFFFFFFFE00
+_FILE_DRIVERS = {"qcow2", "raw", "file", "host_device"}
 
 
 def below(path: str) -> list[str]:
@@ -28,6 +31,37 @@ def below(path: str) -> list[str]:
         found.append(path)
         backing = _backing_file(path)
         path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing else ""
+    return found
+
+
+def named_file(name: str) -> str:
+    """The file that QEMU opens for a backing file name: also an absolute path spelled ``file:…`` or ``json:{…}``.
+
+    Other protocols, and slices of a file, come back as they are.
+    """
+    if name.startswith("file:/"):
+        return name[len("file:") :]
+    if not name.startswith("json:"):
+        return name
+    try:
+        options = _flat(json.loads(name[len("json:") :]))
+    except (ValueError, RecursionError):
+        return name
+    files = [value for key, value in options.items() if key.split(".")[-1] == "filename"]
+    drivers = {value for key, value in options.items() if key.split(".")[-1] == "driver"}
+    sliced = {"offset", "size"} & {key.split(".")[-1] for key in options}
+    if len(files) != 1 or not drivers <= _FILE_DRIVERS or sliced or not files[0].startswith("/"):
+        return name
+    return files[0]
+
+
+def _flat(options: Any, prefix: str = "") -> dict[str, str]:
+    """QEMU takes nested options and dotted ones: ``{"file": {"filename": …}}`` is ``{"file.filename": …}``."""
+    if not isinstance(options, dict):
+        return {prefix[:-1]: str(options)}
+    found: dict[str, str] = {}
+    for key, value in options.items():
+        found.update(_flat(value, f"{prefix}{key}."))
     return found
 
 
@@ -44,7 +78,7 @@ def _backing_file(path: str) -> str:
         return ""
     finally:
         os.close(fd)
-    return info.backing_file or ""
+    return named_file(info.backing_file)
 
 
 def has_data(path: str) -> bool:

@@ -26,7 +26,7 @@ _UNTRUSTED_BYTES_PER_CPU_S = 20 << 20  # what an honest image takes at the very 
 
 @dataclass(frozen=True)
 class QemuImageInfo:
-    """What ``qemu-img info`` says about one image; ``full_backing_file`` is the backing name as QEMU resolves it."""
+    """What ``qemu-img info`` says about one image; ``full_backing_file`` is the file that QEMU opens for the backing name."""
 
     path: str
     format: str
@@ -183,7 +183,7 @@ def _parse_info(found: dict[str, Any]) -> QemuImageInfo:
         actual_size_bytes=found.get("actual-size", 0),
         cluster_bytes=found.get("cluster-size", 0),
         backing_file=found.get("backing-filename", ""),
-        full_backing_file=found.get("full-backing-filename", ""),
+        full_backing_file=layers.named_file(found.get("full-backing-filename", "")),
         backing_format=found.get("backing-filename-format", ""),
         encrypted=found.get("encrypted", False),
         internal_snapshots=tuple(snapshot["name"] for snapshot in found.get("snapshots", [])),

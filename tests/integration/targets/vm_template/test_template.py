@@ -292,10 +292,18 @@ def test_a_vm_on_the_disk_of_one_that_is_no_template_is_stored_whole(lab: Lab, r
     assert thin.contents(lab.vm("web")) == was
 
 
-def test_a_clone_made_by_hand_is_thin_too(lab: Lab, run_module: thin.Run) -> None:
+@pytest.mark.parametrize(
+    "spelled",
+    ["{}", "file:{}", 'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{}"}}}}'],
+    ids=lambda s: s[:4],
+)
+def test_a_clone_made_by_hand_is_thin_too(lab: Lab, run_module: thin.Run, spelled: str) -> None:
     base = thin.off_template(lab, run_module, disks=(Disk(),))
     path = lab.path("own") / "web.qcow2"
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base.disks()["vda"]), str(path))
+    run(
+        *("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2"),
+        *("-b", spelled.format(base.disks()["vda"]), str(path)),
+    )
     web = lab.create_vm("web", [Disk(path=path), Disk()], start=False)
     thin.write(path, "qcow2", 5)
     was = thin.contents(web)

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._image.image_tools import qemu
 
@@ -33,3 +34,41 @@ def test_what_is_no_qcow2(tmp_path: Path) -> None:
     for name in ("a", "missing"):
         with pytest.raises(ImageError):
             layers.has_data(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "{0}",
+        "file:{0}",
+        'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{0}"}}}}',
+        'json:{{"driver":"qcow2","file.driver":"file","file.filename":"{0}"}}',
+        'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{0}","locking":"auto"}},"discard":"unmap"}}',
+    ],
+)
+def test_however_the_file_below_is_spelled(tmp_path: Path, spelled: str) -> None:
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", str(base), "1M")
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", spelled.format(base), str(overlay))
+    assert layers.below(str(overlay)) == [str(overlay), str(base)]
+    top, below = qemu_img.backing_chain(str(overlay), "qcow2")
+    assert (top.full_backing_file, below.path) == (str(base), str(base))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nbd://host/disk",
+        "file:relative",
+        "json:[",
+        "json:7",
+        "json:" + "[" * 1018,
+        'json:{"driver":"qcow2","file":{"driver":"file","filename":"relative"}}',
+        'json:{"driver":"qcow2","file":{"driver":"nbd","filename":"/a"}}',
+        'json:{"driver":"quorum","children":[{"filename":"/a"}]}',
+        'json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"/a"}}',
+        json.dumps({"driver": "raw", "file": {"filename": "/a"}, "backing": {"filename": "/b"}}),
+    ],
+)
+def test_what_is_not_simply_a_file(name: str) -> None:
+    assert layers.named_file(name) == name
