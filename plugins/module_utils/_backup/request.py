@@ -98,6 +98,8 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
     Raises RefusedError for durations and sizes that are none, notes that are too long, and options that contradict each other.
     """
     mode, archive, limit = Mode(params["mode"]), params["archive"] or "", params["increment_limit"]
+    if not (params["pool"] or params["path"] or archive):
+        raise RefusedError("The target", "pool and path are empty", "Name a pool or a directory.")
     if mode is Mode.FULL and archive:
         raise RefusedError("Option archive", "a full makes a new archive", "Use mode: incremental or auto with it.")
     if limit < 0:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
 from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
@@ -69,7 +70,9 @@ class VerifyRequest:
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> VerifyRequest:
-        """From the parameters of the module."""
+        """From the parameters of the module. Raises RefusedError where they name nothing: checking nothing is no success."""
+        if not (params["archive"] or params["pool"] or params["path"]):
+            raise RefusedError("What to check", "archive, pool and path are empty", "Name one of them.")
         return cls(
             Selection.of(params), params["deep"], params["fail_on_damage"], params["threads"], Priority.of(params)
         )

@@ -44,6 +44,10 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     selected = list(_selected(request.selection, context))
     if request.selection.archive and not os.path.exists(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
+    if not selected:
+        selection = request.selection
+        whose = f"of {selection.vm} " if selection.vm else ""
+        context.warn(f"Nothing was checked: no archive {whose}is in {selection.pool or selection.path}")
     with request.priority.lowered():
         archives, not_checked = _all_checked(selected, request, context)
     damaged = [archive["path"] for archive in archives if not archive["ok"]]

@@ -255,6 +255,11 @@ def test_options_reach_their_field() -> None:
     for wrong in contradictory:
         with pytest.raises(RefusedError):
             backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", **wrong))
+    for nothing in ({"path": ""}, {"pool": ""}, {"mode": "auto", "archive": ""}):
+        with pytest.raises(RefusedError, match="are empty"):
+            backup_request.from_params(params_of("vm_backup", vm="web01", **nothing))
+    with pytest.raises(RefusedError, match="are empty"):
+        VerifyRequest.of(params_of("backup_verify", archive=""))
     with pytest.raises(RefusedError, match="max_age"):
         backup_request.from_params(params_of("vm_backup", vm="web01", path="/b", max_age="soon"))
     restore = restore_request.from_params(

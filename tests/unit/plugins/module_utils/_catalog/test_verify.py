@@ -67,6 +67,11 @@ def test_good(tmp_path: Path, told: Told, compressed: bool, deep: bool) -> None:
     }
 
 
+def test_a_place_without_archives_is_no_success_in_silence(tmp_path: Path, told: Told) -> None:
+    assert verify(request(tmp_path), told) == {"archives": []}
+    assert told.warnings == [f"Nothing was checked: no archive is in {tmp_path}"]
+
+
 def test_damage_is_named_and_fails(tmp_path: Path, told: Told) -> None:
     path = write(tmp_path)
     damage(path, member_offset(path, "vda_0.qcow2") + 300_000)
