@@ -36,8 +36,8 @@ _SOURCE_ATTRIBUTES = ("file", "dev", "pool", "volume", "protocol", "name")
 class DiskNow:
     """A disk that a backup stores, as it is now. Chains are real paths, the active image first.
 
-    `headers`: what the images themselves say; `qemu`: what a running QEMU has open, () for a VM that is off. Both end above the
-    disk of a template, `template_disk` as in `disks.Image`.
+    `headers`: what its definition lists, or else the images themselves say; `qemu`: what a running QEMU has open, () for a VM
+    that is off. Both end above the disk of a template, `template_disk` as in `disks.Image`.
     """
 
     target: str
@@ -189,7 +189,7 @@ def _targets(point: Configuration) -> list[str]:
 def _disk(disk: DiskNow, point: Configuration, own: SavedState) -> str:
     """The disk must stand on the files of the point, with the overlay of its saved state directly above them."""
     if disk.qemu and disk.qemu != disk.headers:
-        return f"QEMU has disk {disk.target} on {_files(disk.qemu)}, the images themselves say {_files(disk.headers)}"
+        return f"QEMU has disk {disk.target} on {_files(disk.qemu)}, its definition and the images say {_files(disk.headers)}"
     members = chain_of(point, disk.target)
     frozen = _paths(members)
     overlay = _overlay(own, disk.target)

@@ -62,6 +62,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
     states = snapshots.tree(domain, secrets=secrets)
     state_disks = {state.name: _state_disks(state) for state in states}
     all_images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
+    all_images = _as_defined(conn, view.disks, all_images)
     stands, images = thin.look(conn, view.name, view.uuid, all_images)
     tpm_path = firmware_state.tpm_state_path(conn, view)
     return VmFacts(
@@ -158,18 +159,41 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
         if disk.device == "lun" or fmt not in STORED_FORMATS:
             found[disk.path] = _image(conn, disk.path, fmt, "", 0, removable=True)
             continue
-        chain = qemu_img.backing_chain(disk.path, fmt)
-        for link, lower in zip(chain, (*chain[1:], None)):
-            if lower and not os.path.isabs(lower.path):
-                hint = "Merge it into the disk first (virsh blockpull, or qemu-img rebase -b '')."
-                raise SourceError(
-                    f"disk image {link.path}", f"it stands on {lower.path}, which is not simply a file", hint
-                )
-            below = os.path.realpath(lower.path) if lower else ""
-            path = disk.path if link is chain[0] else os.path.realpath(link.path)
-            found[path] = _image(
-                conn, path, link.format, below, link.virtual_size_bytes, removable=removable, named=link.path
-            )
+        found.update(_stack(conn, disk.path, fmt, removable=removable))
+    return found
+
+
+def _stack(conn: Connection, path: str, fmt: str, *, removable: bool = False) -> dict[str, Image]:
+    """An image and all that it stands on as the images themselves say; the lower ones by their real paths."""
+    found = {}
+    chain = qemu_img.backing_chain(path, fmt)
+    for link, lower in zip(chain, (*chain[1:], None)):
+        if lower and not os.path.isabs(lower.path):
+            hint = "Merge it into the disk first (virsh blockpull, or qemu-img rebase -b '')."
+            raise SourceError(f"disk image {link.path}", f"it stands on {lower.path}, which is not simply a file", hint)
+        below = os.path.realpath(lower.path) if lower else ""
+        here = path if link is chain[0] else os.path.realpath(link.path)
+        found[here] = _image(
+            conn, here, link.format, below, link.virtual_size_bytes, removable=removable, named=link.path
+        )
+    return found
+
+
+def _as_defined(conn: Connection, disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> dict[str, Image]:
+    """The images, standing on each other as the definition lists it: QEMU goes by that, not by what the images say."""
+    found = dict(images)
+    for disk in disks:
+        if disk.device != "disk" or disk.path not in found or not all(os.path.exists(link.path) for link in disk.chain):
+            continue
+        for link in disk.chain:
+            if os.path.realpath(link.path) not in found:
+                found.update(_stack(conn, os.path.realpath(link.path), link.format or "raw"))
+        reals = [os.path.realpath(path) for path in (disk.path, *(link.path for link in disk.chain))]
+        below = dict(zip(reals, [*reals[1:], ""] if disk.chain_complete else reals[1:]))
+        for path, image in found.items():
+            real = os.path.realpath(path)
+            if real in below:
+                found[path] = replace(image, backing_path=below[real])
     return found
 
 

@@ -9,7 +9,7 @@ All paths are resolved (`views.real`), so that they can be compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -180,18 +180,35 @@ def require_quiet(conn: Connection, domain: Domain, layers: Layers) -> None:
     if layers.managed_save:
         hint = f"Start it (virsh start {layers.vm_name}) or give its memory up (virsh managedsave-remove {layers.vm_name})."
         raise RefusedError(what, "it has a managed-save image: its memory belongs to its disks as they are now", hint)
+    seen = views.gather(conn, domain).disks
+    for disk in seen:
+        _require_as_listed(layers, disk.live or disk.persistent, f"The disk {disk.target} of {layers.vm_name}")
     if not layers.running:
         images = [(path, layers.files[path].format) for path in layers.active.values() if path in layers.files]
         views.require_really_off(domain, images)
         return
     blockjobs.require_idle(domain, what)
-    for disk in views.gather(conn, domain).disks:
+    for disk in seen:
         if not disk.agree:
             raise SplitViewError(
                 f"The disk {disk.target} of {layers.vm_name}",
                 f"QEMU has {' on '.join(disk.qemu)}, the live definition {' on '.join(disk.live)}, the persistent one "
                 f"{' on '.join(disk.persistent)}",
                 "Nothing was touched. A configuration change that waits for the next start is applied by a restart.",
+            )
+
+
+def _require_as_listed(layers: Layers, listed: Sequence[str], what: str) -> None:
+    """QEMU opens what the definition lists, merges of a VM that is off what the images say. Raises SplitViewError."""
+    for path, below in zip(listed, listed[1:]):
+        layer = layers.files.get(path)
+        # one that says it stands on nothing has been flattened: what is listed below it does not show
+        if layer and layer.backing and layer.backing != below:
+            raise SplitViewError(
+                what,
+                f"its definition lists {path} on {below}, and the image itself says that it stands on {layer.backing}",
+                "Nothing was touched. Back it up first (a backup has it as the guest sees it); then point the image "
+                f"to the right file while the VM is off: qemu-img rebase -u -f qcow2 -F FORMAT -b {below} {path}",
             )
 
 

@@ -209,7 +209,7 @@ BROKEN = {
     ),
     "QEMU and headers differ": (
         disks(replace(VDA, qemu=("/i/vda.qcow2",)), VDB),
-        "QEMU has disk vda on /i/vda.qcow2, the images themselves say",
+        "QEMU has disk vda on /i/vda.qcow2, its definition and the images say",
     ),
     "grown": (disks(replace(VDA, virtual_size_bytes=96 * MIB), VDB), "disk vda was resized from 64.0 MiB to 96.0 MiB"),
     "shrunk": (disks(VDA, replace(VDB, virtual_size_bytes=32 * MIB)), "disk vdb was resized from 64.0 MiB to 32.0 MiB"),
