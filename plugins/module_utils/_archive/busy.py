@@ -86,7 +86,8 @@ def _open(path: str, flags: int) -> Iterator[int]:
     try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise ArchiveError(f"archive {path}", f"it cannot be opened ({error.strerror})") from error
+        hint = "Check the path and that it is readable here."
+        raise ArchiveError(f"archive {path}", f"it cannot be opened ({error.strerror})", hint) from error
     try:
         yield fd
     finally:

@@ -44,6 +44,8 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     selected = list(_selected(request.selection, context))
     if request.selection.archive and not os.path.exists(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
+    if request.selection.archive and os.path.isdir(selected[0]):
+        raise ArchiveError(f"Archive {selected[0]}", "it is a directory", "Name it with the option path.")
     if not selected:
         selection = request.selection
         whose = f"of {selection.vm} " if selection.vm else ""

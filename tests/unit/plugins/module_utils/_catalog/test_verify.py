@@ -72,6 +72,11 @@ def test_a_place_without_archives_is_no_success_in_silence(tmp_path: Path, told:
     assert told.warnings == [f"Nothing was checked: no archive is in {tmp_path}"]
 
 
+def test_a_directory_is_no_damaged_archive(tmp_path: Path, told: Told) -> None:
+    with pytest.raises(ArchiveError, match="option path"):
+        verify(VerifyRequest(Selection(archive=str(tmp_path))), told)
+
+
 def test_damage_is_named_and_fails(tmp_path: Path, told: Told) -> None:
     path = write(tmp_path)
     damage(path, member_offset(path, "vda_0.qcow2") + 300_000)
