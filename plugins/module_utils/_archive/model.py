@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import Enum
 
@@ -148,6 +149,17 @@ class Configuration:
     member_name: str = ""
     digest: str = ""
 
+    # Made once: an archive from elsewhere may have thousands of disks.
+    @functools.cached_property
+    def layers(self) -> dict[str, Member]:
+        """Disk images by name."""
+        return {each.name: each for each in self.members if each.role in (Role.DISK, Role.LAYER)}
+
+    @functools.cached_property
+    def tops(self) -> dict[str, Member]:
+        """The image that each disk was on, by its target."""
+        return {each.target: each for each in reversed(self.layers.values()) if each.active}
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -162,10 +174,9 @@ class Damage:
 
 def chain_of(point: Configuration, target: str) -> tuple[Member, ...]:
     """The layers that a disk stood on at a point, the active one first; () for a disk that the point has not."""
-    layers = {each.name: each for each in point.members if each.role in (Role.DISK, Role.LAYER)}
-    member = next((each for each in layers.values() if each.target == target and each.active), None)
-    chain: list[Member] = []
-    while member is not None and member not in chain:
-        chain.append(member)
-        member = layers.get(member.parent)
-    return tuple(chain)
+    member = point.tops.get(target)
+    chain: dict[str, Member] = {}
+    while member is not None and member.name not in chain:
+        chain[member.name] = member
+        member = point.layers.get(member.parent)
+    return tuple(chain.values())
