@@ -35,16 +35,19 @@ class _Disk:
     target: str
     path: str
     device: str
+    format: str
 
 
 def _disks(configuration: Configuration) -> list[_Disk]:
     root = _xml.parse(configuration.domain_xml, f"configuration {configuration.member_name}")
     found = []
     for element in root.findall("devices/disk"):
-        source, target = element.find("source"), element.find("target")
+        source, target, driver = element.find("source"), element.find("target"), element.find("driver")
         attributes: dict[str, str] = {} if source is None else {str(key): str(value) for key, value in source.items()}
         path = attributes.get("file") or attributes.get("dev") or attributes.get("volume") or ""
-        found.append(_Disk("" if target is None else target.get("dev") or "", path, element.get("device") or "disk"))
+        name = "" if target is None else target.get("dev") or ""
+        image_format = "" if driver is None else driver.get("type") or ""
+        found.append(_Disk(name, path, element.get("device") or "disk", image_format))
     return found
 
 
@@ -209,6 +212,10 @@ def complete(
         top = tops.get(disk.target)
         if top:
             chain = _chain(top, images)
+            if chain[0].parent and chain[0].parent not in images:
+                warnings.append(f"{chain[0].name} needs {chain[0].parent}, which is not in the archive")
+            if len(chain) == 1 and disk.format == "raw":  # a raw disk is stored as qcow2 there too
+                chain = [replace(chain[0], original_format="raw")]
             members += [
                 replace(m, target=disk.target, active=m.name == top, former_path=disk.path if m.name == top else "")
                 for m in chain

@@ -80,6 +80,24 @@ def test_a_foreign_overlay_stands_on_its_restored_base(lab: Lab, run_module: Run
     assert "backing file" not in run("qemu-img", "info", str(image)) and len(flat["disks"]) == 2
 
 
+def test_a_foreign_disk_that_was_raw_is_raw_again(lab: Lab, run_module: Run) -> None:
+    vm = lab.create_vm("was raw", [Disk("raw")], start=False)
+    image = vm.disks()["vda"]
+    content, folder = truth.raw_sha256(image), lab.path("foreign")
+    (folder / "web.xml").write_text(vm.xml(inactive=True))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(image), str(folder / f"{image.stem}.qcow2"))
+    vm.remove()
+    image.unlink()
+    run("tar", "-C", str(folder), "-cf", str(lab.directory / "x.tar"), ".")
+    (disk,) = run_module("vm_restore", source=str(lab.directory / "x.tar"))["disks"]
+    assert (disk["format"], disk["path"]) == ("raw", str(image)) and truth.raw_sha256(image) == content
+    assert "type='raw'" in lab.adopt("was raw").xml(inactive=True)
+    again = run_module("vm_restore", source=str(lab.directory / "x.tar"), name="q", disk_format="qcow2")
+    kept = lab.adopt("q").disks()["vda"]
+    assert again["disks"][0]["format"] == "qcow2"
+    assert truth.content_sha256(kept, "qcow2") == truth.content_sha256(image, "raw")
+
+
 @pytest.mark.parametrize("trick", ["backing", "data-file", "not-qcow2", "foreign-base"])
 def test_an_image_that_reaches_for_a_host_file_is_refused(lab: Lab, run_module: Run, trick: str) -> None:
     folder, _dummy = unpacked(lab, "hostile")

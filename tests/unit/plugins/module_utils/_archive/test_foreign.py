@@ -279,6 +279,7 @@ def test_a_layer_whose_base_cannot_be_told_is_given_none(products: Path, tmp_pat
     with open_archive(str(tmp_path / "x.tar")) as reader:
         (top,) = [m for m in reader.point().members if m.active]
         assert (top.name, top.parent) == ("web01.2.snapshot", "web01.lost")
+        assert "web01.2.snapshot needs web01.lost, which is not in the archive" in reader.point().warnings
 
 
 def test_a_layer_above_the_one_that_the_newest_point_shows_is_named(products: Path, tmp_path: Path) -> None:
@@ -326,3 +327,14 @@ def test_our_archive_taken_apart_and_packed_again_is_ours(tmp_path: Path) -> Non
     assert verify_file(str(tmp_path / "new.tar")).coverage == "full"
     subprocess.run(["zstd", "-q", "-T0", path], check=True)
     assert verify_file(path + ".zst").ok and archives.extract(path + ".zst") == archives.SMALL
+
+
+def test_a_disk_that_was_raw_comes_back_raw_unless_there_are_layers(files: Path, tmp_path: Path) -> None:
+    raw = DOMAIN.replace("<disk type='file' device='disk'>", "<disk type='file' device='disk'><driver type='raw'/>")
+    (files / "1700000000_web01.xml").write_text(raw)
+    archive = tmp_path / "a.tar"
+    run("tar -cf OUT *", files, archive)
+    with open_archive(str(archive)) as reader:
+        table = {m.name: (m.image_format, m.original_format) for m in reader.points[0].members if m.target[:2] == "vd"}
+    layers = {"vda_0.qcow2": ("qcow2", "qcow2"), "vda_1.snapshot": ("qcow2", "qcow2")}
+    assert table == {**layers, "vdb_0.qcow2": ("qcow2", "raw")}
