@@ -176,7 +176,8 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
             states.append(
                 (each.getName(), _xml.parse(each.getXMLDesc(0), f"the saved state {each.getName()} of {name}"))
             )
-    named = _files_of([*roots, *(root for _dummy, root in states)], pools) | _memory_files(states)
+    all_roots = [*roots, *(root for _dummy, root in states)]
+    named = _files_of(all_roots, pools) | _memory_files(states)
     disk_files = frozenset(path for path in named if os.path.lexists(path))
     found = mark.read(roots[0])
     locked: frozenset[str] = frozenset()
@@ -199,6 +200,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         snapshots=tuple(name for name, _dummy in states),
         template=template_mark.is_marked(roots[0]),
         missing_bases=frozenset(path for path in named - _named(roots, pools, "source") if not os.path.lexists(path)),
+        own_disks=frozenset(map(os.path.realpath, _named(all_roots, pools, "source"))),
     )
 
 

@@ -67,7 +67,8 @@ class ExistingVm:
 
     `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
     are no longer as the restore left them or that its disks do not show any more, and what they show instead. `template`:
-    it is marked as one. `missing_bases`: those of `files` that its disks stand on and that are not there.
+    it is marked as one. `missing_bases`: those of `files` that its disks stand on and that are not there. `own_disks`: real
+    paths of what its disks and saved states name themselves, not of what these stand on.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ExistingVm:
     snapshots: tuple[str, ...] = ()
     template: bool = False
     missing_bases: frozenset[str] = frozenset()
+    own_disks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,9 @@ def _about_templates(
     if configuration.template and request.start:
         problems.append("it is a template, which is not started ('start: false')")
     if replaced is not None and replaced.template:
-        clones = [vm.name for vm in others if vm.files & replaced.disk_files]
+        # a template may itself stand on another one, which has clones of its own
+        below = [vm.files for vm in others if vm.template and not vm.files & replaced.own_disks]
+        clones = [vm.name for vm in others if vm.files & replaced.disk_files.difference(*below)]
         if clones:
             problems.append(f"the template {replaced.name} cannot be replaced: {', '.join(clones)} stand on its disks")
     return problems

@@ -70,7 +70,8 @@ def _judge(required: TemplateRequirement, template: Template, digest_of: DigestO
         return Match(template, mismatch, f"{mismatch.value}: the template {template.name} {why}")
 
     if len(template.disks) != len(required.disks):
-        return no(Mismatch.DISKS, f"has {len(template.disks)} disks, {len(required.disks)} are required")
+        count = "1 disk" if len(template.disks) == 1 else f"{len(template.disks)} disks"
+        return no(Mismatch.DISKS, f"has {count}, {len(required.disks)} required")
     unread = [disk for disk in template.disks if not disk.virtual_size_bytes]
     if unread:
         return no(Mismatch.DIFFERS, f"has lost its disk {unread[0].target}: {unread[0].path or 'it'} cannot be read")

@@ -70,6 +70,17 @@ def test_a_template_that_clones_stand_on_is_not_replaced() -> None:
     assert planned(host(vms=(old,)), TEMPLATE, force=True).replaced == old
 
 
+def test_a_template_on_a_template_is_replaced_though_others_stand_on_the_lower_one() -> None:
+    lower = frozenset({"/vms/lower.qcow2"})
+    old = replace(ORIGINAL, template=True, disk_files=ORIGINAL.disk_files | lower, own_disks=ORIGINAL.disk_files)
+    base = ExistingVm("base", "u2", files=lower, disk_files=lower, own_disks=lower, template=True)
+    sibling = ExistingVm("sibling", "u3", files=lower | {"/vms/s"}, disk_files=lower | {"/vms/s"})
+    assert planned(host(vms=(old, base, sibling)), TEMPLATE, force=True).replaced == old
+    clone = ExistingVm("clone", "u4", files=lower | old.own_disks | {"/vms/c"}, template=True)
+    with pytest.raises(RefusedError, match="cannot be replaced: clone stand"):
+        planned(host(vms=(old, base, sibling, clone)), TEMPLATE, force=True)
+
+
 def test_a_template_may_take_the_place_of_one_that_is_gone_and_nobody_else_may() -> None:
     bases = frozenset({"/vms/web.qcow2"})
     clone = ExistingVm("db", "u2", files=bases | {"/i/db"}, missing_bases=bases)
