@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
@@ -175,10 +175,25 @@ def _images(reader: ArchiveReader) -> list[Member]:
     return list(images.values())
 
 
+def _chain_fault(member: Member, images: Mapping[str, Member]) -> str:
+    """Why an image has no whole chain below it, "" where it has. The gap below a lower layer is that layer's fault."""
+    if member.parent and member.parent not in images:
+        return f"its backing image {member.parent} is not in the archive"
+    seen = {member.name}
+    below = images.get(member.parent)
+    while below is not None:
+        if below.name in seen:
+            return "the layers below it form a circle"
+        seen.add(below.name)
+        below = images.get(below.parent)
+    return ""
+
+
 def _image_fault(reader: ArchiveReader, member: Member, threads: int, context: Context) -> str:
     """Why an image cannot be used, "" for a good one."""
-    if member.parent and member.parent not in {entry.name for entry in reader.entries}:
-        return f"its backing image {member.parent} is not in the archive"
+    gap = _chain_fault(member, {image.name: image for image in _images(reader)})
+    if gap:
+        return gap
     try:
         info = probe.probe(reader.read_at(member.name), member.size_bytes)
         stands_on = member.parent or ("a disk of the template" if member.template_disk else None)

@@ -16,7 +16,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, config, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    ArchiveError,
+    BusyError,
+    DamagedError,
+    KvmopsError,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     connect,
@@ -70,7 +76,25 @@ def _source(request: RestoreRequest) -> Iterator[tuple[ArchiveReader | None, Con
         yield None, _bare(request.source)
         return
     with busy.reading(request.source), reader.open_archive(request.source) as archive:
-        yield archive, foreign_memory.adopt(archive.point(request.point), archive.read)
+        point = foreign_memory.adopt(archive.point(request.point), archive.read)
+        check_images(archive, point)
+        yield archive, point
+
+
+def check_images(archive: ArchiveReader, point: Configuration) -> None:
+    """Raises DamagedError where a disk is missing while an image of a foreign archive is none: that may have been it, and the
+    VM without it would pass for restored."""
+    if archive.bad_images:
+        disks = (disk.target for disk in domain.parse(point.domain_xml).disks if disk.device == "disk")
+        missing = [target for target in disks if target not in point.tops]
+        if missing:
+            name, why = next(iter(archive.bad_images.items()))
+            raise DamagedError(
+                f"archive {archive.path}",
+                f"it has no image for {', '.join(missing)}, and {name} in it cannot be one ({why.rstrip('.')})",
+                "Restore from another archive.",
+                member=name,
+            )
 
 
 def _bare(path: str) -> Configuration:

@@ -140,18 +140,25 @@ def test_deep_refuses_images_that_stand_on_files_of_the_host(tmp_path: Path, tol
     assert "it stands on another file" in only["reason"]
 
 
-def test_deep_in_a_foreign_archive_misses_the_backing_image(tmp_path: Path, told: Told) -> None:
-    base = tmp_path / "base.qcow2"
-    qcow2(tmp_path).rename(base)
-    image = tmp_path / "image.qcow2"
+@pytest.mark.parametrize(
+    ("backing", "found"),
+    [
+        ("/vms/base.qcow2", "its backing image base.qcow2 is not in the archive"),
+        ("1700000000_web01.xml", "its backing image 1700000000_web01.xml is not in the archive"),
+        ("web01.qcow2", "the layers below it form a circle"),
+    ],
+)
+def test_deep_in_a_foreign_archive_misses_the_backing_image(
+    tmp_path: Path, told: Told, backing: str, found: str
+) -> None:
     archive = write_foreign(tmp_path)
-    qcow2(tmp_path, "-b", str(base), "-F", "qcow2")
-    image.rename(tmp_path / "web01.qcow2")
     shutil.unpack_archive(archive, tmp_path / "x", "tar")
-    (tmp_path / "web01.qcow2").replace(tmp_path / "x" / "web01.qcow2")
+    xml = tmp_path / "x" / "1700000000_web01.xml"
+    xml.write_text(xml.read_text().replace("/images/web01.raw", "/images/web01.qcow2"))
+    qcow2(tmp_path, "-u", "-b", backing, "-F", "qcow2").replace(tmp_path / "x" / "web01.qcow2")
     shutil.make_archive(str(tmp_path / "foreign"), "tar", tmp_path / "x")
     (only,) = verify(request(archive, deep=True), told)["archives"][0]["damage"]
-    assert only["reason"] == "its backing image base.qcow2 is not in the archive"
+    assert only["reason"] == found
 
 
 @pytest.mark.parametrize("compressed", [False, True])
