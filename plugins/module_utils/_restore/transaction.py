@@ -49,7 +49,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     PlannedFile,
     RestorePlan,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
+from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import left, restores
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
 
@@ -304,6 +304,7 @@ class Transaction:
                 restores.forget_checkpoints(domain, old)
             restores.define_states(domain, operation.states)
             self._require_as_planned(domain, replace(found, token=operation.pending_token))
+            left.save(plan.uuid, {**left.load(plan.uuid), **dict.fromkeys(_left_layers(plan), "")})
             self._conn.defineXML(mark.add(plan.domain_xml, found))
         except libvirt.libvirtError as error:
             raise translate(error, f"The definition of the VM {plan.name}") from error
@@ -330,6 +331,20 @@ class Transaction:
             error.__cause__ = second
         else:
             journal.done()
+
+
+def _left_layers(plan: RestorePlan) -> set[str]:
+    """Files of the archive that others stand on and no saved state has frozen: removals must know that they are the VM's own."""
+    frozen = set()
+    for state in plan.states:
+        root = _xml.parse(state.xml, f"the saved state {state.name}")
+        external = {disk.get("name") for disk in root.iterfind("disks/disk[@snapshot='external']")}
+        for disk in root.iterfind("domain/devices/disk"):
+            target, source = disk.find("target"), disk.find("source")
+            if target is not None and source is not None and target.get("dev") in external:
+                frozen.add(source.get("file", ""))
+    own = {file.path for file in plan.files} - frozen
+    return {os.path.realpath(file.backing) for file in plan.all_files if file.backing in own}
 
 
 def _step(file: PlannedFile | MadeFile, number: int, plan: RestorePlan, token: str) -> restores.FileStep:
