@@ -168,8 +168,9 @@ def _plan_disk(work: _Work, target: str) -> None:
     active = layers.active.get(target, "")
     roots = layers.roots(active)
     strange = [path for path in own if not roots & set(layers.chain(path)[-1:])]
-    if strange:
-        work.notes.append(f"{target} is another disk than it was then; its former files stay: {', '.join(strange)}")
+    for user, paths in _by_user(layers, strange).items():
+        of_now = f"are in use as {user} now, stay, and are not merged" if user else "stay"
+        work.notes.append(f"{target} is another disk than it was then; its former files {of_now}: {', '.join(paths)}")
     own = [path for path in own if path not in strange]
     frozen = {path: definition for path, definition in frozen.items() if path in own}
     needed = {
@@ -201,6 +202,15 @@ def _plan_disk(work: _Work, target: str) -> None:
             work.notes.append(f"{path} stays: it stands on {active}, and may be newer than what the VM has")
         else:
             work.dead.append(path)
+
+
+def _by_user(layers: Layers, paths: Iterable[str]) -> dict[str, list[str]]:
+    """The files by the disk of the VM that stands on them now, "" for none."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        user = next((target for target, active in layers.active.items() if path in layers.chain(active)), "")
+        found.setdefault(user, []).append(path)
+    return found
 
 
 def _is_of(layers: Layers, path: str, target: str) -> bool:
