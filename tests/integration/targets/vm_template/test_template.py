@@ -342,6 +342,23 @@ def test_the_way_back_after_a_template_was_changed(lab: Lab, run_module: thin.Ru
     kept = {target: Path(f"{path}.changed") for target, path in base.disks().items()}
     assert {t: truth.content_sha256(p, thin.formats(base)[t]) for t, p in kept.items()} == damaged
 
+    # what was kept must not be in the way of a second time after the template is removed, nor an archive of another VM
+    run_module("vm_template", vm="web")
+    other = thin.backup(run_module, clones[0], target)
+    for archive, says in (
+        (archives[0], "Disks that an earlier run has kept"),
+        (other, "is the archive of web, not of base"),
+    ):
+        again = ansible.playbook(
+            "kvmops.backup.template_way_back",
+            template_way_back_template="base",
+            template_way_back_archive=archive,
+            template_way_back_become=False,
+            fails=True,
+        )
+        assert says in again.output
+    assert {name: thin.contents(lab.vm(name)) for name in was} == was
+
 
 def test_what_a_killed_run_leaves_of_a_clone_is_gone_after_the_next(lab: Lab, run_module: thin.Run) -> None:
     base = thin.off_template(lab, run_module)
