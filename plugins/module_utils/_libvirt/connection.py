@@ -9,6 +9,7 @@ The binding has no type stubs: ``Connection``, ``Domain`` and ``Snapshot`` stand
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,7 +43,10 @@ def connect(uri: str = "qemu:///system") -> Connection:
         _require_local(str(conn.getURI()))  # it may have been an alias
         return conn
     except libvirt.libvirtError as error:
-        raise translate(error, f"The connection to {uri}") from error
+        failed = translate(error, f"The connection to {uri}")
+        if os.geteuid() and not failed.hint:  # polkit has many ways to say no
+            raise KvmopsError(failed.what, failed.why, "Run as root (become: true), or as a user that may.") from error
+        raise failed from error
 
 
 def _require_local(uri: str) -> None:

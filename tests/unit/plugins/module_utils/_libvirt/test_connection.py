@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 
 
@@ -50,3 +50,18 @@ def test_only_the_libvirt_of_this_host(monkeypatch, uri, fine):
         return
     with pytest.raises(RefusedError, match="another host"):
         connection.connect(uri)
+
+
+@pytest.mark.parametrize(("user", "hinted"), [(0, False), (1000, True)])
+def test_a_user_who_may_not_is_told_to_be_root(monkeypatch, user, hinted):
+    """polkit's refusals have codes of their own: no agent to ask, no system bus, authentication failed."""
+    libvirt = pytest.importorskip("libvirt")
+
+    def refuse(_uri):
+        raise libvirt.libvirtError("authentication unavailable: no polkit agent available")
+
+    monkeypatch.setattr(libvirt, "open", refuse)
+    monkeypatch.setattr(connection.os, "geteuid", lambda: user)
+    with pytest.raises(KvmopsError, match="polkit") as refusal:
+        connection.connect("qemu:///system")
+    assert ("become: true" in refusal.value.hint) is hinted
