@@ -35,13 +35,26 @@ def units(tmp_path: Path) -> Path:
     return directory
 
 
-def play(ansible: Ansible, units: Path, **options: Any) -> PlaybookResult:
+def play(ansible: Ansible, units: Path, fails: bool = False, **options: Any) -> PlaybookResult:
     given = {"name": "nightly", "unit_directory": str(units), "command": COMMAND, **options}
-    return ansible.playbook(PLAY, **{f"schedule_{name}": value for name, value in given.items()})
+    return ansible.playbook(PLAY, fails=fails, **{f"schedule_{name}": value for name, value in given.items()})
 
 
 def changed_tasks(played: PlaybookResult) -> list[str]:
     return [task.task for task in played.tasks if task.data.get("changed")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("on_calendar", "every day"), ("on_calendar", ""), ("random_delay", "5 mn")]
+)
+def test_a_time_that_systemd_cannot_read_leaves_the_old_timer_alone(
+    ansible: Ansible, units: Path, option: str, value: str
+) -> None:
+    play(ansible, units)
+    before = {path.name: path.read_bytes() for path in units.iterdir() if path.is_file()}
+    refused = play(ansible, units, fails=True, **{option: value})
+    assert f'schedule_{option}: systemd cannot read "{value}"' in refused.output.replace('\\"', '"')
+    assert before == {path.name: path.read_bytes() for path in units.iterdir() if path.is_file()}
 
 
 def test_units_are_right_and_a_second_run_changes_nothing(ansible: Ansible, units: Path) -> None:
