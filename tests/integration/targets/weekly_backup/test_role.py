@@ -91,6 +91,9 @@ def test_increments_follow_and_full_only_gets_fulls(lab: Lab, ansible: Ansible) 
     assert [line for line in told if "keeps the saved states" in line] == [told[-1]] and told[-1].startswith(
         "plain keeps"
     )
+    variables["weekly_backup_vms"] = ["migrated"]  # the others are not this run's
+    told = ansible.playbook(PLAY, **variables).task("kvmops.backup.weekly_backup : Say who was backed up").data["msg"]
+    assert not [line for line in told if "keeps the saved states" in line]
 
 
 def test_a_template_gets_a_full_each_week_and_nothing_else(
@@ -150,6 +153,17 @@ def test_hosts_in_batches(lab: Lab, ansible: Ansible) -> None:
     played = ansible.playbook(SERIAL, check_mode=True, fails=True, **options)
     said = [task.data["msg"] for task in played.tasks if task.task.endswith("Say who was backed up")]
     assert [sorted(line.split()[0] for line in table) for table in said] == [["mail"], ["mail", "news"]]
+
+
+def test_a_vm_that_fails_stops_no_later_batch(lab: Lab, ansible: Ansible) -> None:
+    """serial: 1 — Ansible ends a play after a batch whose hosts have all failed."""
+    good, bad = off(lab, "good", "bad")
+    bad.disks()["vda"].unlink()
+    played = ansible.playbook(SERIAL, weekly_backup_path=str(lab.path("target")), fails=True)
+    last = [task for task in played.tasks if task.task.endswith("Fail if a VM was not backed up")]
+    assert [task.status for task in last] == ["skipped", "failed"]
+    assert last[1].data["msg"].startswith("2 of 4 failed: bad")
+    assert good.domain.listAllSnapshots()
 
 
 def test_a_place_must_be_named(lab: Lab, ansible: Ansible) -> None:
