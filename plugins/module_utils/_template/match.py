@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk, Template
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 #: Digest of a disk's content; None: not known without reading it.
 DigestOf = Callable[[BaseDisk], Optional[str]]
+_UNREADABLE = ""
 
 
 class Mismatch(str, Enum):
@@ -41,17 +43,27 @@ class Match:
 
 def match(required: TemplateRequirement, templates: Sequence[Template], digest_of: DigestOf) -> Match:
     """Names and uuids do not decide; they tell which of several that do not fit is meant."""
-    judged = [_judge(required, template, digest_of) for template in sorted(templates, key=_nearness(required))]
+
+    def read(disk: BaseDisk) -> str | None:
+        try:
+            return digest_of(disk)
+        except ImageError:  # one of several templates, such as one on a template that runs
+            return _UNREADABLE
+
+    judged = [_judge(required, template, read) for template in sorted(templates, key=_nearness(required))]
     for found in judged:
         if found.mismatch is None and not found.unchecked:
             return found
     for found in judged:
         if found.unchecked:
+            meant = judged[0].template
+            if judged[0].mismatch and meant and (meant.uuid == required.uuid or meant.name == required.name):
+                return replace(judged[0], text=f"{judged[0].text}; {found.text}")
             return found
     for found in judged:
         template = found.template
         if template and (
-            template.uuid == required.uuid or template.name == required.name or _shares(required, template, digest_of)
+            template.uuid == required.uuid or template.name == required.name or _shares(required, template, read)
         ):
             return found
     return Match(
@@ -93,6 +105,8 @@ def _judge(required: TemplateRequirement, template: Template, digest_of: DigestO
     if None in found:
         text = f"whether the template {template.name} is still the one it needs was not checked here"
         return Match(template, text=text, unchecked=True)
+    if _UNREADABLE in found:
+        return no(Mismatch.DIFFERS, "cannot be read now: what it stands on is in use or not there")
     wanted = [disk.digest for disk in required.disks]
     if found == wanted:
         return Match(template)

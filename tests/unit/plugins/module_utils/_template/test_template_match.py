@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk, Template
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match, Mismatch, match
 
@@ -86,3 +87,25 @@ def test_what_was_not_read_is_left_open() -> None:
     found = match(REQUIRED, [FITTING], lambda each: known.get(each.path))
     assert (found.unchecked, found.mismatch, found.template) == (True, None, FITTING)
     assert "not checked here" in found.text
+
+
+def test_another_template_that_was_not_read_does_not_hide_what_is_wrong_with_the_one_that_is_meant() -> None:
+    other = template(disk("x"), disk("y"), uuid="u2", name="other")
+    found = match(REQUIRED, [other, replace(FITTING, running=True)], lambda _disk: None)
+    assert found.mismatch is Mismatch.DIFFERS and not found.unchecked
+    assert found.text.startswith("template differs: the template base is running")
+
+
+def test_another_template_that_cannot_be_read_does_not_matter() -> None:
+    def in_use(found: BaseDisk) -> str | None:
+        if found.path in "xy":
+            raise ImageError("disk image", "it is in use")
+        return found.path
+
+    other = template(disk("x"), disk("y"), uuid="u2", name="other")
+    assert match(REQUIRED, [other, FITTING], in_use) == Match(FITTING)
+    assert match(REQUIRED, [other, replace(FITTING, running=True)], in_use).text.startswith(
+        "template differs: the template base"
+    )
+    assert match(REQUIRED, [other], in_use).mismatch is Mismatch.NO_TEMPLATE
+    assert match(REQUIRED, [replace(other, name="base")], in_use).mismatch is Mismatch.DIFFERS
