@@ -32,15 +32,21 @@ class SavedStateInfo:
 
 
 def tree(domain: Domain, *, secrets: bool = True) -> tuple[SavedStateInfo, ...]:
-    """All saved states, parents before children, siblings by time; without `secrets` their XML has no passwords."""
+    """All saved states, parents before children, siblings by time; without `secrets` their XML has no passwords.
+
+    One that libvirt is still at work on is not among them.
+    """
     try:
-        snapshots = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+        # all at once, in topological order, libvirt fails while it is at work on one: that one has no parent yet
+        roots = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_ROOTS)
+        below = libvirt.VIR_DOMAIN_SNAPSHOT_LIST_DESCENDANTS
         nodes = [
             describe(
                 each.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secrets else 0),
                 current=bool(each.isCurrent()),
             )
-            for each in snapshots
+            for root in roots
+            for each in (root, *root.listAllChildren(below))
         ]
     except libvirt.libvirtError as error:
         raise translate(error, f"The saved states of {domain.name()}") from error

@@ -171,7 +171,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     texts += [domain.XMLDesc(0)] if active else []
     roots = [_xml.parse(text, f"the definition of {name}") for text in texts]
     states = []
-    for each in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL):
+    for each in domain.listAllSnapshots(0):
         with unless_gone():
             states.append(
                 (each.getName(), _xml.parse(each.getXMLDesc(0), f"the saved state {each.getName()} of {name}"))

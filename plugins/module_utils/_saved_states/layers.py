@@ -9,7 +9,7 @@ All paths are resolved (`views.real`), so that they can be compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     RefusedError,
     SplitViewError,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, storage, views
@@ -266,18 +267,13 @@ def _follow(path: str, image_format: str, files: dict[str, Layer]) -> None:
 
 def _probed_format(path: str) -> str:
     """What the first bytes say; only for a file that is known to be one of the VM's frozen layers."""
-    return "qcow2" if _header(path) is not None else "raw"
-
-
-def _header(path: str) -> probe.ImageInfo | None:
-    """What a file says about itself if it is a qcow2 of this host."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             found = probe.probe(lambda offset, length: os.pread(file.fileno(), length, offset), size)
     except (OSError, probe.ImageError):
-        return None
-    return found if found.format == "qcow2" else None
+        return "raw"
+    return "qcow2" if found.format == "qcow2" else "raw"
 
 
 def _other_vms(conn: Connection, uuid: str) -> dict[str, str]:
@@ -293,16 +289,6 @@ def _other_vms(conn: Connection, uuid: str) -> dict[str, str]:
         except libvirt.libvirtError:  # undefined meanwhile
             continue
         for disk in disks:
-            for path in _chain_files(path_of(conn, disk)):
-                found.setdefault(path, name)
+            for path in image_layers.below(path_of(conn, disk)):
+                found.setdefault(views.real(path), name)
     return found
-
-
-def _chain_files(path: str) -> Iterator[str]:
-    seen: set[str] = set()
-    while path and path not in seen and os.path.isfile(path):
-        seen.add(path)
-        yield path
-        header = _header(path)
-        below = header.backing_file if header else ""
-        path = views.real(os.path.join(os.path.dirname(path), below)) if below and ":" not in below else ""

@@ -131,6 +131,32 @@ def test_saved_states_of_the_user(two):
     cycle.assert_writing(two)
 
 
+def test_somebody_elses_saved_state_in_the_making(lab, run_module):
+    """libvirt lists its name and nothing else of it yet: the VM is busy, and nobody else is held up."""
+    vm = lab.create_vm("freezing", [Disk()])
+    vm.wait_for_marker(2)
+    lab.create_vm("other", [Disk(size_mib=16)], writer=False, start=False)
+    backups = str(lab.path("backups"))
+    snapshots.create(
+        vm.domain, snapshots.document("first", "", [("vda", f"{backups}.first")], []), memory=False, quiesce=False
+    )
+    whole = snapshots.tree(vm.domain)
+    vm.set_freeze_mode("hang")
+    disk = f"vda,snapshot=external,file={backups}.second"
+    argv = ["virsh", "snapshot-create-as", vm.name, "second", "--disk-only", "--quiesce", "--diskspec", disk]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as user:
+        try:
+            wait_for("libvirt's work on it", lambda: "second" in vm.domain.snapshotListNames(), 120)
+            assert snapshots.tree(vm.domain) == whole
+            busy = run_module("vm_backup", vm=vm.name, path=backups, fails=True)
+            assert vm.name in busy.message and "Another job is at work on the VM" in busy.message
+            archive = run_module("vm_backup", vm="other", path=backups)["archive"]["path"]
+            assert run_module("vm_restore", source=archive, name="copy")["changed"]
+        finally:
+            vm.domain.destroy()
+    assert user.returncode
+
+
 def test_settling_while_libvirt_is_still_at_it(lab):
     """The worker dies right after it has asked; its successor waits for what libvirt makes of it."""
     vm = lab.create_vm("slow", [Disk()])
@@ -147,7 +173,7 @@ def test_settling_while_libvirt_is_still_at_it(lab):
         120,
         every_s=0.01,
     )
-    time.sleep(0.8)  # the watchdog starts, libvirt freezes; any moment inside will do
+    wait_for("libvirt's work on it", lambda: cycle.NAME in vm.domain.snapshotListNames(), 120, every_s=0.01)
     worker.kill()
     worker.wait()
     print(cycle.settle(vm))

@@ -82,6 +82,9 @@ class Listed:
     def __init__(self, name, current):
         self.name, self.current = name, current
 
+    def listAllChildren(self, _flags):
+        return []
+
     def getXMLDesc(self, _flags):
         return f"<domainsnapshot><name>{self.name}</name></domainsnapshot>"
 
