@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 
@@ -128,10 +129,13 @@ def test_a_layer_that_another_vm_has(mute, module_lab, run_module):
     xml = other.xml(inactive=True).replace(str(other.disks()["vda"]), layer)
     module_lab.connection.defineXML(xml)
     refused(run_module, mute, "other", snapshot="s1", state="absent")
-    overlay = module_lab.path("clone") / "clone.qcow2"
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", layer, str(overlay))
-    module_lab.connection.defineXML(xml.replace(layer, str(overlay)))
-    refused(run_module, mute, "other", snapshot="s1", state="absent")
+    directory = module_lab.path("clone")
+    options = {"driver": "qcow2", "file": {"driver": "file", "filename": layer}}
+    for name, backing in (("clone.qcow2", layer), ("second.qcow2", f"json:{json.dumps(options)}")):
+        overlay = directory / name
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, f"file:{overlay}")
+        module_lab.connection.defineXML(xml.replace(layer, str(overlay)))
+        refused(run_module, mute, "other", snapshot="s1", state="absent")
     other.remove()
 
 
