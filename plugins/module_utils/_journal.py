@@ -122,7 +122,7 @@ class Journal:
 
 def _directory_lock() -> contextlib.AbstractContextManager[None]:
     """Held for the moments between the birth of a journal and its lock."""
-    return _locks.hold("journal", what="opening a journal", timeout_s=10)
+    return _locks.hold("journal", of="The directory of the journals", what="opening a journal", timeout_s=10)
 
 
 def _keep(journal: Journal, matches: Callable[[Facts], bool]) -> bool:

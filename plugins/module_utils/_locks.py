@@ -84,6 +84,7 @@ def is_locked(fd: int) -> bool:
 def hold(
     name: str,
     *,
+    of: str,
     what: str,
     timeout_s: float = 0,
     on_wait: Callable[[str], None] | None = None,
@@ -91,13 +92,14 @@ def hold(
 ) -> Iterator[None]:
     """Hold the lock ``name`` (a plain file name) of this host while the block runs.
 
-    ``what`` is shown to whoever finds it taken. Waits up to ``timeout_s`` seconds; then raises BusyError with the holder.
+    ``of`` is the object that an error names; ``what`` is shown to whoever finds it taken.
+    Waits up to ``timeout_s`` seconds; then raises BusyError with the holder.
     ``on_wait`` is told the holder every POLL_S seconds meanwhile; what it raises ends the wait.
     ``transient``: the lock's file goes with the lock, for names that are used a few times only. Always or never for one name.
     """
     path = _path(name)
     deadline = time.monotonic() + timeout_s
-    fd = _open_locked(name, path, deadline, on_wait)
+    fd = _open_locked(of, path, deadline, on_wait)
     try:
         _write(fd, json.dumps(asdict(Holder.myself(what))).encode())
         try:
@@ -111,7 +113,7 @@ def hold(
         os.close(fd)
 
 
-def _open_locked(name: str, path: str, deadline: float, on_wait: Callable[[str], None] | None) -> int:
+def _open_locked(of: str, path: str, deadline: float, on_wait: Callable[[str], None] | None) -> int:
     """Descriptor of the lock's file, locked. Raises BusyError after ``deadline``."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -120,7 +122,7 @@ def _open_locked(name: str, path: str, deadline: float, on_wait: Callable[[str],
                 who = str(_owner(fd) or _UNNAMED)
                 if time.monotonic() >= deadline:
                     raise BusyError(
-                        f"The lock {name}",
+                        of,
                         f"it is held by {who}",
                         "Wait until it has finished, or end that process: its lock goes with it.",
                     )

@@ -105,9 +105,9 @@ def _is_at(path: str, status: os.stat_result) -> bool:
 def _named(path: str, status: os.stat_result, what: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_locks.hold(_name(status), what=what, transient=True))
+            stack.enter_context(_locks.hold(_name(status), of=f"Archive {path}", what=what, transient=True))
         except BusyError as error:
-            raise BusyError(f"Archive {path}", error.why, _WAIT) from error
+            raise BusyError(error.what, error.why, _WAIT) from error
         yield
 
 

@@ -313,4 +313,4 @@ def _lock(state: State, what: str) -> contextlib.AbstractContextManager[None]:
         name = f"vm-{uuid.UUID(name)}"
     except ValueError:
         name = "archive-" + hashlib.sha256(os.fsencode(state.path)).hexdigest()[:32]
-    return _locks.hold(name, what=what)
+    return _locks.hold(name, of=f"Archive {state.path}", what=what)

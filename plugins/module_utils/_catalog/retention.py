@@ -242,6 +242,7 @@ def alone(directory: str, context: Context, what: str = "retention") -> Iterator
     status, progress = os.stat(directory), context.progress
     with _locks.hold(
         f"retention-{status.st_dev:x}-{status.st_ino:x}",
+        of=f"The directory {directory}",
         what=f"{what} in {directory}",
         timeout_s=_OTHERS_TIMEOUT_S,
         on_wait=lambda who: progress.phase(f"wait for {who}"),

@@ -82,7 +82,11 @@ def held(
     """
     uuid, progress = str(domain.UUIDString()), context.progress
     with _locks.hold(
-        f"vm-{uuid}", what=what, timeout_s=timeout_s, on_wait=lambda who: progress.phase(f"wait for {who}")
+        f"vm-{uuid}",
+        of=f"The VM {domain.name()}",
+        what=what,
+        timeout_s=timeout_s,
+        on_wait=lambda who: progress.phase(f"wait for {who}"),
     ):
         progress.check()  # settling may merge for hours, and hears no wish to stop
         for text in settle(conn, uuid, progress):

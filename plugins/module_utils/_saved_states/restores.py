@@ -154,8 +154,9 @@ def locks(name: str, *uuids: str) -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     try:
         by_name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        for lock in (f"restore-{by_name}", *sorted({f"vm-{uuid}" for uuid in uuids if uuid})):
-            stack.enter_context(_locks.hold(lock, what=f"restore of VM {name}"))
+        wanted = {f"restore-{by_name}": name, **{f"vm-{uuid}": uuid for uuid in sorted(uuids) if uuid}}
+        for lock, vm in wanted.items():
+            stack.enter_context(_locks.hold(lock, of=f"The VM {vm}", what=f"restore of VM {name}"))
     except BaseException:
         stack.close()
         raise

@@ -88,7 +88,9 @@ class Watchdog:
 def watch(uri: str, uuid: str, pipe: int) -> None:
     """Look after one guest until "done" comes down the pipe; thaw it when the other end or libvirtd is gone."""
     # two of them never overlap: the one of a dead run must not thaw what a new run has frozen
-    with _locks.hold(f"thaw-{uuid}", what="watching over a frozen guest", timeout_s=LOCK_TIMEOUT_S):
+    with _locks.hold(
+        f"thaw-{uuid}", of=f"The VM {uuid}", what="watching over a frozen guest", timeout_s=LOCK_TIMEOUT_S
+    ):
         domain = connection.find_domain(connection.connect(uri), uuid)
         os.write(1, b"ready\n")
         devnull = os.open(os.devnull, os.O_RDWR)

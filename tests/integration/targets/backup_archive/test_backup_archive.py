@@ -62,7 +62,7 @@ def test_a_backup_that_waits_for_its_vm_says_for_whom_and_can_be_stopped(lab, of
     target, uuid = lab.path("backups"), off.domain.UUIDString()
     argv = modules.module_argv("vm_backup", {"vm": "web01", "path": str(target), "wait_timeout": "4h"})
     with (
-        _locks.hold(f"vm-{uuid}", what="a merge of hours"),
+        _locks.hold(f"vm-{uuid}", of="The VM web01", what="a merge of hours"),
         subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         ) as process,

@@ -110,7 +110,7 @@ def test_managed_save(busy, run_module, arguments):
 
 def test_two_at_once(mute, run_module):
     uuid = mute.domain.UUIDString()
-    with _locks.hold(f"vm-{uuid}", what="a test of mine"):
+    with _locks.hold(f"vm-{uuid}", of="The VM web01", what="a test of mine"):
         # check mode takes no lock
         refused(run_module, mute, "a test of mine", check_modes=(False,), snapshot="all", state="absent")
 

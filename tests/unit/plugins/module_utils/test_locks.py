@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
+
+hold = functools.partial(_locks.hold, of="The VM web01")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +28,7 @@ def forked_holder(name):
     ready, ready_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with _locks.hold(name, what="backup of VM web01"):
+        with hold(name, what="backup of VM web01"):
             os.write(ready_write, b"x")
             signal.pause()
     os.close(ready_write)
@@ -40,20 +43,20 @@ def kill(pid):
 
 
 def test_second_holder_of_the_same_process_is_refused():
-    with _locks.hold("vm-1", what="first"), pytest.raises(BusyError) as caught, _locks.hold("vm-1", what="second"):
+    with hold("vm-1", what="first"), pytest.raises(BusyError) as caught, hold("vm-1", what="second"):
         pass
-    assert f"first (process {os.getpid()} on" in str(caught.value)
+    assert str(caught.value).startswith(f"The VM web01: it is held by first (process {os.getpid()} on")
 
 
 def test_free_again_after_the_block_and_after_an_error():
     for _number in range(2):
-        with pytest.raises(KeyError), _locks.hold("vm-1", what="first"):
+        with pytest.raises(KeyError), hold("vm-1", what="first"):
             raise KeyError
         assert _locks.holder("vm-1") is None
 
 
 def test_other_names_are_free():
-    with _locks.hold("vm-1", what="first"), _locks.hold("vm-2", what="second"):
+    with hold("vm-1", what="first"), hold("vm-2", what="second"):
         assert _locks.holder("vm-1").what == "first"
         assert _locks.holder("vm-3") is None
 
@@ -64,19 +67,19 @@ def test_dead_holder_does_not_count():
         found = _locks.holder("vm-1")
         assert (found.pid, found.what) == (pid, "backup of VM web01")
         assert found.start_ticks == _locks.start_ticks(pid)
-        with pytest.raises(BusyError), _locks.hold("vm-1", what="second"):
+        with pytest.raises(BusyError), hold("vm-1", what="second"):
             pass
     finally:
         kill(pid)
     assert _locks.holder("vm-1") is None
-    with _locks.hold("vm-1", what="second"):
+    with hold("vm-1", what="second"):
         pass
 
 
 def test_waits_for_the_holder():
     pid = forked_holder("vm-1")
     killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({pid}, 9)"])
-    with _locks.hold("vm-1", what="second", timeout_s=30):
+    with hold("vm-1", what="second", timeout_s=30):
         assert _locks.holder("vm-1").pid == os.getpid()
     killer.wait()
     os.waitpid(pid, 0)
@@ -90,20 +93,20 @@ def test_whoever_waits_is_told_for_whom_and_may_give_up():
         if len(told) == 3:
             raise KeyError
 
-    with _locks.hold("vm-1", what="backup of VM web01"):
-        with pytest.raises(KeyError), _locks.hold("vm-1", what="second", timeout_s=3600, on_wait=give_up):
+    with hold("vm-1", what="backup of VM web01"):
+        with pytest.raises(KeyError), hold("vm-1", what="second", timeout_s=3600, on_wait=give_up):
             pass
-        with pytest.raises(BusyError), _locks.hold("vm-1", what="third", on_wait=told.append):  # does not wait
+        with pytest.raises(BusyError), hold("vm-1", what="third", on_wait=told.append):  # does not wait
             pass
         assert _locks.holder("vm-1").what == "backup of VM web01"
     assert len(told) == 3
     assert all(who.startswith(f"backup of VM web01 (process {os.getpid()} on ") for who in told)
-    with _locks.hold("vm-1", what="fourth", on_wait=told.append):
+    with hold("vm-1", what="fourth", on_wait=told.append):
         assert len(told) == 3
 
 
 def test_programs_started_meanwhile_do_not_keep_it():
-    with _locks.hold("vm-1", what="first"):
+    with hold("vm-1", what="first"):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     try:
         assert _locks.holder("vm-1") is None
@@ -114,5 +117,5 @@ def test_programs_started_meanwhile_do_not_keep_it():
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "a\0b"])
 def test_names_are_plain(name):
-    with pytest.raises(ValueError), _locks.hold(name, what="x"):
+    with pytest.raises(ValueError), hold(name, what="x"):
         pass

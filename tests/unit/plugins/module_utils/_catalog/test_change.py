@@ -379,7 +379,7 @@ def test_a_read_only_pool_stays_so_while_libvirt_does_not_answer(
 
 def test_busy_while_somebody_is_at_work_on_the_vm(tmp_path: Path, told: Told) -> None:
     path = write(tmp_path)
-    with _locks.hold(f"vm-{UUID}", what="backing up web01"):
+    with _locks.hold(f"vm-{UUID}", of="The VM web01", what="backing up web01"):
         for options in ({"compressed": True}, {"protected": True}, {"present": False, "force": True}):
             with pytest.raises(BusyError, match="backing up web01"):
                 run(path, told, **options)

@@ -133,6 +133,9 @@ class FakeDomain:
     def UUIDString(self):
         return "u"
 
+    def name(self):
+        return "web01"
+
 
 #: A module that waits for the VM's lock, in a process of its own: it is ended by a signal.
 WAITS = """
@@ -144,6 +147,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
 class Domain:
     def UUIDString(self):
         return "u"
+
+    def name(self):
+        return "web01"
 
 _paths.state_dir = _paths.run_dir = lambda: sys.argv[1]
 recover.settle = lambda *arguments: sys.exit("settled")
@@ -160,7 +166,7 @@ _argspec.run_module({}, operation, libraries=[])
 def test_waiting_for_a_vm_is_told_and_ended_by_a_signal(monkeypatch, tmp_path):
     monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
     with (
-        _locks.hold("vm-u", what="backup of VM web01"),
+        _locks.hold("vm-u", of="The VM web01", what="backup of VM web01"),
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WAITS), str(tmp_path)],
             stdout=subprocess.PIPE,
