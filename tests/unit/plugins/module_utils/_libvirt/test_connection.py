@@ -55,7 +55,7 @@ def test_only_the_libvirt_of_this_host(monkeypatch, uri, fine):
 @pytest.mark.parametrize(("user", "hinted"), [(0, False), (1000, True)])
 def test_a_user_who_may_not_is_told_to_be_root(monkeypatch, user, hinted):
     """polkit's refusals have codes of their own: no agent to ask, no system bus, authentication failed."""
-    libvirt = pytest.importorskip("libvirt")
+    libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
 
     def refuse(_uri):
         raise libvirt.libvirtError("authentication unavailable: no polkit agent available")
