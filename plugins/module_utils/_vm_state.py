@@ -33,7 +33,7 @@ class VmState:
     """The memory of one VM.
 
     `frozen`: evidence by path. `ended`: why no archive of the VM can be continued, "" if nothing happened; `begun`: archives
-    (unix time of their full) that were begun since and are not meant. `to_merge`: saved states ("CREATED NAME") that a run has
+    (unix time of their full) that were begun since and are not meant. `to_merge`: snapshots ("CREATED NAME") that a run has
     decided to merge and that may still be there.
     """
 

@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import pending
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import pending
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 _STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")

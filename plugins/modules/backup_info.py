@@ -300,7 +300,7 @@ archives:
           sample: []
     snapshots:
       description:
-        - The saved states of the VM at the chosen point, parents first, each with C(name), C(parent) and C(current).
+        - The snapshots of the VM at the chosen point, parents first, each with C(name), C(parent) and C(current).
       type: list
       elements: dict
       returned: success
@@ -346,7 +346,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementabl
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import pending
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import pending
 from ansible_collections.kvmops.backup.plugins.module_utils._template.about import AboutTemplate
 
 ARGUMENT_SPEC = {

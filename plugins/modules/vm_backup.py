@@ -12,21 +12,21 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Writes disks, saved states, memory image, NVRAM, TPM state, CD images and configuration of a libvirt/QEMU virtual
+  - Writes disks, snapshots, memory image, NVRAM, TPM state, CD images and configuration of a libvirt/QEMU virtual
     machine into one C(.tar) or C(.tar.zst) file.
-  - A running VM keeps running; its file systems are frozen for a moment where it has a guest agent. A saved state is
+  - A running VM keeps running; its file systems are frozen for a moment where it has a guest agent. A snapshot is
     made, the files frozen by it are copied, and it is merged again, so that the VM ends on the disks it started on.
-  - The saved state of an incrementable backup stays on the VM instead. An increment makes one more and adds what was
+  - The snapshot of an incrementable backup stays on the VM instead. An increment makes one more and adds what was
     frozen since, to the same file; each of its points can be restored. Whether an archive can be continued is found out
-    by looking at the VM (saved states, disks, the bytes of frozen files), never by trusting what was written down.
-  - A VM with saved states cannot be migrated live or undefined plainly. To end that, and with it the chain, delete them
+    by looking at the VM (snapshots, disks, the bytes of frozen files), never by trusting what was written down.
+  - A VM with snapshots cannot be migrated live or undefined plainly. To end that, and with it the chain, delete them
     with M(kvmops.backup.vm_snapshot).
   - Of a thin clone of a template (M(kvmops.backup.vm_template)) only the clone's own layers are stored, and which content
     the template's disks have. A template has full backups only.
   - The archive appears under its name only when it is complete and durable. A run that was killed is put right by the
     next backup of that VM.
   - Everything that would make the backup fail or useless is refused before the VM is touched. That includes disks on
-    LVM, disks on ZFS together with saved states, a managed-save image, and a target that is read-only, not mounted or
+    LVM, disks on ZFS together with snapshots, a managed-save image, and a target that is read-only, not mounted or
     too small.
 extends_documentation_fragment:
   - kvmops.backup._attributes
@@ -75,8 +75,8 @@ options:
     default: full
   incrementable:
     description:
-      - Whether the saved state of a full stays on the VM, so that increments can follow. Always so with O(mode=auto).
-      - A full that begins such a cycle first merges the saved states that this collection made for earlier archives of
+      - Whether the snapshot of a full stays on the VM, so that increments can follow. Always so with O(mode=auto).
+      - A full that begins such a cycle first merges the snapshots that this collection made for earlier archives of
         the VM in the same place, and for archives elsewhere that cannot be continued any more; never the user's.
       - Not possible for transient VMs, for disks on ZFS, on block devices, or encrypted, and while a VM that is off has
         libvirt checkpoints (of another backup tool); with O(mode=auto) that one gets a full that stands alone.
@@ -90,8 +90,8 @@ options:
     type: path
   increment_limit:
     description:
-      - When an archive has this many points, the full included, all saved states of the VM are deleted (merged into its
-        disks), your own too; RV(merged_saved_states) lists them. See O(increment_limit_deletes).
+      - When an archive has this many points, the full included, all snapshots of the VM are deleted (merged into its
+        disks), your own too; RV(merged_snapshots) lists them. See O(increment_limit_deletes).
       - It happens in the run that adds the point, after the point is safe. The next run with O(mode=auto) makes a full.
         With a limit of 7 and a daily run there is one full each week. V(1) makes every run a full, V(0) means no limit.
       - If the merge fails, so does the run; the point stays, and the next run of this module finishes the merge.
@@ -99,7 +99,7 @@ options:
     default: 0
   increment_limit_deletes:
     description:
-      - Which saved states go at the O(increment_limit), V(all) of the VM or only those that this collection has made
+      - Which snapshots go at the O(increment_limit), V(all) of the VM or only those that this collection has made
         (V(own)).
     type: str
     choices: [all, own]
@@ -180,7 +180,7 @@ options:
     type: str
   bandwidth:
     description:
-      - Write at most this many bytes per second, for example V(50M), to the archive, and to each disk while saved states
+      - Write at most this many bytes per second, for example V(50M), to the archive, and to each disk while snapshots
         are merged. V(0) means no limit.
       - Should the guest itself write faster than that to the disk that is being merged, the limit of the merge is raised
         until it comes to an end.
@@ -321,8 +321,8 @@ removed_archives:
       type: str
       returned: success
       sample: it is older than 30 days (keep_days)
-merged_saved_states:
-  description: Names of the saved states that were merged (in check mode would be merged first) and are gone.
+merged_snapshots:
+  description: Names of the snapshots that were merged (in check mode would be merged first) and are gone.
   returned: success
   type: list
   elements: str

@@ -40,7 +40,7 @@ EXAMPLES = r"""
   kvmops.backup.vm_info:
     vms: ['web*', db01]
 
-- name: The running VMs that start with the host and have no saved states
+- name: The running VMs that start with the host and have no snapshots
   kvmops.backup.vm_info:
     select: state == 'running' && autostart && !snapshots
   register: chosen
@@ -144,7 +144,7 @@ vms:
       returned: success
       sample: []
     snapshots:
-      description: Names of its saved states.
+      description: Names of its snapshots.
       type: list
       elements: str
       returned: success

@@ -14,7 +14,7 @@ author:
 description:
   - Puts a virtual machine back from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
     C(.tar.zst) of qcow2 images and a libvirt domain XML. A bare domain C(.xml) becomes a VM without disks.
-  - The saved states of the point come back with it, internal and external, with and without memory, and can be reverted
+  - The snapshots of the point come back with it, internal and external, with and without memory, and can be reverted
     to with M(kvmops.backup.vm_snapshot).
   - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
     becomes a VM, and a failed restore leaves nothing behind.
@@ -87,15 +87,15 @@ options:
   disk_format:
     description:
       - V(keep) restores each disk in the format it had, raw disks as sparse raw files. V(qcow2) makes all of them
-        qcow2. Layers of saved states are qcow2 in any case.
+        qcow2. Layers of snapshots are qcow2 in any case.
     type: str
     choices: [keep, qcow2]
     default: keep
   flatten:
     description:
-      - Whether to make one standalone image of each disk, as it was at the point, and to leave all saved states out.
-      - If V(false), every saved state of the point is restored and can be reverted to; one with a memory image resumes
-        the guest. The disks of the VM are then fresh overlays where a saved state holds the layer below.
+      - Whether to make one standalone image of each disk, as it was at the point, and to leave all snapshots out.
+      - If V(false), every snapshot of the point is restored and can be reverted to; one with a memory image resumes
+        the guest. The disks of the VM are then fresh overlays where a snapshot holds the layer below.
       - Takes the space of the layers twice while it runs. Of a thin clone, the image holds what it needs of its template.
     type: bool
     default: false
@@ -137,7 +137,7 @@ EXAMPLES = r"""
     point: 1795309200
     force: true
 
-- name: A copy without saved states, one image per disk
+- name: A copy without snapshots, one image per disk
   kvmops.backup.vm_restore:
     source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
     name: web01-plain
@@ -187,7 +187,7 @@ disks:
       returned: success
       sample: qcow2
 snapshots:
-  description: Names of the saved states that the restored VM has.
+  description: Names of the snapshots that the restored VM has.
   returned: success
   type: list
   elements: str

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_snapshot
-short_description: Take, remove and revert to saved states of a virtual machine
+short_description: Take, remove and revert to snapshots of a virtual machine
 version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Saved states are what libvirt calls snapshots. New ones are external, every disk is frozen in its file and the guest
+  - New snapshots (other products call them saved states) are external, every disk is frozen in its file and the guest
     goes on in an overlay beside it.
   - Removing works for all kinds, external and internal, with and without memory, on branches and in the middle of a
     chain, whether the VM runs or is off. Layers are merged one disk at a time with explicit base and top, so that a thin
-    clone is never merged into its template. What would lose an internal saved state that shall stay is refused.
+    clone is never merged into its template. What would lose an internal snapshot that shall stay is refused.
   - Reverting works for all kinds on every supported libvirt, also where libvirt itself cannot revert external ones.
-    The VM is off afterwards, or resumes with its memory if the saved state has it.
-  - Reverting loses what the VM has been since, disks and memory, unless it is saved by a saved state. The active
-    overlays are deleted, unless a saved state needs them. The file of a disk that has no overlay is never deleted.
-  - An internal saved state whose image others stand on by now is reverted to in a copy of that image, so that the others
+    The VM is off afterwards, or resumes with its memory if the snapshot has it.
+  - Reverting loses what the VM has been since, disks and memory, unless it is saved by a snapshot. The active
+    overlays are deleted, unless a snapshot needs them. The file of a disk that has no overlay is never deleted.
+  - An internal snapshot whose image others stand on by now is reverted to in a copy of that image, so that the others
     stay what they are. That takes the room of the image, except on file systems with reflinks.
   - After such a revert the VM goes on in the copy. The original is never deleted by this module; a warning names it when
     nothing needs it any more.
@@ -36,12 +36,12 @@ attributes:
   diff_mode:
     support: full
     details:
-      - Shows the saved states before and after.
+      - Shows the snapshots before and after.
   idempotent:
     support: partial
     details:
       - Full for V(present) and V(absent), which go by the name. V(reverted) is no change only where the VM is off, on
-        a saved state without memory, and has not been started since.
+        a snapshot without memory, and has not been started since.
 options:
   vm:
     description:
@@ -50,35 +50,35 @@ options:
     required: true
   snapshot:
     description:
-      - Name of the saved state.
-      - V(all) with O(state=absent) means every saved state of the VM.
+      - Name of the snapshot.
+      - V(all) with O(state=absent) means every snapshot of the VM.
     type: str
     required: true
   state:
     description:
-      - V(present) takes the saved state if there is none of that name; an existing one is left as it is.
-      - V(absent) removes it and merges its layers. Other saved states stay usable.
+      - V(present) takes the snapshot if there is none of that name; an existing one is left as it is.
+      - V(absent) removes it and merges its layers. Other snapshots stay usable.
       - V(reverted) brings the VM back to it. What the VM has been since is lost.
-      - A saved state that a backup made for its increments is removed or reverted like any other. It ends the chain of
+      - A snapshot that a backup made for its increments is removed or reverted like any other. It ends the chain of
         that archive, and the next backup is a full.
     type: str
     choices: [present, absent, reverted]
     default: present
   memory:
     description:
-      - Whether a new saved state has the memory of the running VM, so that a revert resumes it.
+      - Whether a new snapshot has the memory of the running VM, so that a revert resumes it.
       - Refused for a VM that is off.
     type: bool
     default: false
   quiesce:
     description:
-      - Whether the file systems of the running guest are frozen through its agent while a new saved state is taken.
+      - Whether the file systems of the running guest are frozen through its agent while a new snapshot is taken.
       - Refused without an agent that can do it, and together with O(memory).
     type: bool
     default: false
   description:
     description:
-      - Text for people, kept with a new saved state.
+      - Text for people, kept with a new snapshot.
     type: str
   bandwidth:
     description:
@@ -110,7 +110,7 @@ EXAMPLES = r"""
     snapshot: before-upgrade
     state: reverted
 
-- name: Remove every saved state, for example to migrate the VM or to undefine it
+- name: Remove every snapshot, for example to migrate the VM or to undefine it
   kvmops.backup.vm_snapshot:
     vm: web01
     snapshot: all
@@ -119,7 +119,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 snapshots:
-  description: The saved states that the VM has now (check mode, would have), parents before children.
+  description: The snapshots that the VM has now (check mode, would have), parents before children.
   returned: success
   type: list
   elements: dict
@@ -130,7 +130,7 @@ snapshots:
       returned: success
       sample: before-upgrade
     parent:
-      description: The saved state that it was taken upon, empty for none.
+      description: The snapshot that it was taken upon, empty for none.
       type: str
       returned: success
       sample: installed
@@ -172,8 +172,8 @@ cancelled:
 """
 
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import URI, run_module
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import from_params
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.run import snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import from_params
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.run import ensure
 
 ARGUMENT_SPEC = {
     **URI,
@@ -191,7 +191,7 @@ ARGUMENT_SPEC = {
 def main() -> None:
     run_module(
         ARGUMENT_SPEC,
-        lambda params, context: snapshot(from_params(params), context),
+        lambda params, context: ensure(from_params(params), context),
         libraries=["libvirt", "lxml"],
     )
 

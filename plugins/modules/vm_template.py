@@ -16,7 +16,7 @@ description:
     it stays off and untouched as long as it has any.
   - The backup of a thin clone holds the clone's own layers only and names the template by the content of its disks.
     The restore refuses to put the clone on anything else.
-  - A template has full backups only, and no saved states.
+  - A template has full backups only, and no snapshots.
   - See C(docs/TEMPLATES.md) of the collection.
 extends_documentation_fragment:
   - kvmops.backup._attributes
@@ -39,7 +39,7 @@ options:
     required: true
   state:
     description:
-      - V(present) marks it. Refused for a VM that is running, has a managed-save image or saved states, or has a disk
+      - V(present) marks it. Refused for a VM that is running, has a managed-save image or snapshots, or has a disk
         that is no qcow2 or raw file. The content of its disks is read once for the digest.
       - V(absent) takes the mark away. Refused while thin clones on this host stand on its disks.
     type: str

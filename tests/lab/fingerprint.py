@@ -15,7 +15,7 @@ from .vm import LabVm
 
 
 def definition(vm: LabVm) -> dict[str, Any]:
-    """Definitions, saved states, checkpoints and power state of a VM, as libvirt shows them."""
+    """Definitions, snapshots, checkpoints and power state of a VM, as libvirt shows them."""
     domain = vm.domain
     return {
         "live": _without_moments(vm.xml()) if vm.is_running() else "",

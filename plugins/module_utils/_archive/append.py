@@ -65,7 +65,7 @@ def next_timestamp(reader: ArchiveReader, now: int) -> int:
 def why_full(reader: ArchiveReader) -> str:
     """Why a native archive takes no more points, "" while it does: a clause about its configurations, which readers hold in memory.
 
-    Each has all saved states that the VM had, so that a chain without end gets there. The next one is taken to be at most twice
+    Each has all snapshots that the VM had, so that a chain without end gets there. The next one is taken to be at most twice
     as large as the newest.
     """
     newest = reader.entry(reader.points[-1].member_name).size_bytes

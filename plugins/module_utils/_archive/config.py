@@ -24,8 +24,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Consistency,
     Member,
     Role,
-    SavedState,
     Skipped,
+    SnapshotNode,
     TemplateDisk,
     TemplateRequirement,
 )
@@ -38,7 +38,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
 MAX_BYTES = 8 * 2**20
-MAX_TEXT = 4 * 2**20  # of a definition or a saved state: what libvirt takes
+MAX_TEXT = 4 * 2**20  # of a definition or a snapshot: what libvirt takes
 MAX_NAME = 1024
 NAMESPACE = "urn:kvmops:backup:1"
 _PREFIX = "{" + NAMESPACE + "}"
@@ -75,13 +75,13 @@ def encode(configuration: Configuration) -> tuple[bytes, str]:
         raise RefusedError(
             f"The configuration of {_free(configuration.vm_name)}",
             f"a name or path in it cannot be written as XML ({error})",
-            "Rename the file or the saved state with the control character in its name.",
+            "Rename the file or the snapshot with the control character in its name.",
         ) from error
     if len(data) > MAX_BYTES:
         raise RefusedError(
             f"The configuration of {configuration.vm_name}",
             f"it has {len(data)} bytes, readers take {MAX_BYTES}",
-            "Delete saved states of the VM; each is in it with two definitions.",
+            "Delete snapshots of the VM; each is in it with two definitions.",
         )
     return data, digest
 
@@ -146,9 +146,9 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
         _disks(_child(own, "requires", {"uuid": required.uuid, "name": required.name}), required.disks)
     if configuration.provides:
         _disks(_child(own, "provides", {}), configuration.provides)
-    for state in configuration.saved_states:
+    for state in configuration.snapshots:
         _child(
-            own, "saved-state", {"name": state.name, "parent": state.parent, "current": _yes(state.current)}, state.xml
+            own, "snapshot", {"name": state.name, "parent": state.parent, "current": _yes(state.current)}, state.xml
         )
     for skipped in configuration.skipped:
         _child(own, "skipped", {"device": skipped.device, "reason": _free(skipped.reason)})
@@ -321,9 +321,9 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         autostart=own.get("autostart") == "yes",
         requires=_requirement(own, table, what),
         provides=_template_disks(own.find(_PREFIX + "provides"), what),
-        saved_states=tuple(
-            SavedState(e.get("name") or "", e.text or "", e.get("parent") or "", e.get("current") == "yes")
-            for e in own.findall(_PREFIX + "saved-state")
+        snapshots=tuple(
+            SnapshotNode(e.get("name") or "", e.text or "", e.get("parent") or "", e.get("current") == "yes")
+            for e in own.findall(_PREFIX + "snapshot")
         ),
         skipped=tuple(Skipped(e.get("device") or "", e.get("reason") or "") for e in own.findall(_PREFIX + "skipped")),
         warnings=tuple(e.text or "" for e in own.findall(_PREFIX + "warning")),

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What an archive says: points, their members and the saved-state tree. Plain values, and what follows from them."""
+"""What an archive says: points, their members and the snapshot tree. Plain values, and what follows from them."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def _contents(disks: tuple[TemplateDisk, ...]) -> list[tuple[int, str]]:
 
 
 @dataclass(frozen=True)
-class SavedState:
-    """One node of the saved-state tree: libvirt's whole <domainsnapshot>."""
+class SnapshotNode:
+    """One node of the snapshot tree: libvirt's whole <domainsnapshot>."""
 
     name: str
     xml: str
@@ -135,7 +135,7 @@ class Configuration:
     autostart: bool = False
     requires: TemplateRequirement | None = None
     provides: tuple[TemplateDisk, ...] = ()
-    saved_states: tuple[SavedState, ...] = ()
+    snapshots: tuple[SnapshotNode, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     created: str = ""

@@ -3,8 +3,8 @@
 # This file is private to the kvmops.backup collection.
 """Does a VM still stand on an archive's newest point, and if not, why. Pure; `standing` gathers what it needs.
 
-A wrong "yes" would make a wrong increment, so everything that the point says about the VM is compared: identity, saved
-states with their creation data, where the VM is in their tree, disks, what each disk stands on, sizes, and the bytes of every
+A wrong "yes" would make a wrong increment, so everything that the point says about the VM is compared: identity,
+snapshots with their creation data, where the VM is in their tree, disks, what each disk stands on, sizes, and the bytes of every
 frozen file. A wrong "no" costs a full backup.
 """
 
@@ -19,12 +19,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Configuration,
     Member,
     Role,
-    SavedState,
+    SnapshotNode,
     TemplateRequirement,
     chain_of,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import VmState
 
@@ -53,7 +53,7 @@ class VmNow:
 
     name: str
     uuid: str
-    saved_states: tuple[SavedStateInfo, ...]
+    snapshots: tuple[Snapshot, ...]
     disks: tuple[DiskNow, ...]
     requires: TemplateRequirement | None = None
 
@@ -64,7 +64,7 @@ def judge(points: Sequence[Configuration], now: VmNow, state: VmState) -> str:
     The reason is a clause that makes sense after "the archive cannot be continued:".
     """
     point = points[-1]
-    own = next((each for each in point.saved_states if each.current), None)
+    own = next((each for each in point.snapshots if each.current), None)
     if not point.incrementable or own is None:
         return "it was not made incrementable"
     if point.vm_uuid != now.uuid:
@@ -72,7 +72,7 @@ def judge(points: Sequence[Configuration], now: VmNow, state: VmState) -> str:
     return (
         state.why_ended(points[0].timestamp)
         or ("" if point.vm_name == now.name else f"the VM was renamed from {point.vm_name} to {now.name}")
-        or _saved_states(point, now)
+        or _snapshots(point, now)
         or _reverted(own, now)
         or _disk_set(point, now)
         or _template(point, now)
@@ -104,20 +104,20 @@ def _is_proved(member: Member, state: VmState, found: tuple[int, ...] | None) ->
     return known is not None and known.digest == member.digest and known.stat == found
 
 
-def _saved_states(point: Configuration, now: VmNow) -> str:
-    there = {each.name: each for each in now.saved_states}
-    gone = [each.name for each in point.saved_states if each.name not in there]
+def _snapshots(point: Configuration, now: VmNow) -> str:
+    there = {each.name: each for each in now.snapshots}
+    gone = [each.name for each in point.snapshots if each.name not in there]
     if gone:
-        return f"saved state {', '.join(gone)} is gone, which the VM had at point {point.timestamp}"
-    for each in point.saved_states:
+        return f"snapshot {', '.join(gone)} is gone, which the VM had at point {point.timestamp}"
+    for each in point.snapshots:
         if _identity(each.xml) != _identity(there[each.name].xml):
-            return f"saved state {each.name} is not the one that the VM had at point {point.timestamp}"
+            return f"snapshot {each.name} is not the one that the VM had at point {point.timestamp}"
     return ""
 
 
 def _identity(xml: str) -> tuple[object, ...]:
-    """What stays the same about a saved state as long as it is the same."""
-    root = _xml.parse(xml, "saved state")
+    """What stays the same about a snapshot as long as it is the same."""
+    root = _xml.parse(xml, "snapshot")
     memory = root.find("memory")
     return (
         root.findtext("name"),
@@ -146,19 +146,19 @@ def _target(disk: etree._Element) -> str:
     return "" if target is None else target.get("dev", "")
 
 
-def _reverted(own: SavedState, now: VmNow) -> str:
-    """The VM must have gone on from the point's own saved state, through whatever was added since."""
-    parents = {each.name: each.parent for each in now.saved_states}
-    current = next((each.name for each in now.saved_states if each.current), "")
+def _reverted(own: SnapshotNode, now: VmNow) -> str:
+    """The VM must have gone on from the point's own snapshot, through whatever was added since."""
+    parents = {each.name: each.parent for each in now.snapshots}
+    current = next((each.name for each in now.snapshots if each.current), "")
     if not current:
-        return "libvirt no longer knows which saved state the VM has gone on from"
+        return "libvirt no longer knows which snapshot the VM has gone on from"
     name, passed = current, set()
     while name and name not in passed:
         if name == own.name:
             return ""
         passed.add(name)
         name = parents.get(name, "")
-    return f"the VM was reverted to saved state {current}"
+    return f"the VM was reverted to snapshot {current}"
 
 
 def _template(point: Configuration, now: VmNow) -> str:
@@ -186,8 +186,8 @@ def _targets(point: Configuration) -> list[str]:
     return [each.target for each in point.members if each.role in (Role.DISK, Role.LAYER) and each.active]
 
 
-def _disk(disk: DiskNow, point: Configuration, own: SavedState) -> str:
-    """The disk must stand on the files of the point, with the overlay of its saved state directly above them."""
+def _disk(disk: DiskNow, point: Configuration, own: SnapshotNode) -> str:
+    """The disk must stand on the files of the point, with the overlay of its snapshot directly above them."""
     if disk.qemu and disk.qemu != disk.headers:
         return f"QEMU has disk {disk.target} on {_files(disk.qemu)}, its definition and the images say {_files(disk.headers)}"
     members = chain_of(point, disk.target)
@@ -207,7 +207,7 @@ def _disk(disk: DiskNow, point: Configuration, own: SavedState) -> str:
     elif len(disk.headers) == len(frozen) or disk.headers[-len(frozen) - 1] != overlay:
         return (
             f"disk {disk.target} has not gone on in {overlay} since point {point.timestamp}: "
-            f"the VM was reverted to saved state {own.name}, or its layers were merged"
+            f"the VM was reverted to snapshot {own.name}, or its layers were merged"
         )
     if disk.template_disk != members[-1].template_disk:
         return f"disk {disk.target} stands on another disk of the template than at point {point.timestamp}"
@@ -221,9 +221,9 @@ def _paths(members: Sequence[Member]) -> tuple[str, ...]:
     return tuple(os.path.realpath(each.former_path) for each in members)
 
 
-def _overlay(own: SavedState, target: str) -> str:
-    """The file that the saved state made for a disk; "" if it left the disk alone."""
-    for disk in _xml.parse(own.xml, f"saved state {own.name}").iterfind("disks/disk[@snapshot='external']"):
+def _overlay(own: SnapshotNode, target: str) -> str:
+    """The file that the snapshot made for a disk; "" if it left the disk alone."""
+    for disk in _xml.parse(own.xml, f"snapshot {own.name}").iterfind("disks/disk[@snapshot='external']"):
         source = disk.find("source")
         if disk.get("name") == target and source is not None:
             return os.path.realpath(source.get("file", ""))

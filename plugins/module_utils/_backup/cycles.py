@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Where cycles of full and increments end: saved states that serve no archive any more, and the merge at the limit."""
+"""Where cycles of full and increments end: snapshots that serve no archive any more, and the merge at the limit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain, again
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
 
 
 @dataclass(frozen=True)
 class Served:
-    """An archive that saved states of a VM serve. `stands` None: not known here; `needs`: the tree of its newest point."""
+    """An archive that snapshots of a VM serve. `stands` None: not known here; `needs`: the tree of its newest point."""
 
     states: tuple[str, ...]
     stands: bool | None
@@ -38,7 +38,7 @@ class Served:
 
 
 def obsolete(served: Mapping[str, Served]) -> tuple[list[str], list[str]]:
-    """Saved states of ours that a full starting a new cycle merges, and the archives whose standing chain that ends. Pure.
+    """Snapshots of ours that a full starting a new cycle merges, and the archives whose standing chain that ends. Pure.
 
     `served`: by path of the archive. In the place of the new archive the new cycle takes over from the older ones. Elsewhere
     a chain that stands is left alone, unless it stands on what goes anyway.
@@ -55,7 +55,7 @@ def obsolete(served: Mapping[str, Served]) -> tuple[list[str], list[str]]:
 
 
 def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, context: Context) -> tuple[str, ...]:
-    """Before a full that starts a cycle: merges the saved states that obsolete() names; those that went.
+    """Before a full that starts a cycle: merges the snapshots that obsolete() names; those that went.
 
     A merge that is refused is a warning: the backup is worth more than a short chain. Other errors are raised; the next run's
     recovery goes on from there.
@@ -65,7 +65,7 @@ def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, 
     if not names:
         return ()
     for path in ended:
-        context.warn(f"{path} cannot be continued any more: the saved states that it stands on are being merged")
+        context.warn(f"{path} cannot be continued any more: the snapshots that it stands on are being merged")
     state = _vm_state.load(facts.uuid)
     begun = [own.first_point(each.states) for each in served.values() if not set(each.states) & set(names)]
     others = tuple(full for full in begun if not state.why_ended(full))
@@ -73,16 +73,16 @@ def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, 
     try:
         return _remove(conn, domain, names, context)
     except RefusedError as error:
-        context.warn(f"saved states of earlier backups could not be merged, so the chain stays longer. {error}")
+        context.warn(f"snapshots of earlier backups could not be merged, so the chain stays longer. {error}")
         return ()
 
 
 def served_archives(
     conn: Connection, domain: Domain, facts: VmFacts, directory: str, context: Context
 ) -> dict[str, Served]:
-    """The archives that the VM's saved states were made for, by the path that they had then."""
+    """The archives that the VM's snapshots were made for, by the path that they had then."""
     states: dict[str, list[str]] = {}
-    for state in own.of_vm(facts.saved_states):
+    for state in own.of_vm(facts.snapshots):
         states.setdefault(state.archive, []).append(state.name)
     found = {}
     for path, names in states.items():
@@ -94,7 +94,7 @@ def served_archives(
             try:
                 reason = standing.stands(conn, domain, facts, there, context.progress, read_limit_bytes=0).reason
                 stands = not reason
-                needs = frozenset(state.name for state in catalog.look(there).newest.saved_states)
+                needs = frozenset(state.name for state in catalog.look(there).newest.snapshots)
             except ArchiveError:
                 stands = False
         elif _is_gone(path):
@@ -120,7 +120,7 @@ def finish_merge(conn: Connection, domain: Domain, uuid: str, context: Context) 
         raise
     except KvmopsError as error:
         context.warn(
-            f"saved states that an earlier run should have merged are still there: {', '.join(names)}. {error}"
+            f"snapshots that an earlier run should have merged are still there: {', '.join(names)}. {error}"
         )
         return ()
     _vm_state.save(uuid, replace(_vm_state.load(uuid), to_merge=()))
@@ -128,9 +128,9 @@ def finish_merge(conn: Connection, domain: Domain, uuid: str, context: Context) 
 
 
 def chosen_at_limit(
-    states: Sequence[snapshots.SavedStateInfo], deletes: Deletes
-) -> tuple[snapshots.SavedStateInfo, ...]:
-    """Which saved states of a VM are merged when an archive has reached its limit. Pure."""
+    states: Sequence[snapshots.Snapshot], deletes: Deletes
+) -> tuple[snapshots.Snapshot, ...]:
+    """Which snapshots of a VM are merged when an archive has reached its limit. Pure."""
     ours = {each.name for each in own.of_vm(states)}
     return tuple(each for each in states if deletes is Deletes.ALL or each.name in ours)
 
@@ -138,7 +138,7 @@ def chosen_at_limit(
 def merge_at_limit(
     conn: Connection, domain: Domain, uuid: str, archive: str, deletes: Deletes, context: Context
 ) -> tuple[str, ...]:
-    """The archive has reached its limit: its cycle ends and the VM's saved states are merged; those that went.
+    """The archive has reached its limit: its cycle ends and the VM's snapshots are merged; those that went.
 
     Raises KvmopsError naming what is left; the next run finishes it.
     """
@@ -160,7 +160,7 @@ def merge_at_limit(
             there = {each.name for each in snapshots.tree(domain, secrets=False)}
             left = [name for name in names if name in there]
         raise KvmopsError(
-            f"Merging the saved states of VM {domain.name()}",
+            f"Merging the snapshots of VM {domain.name()}",
             f"the backup is in {archive}, but still there are {', '.join(left) or 'layers of them'}: {error}",
             "The next backup of this VM goes on with it.",
         ) from error
@@ -170,14 +170,14 @@ def merge_at_limit(
 
 def _remove(conn: Connection, domain: Domain, names: Sequence[str], context: Context) -> tuple[str, ...]:
     context.progress.phase("merge")
-    removed = merge.remove_saved_states(conn, domain, names, context)
+    removed = merge.remove_snapshots(conn, domain, names, context)
     for note in removed.notes:
         context.warn(note)
     return tuple(removed.names)
 
 
-def _key(state: snapshots.SavedStateInfo) -> str:
-    """What a saved state is remembered by."""
+def _key(state: snapshots.Snapshot) -> str:
+    """What a snapshot is remembered by."""
     return f"{state.created} {state.name}"
 
 

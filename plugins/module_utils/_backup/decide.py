@@ -56,7 +56,7 @@ def decide(
     owed = full_owed(views, request.full_weekday, now)
     if owed:
         return Decision(owed)
-    path = request.archive or newest_of(views, {state.name for state in facts.saved_states}, now)
+    path = request.archive or newest_of(views, {state.name for state in facts.snapshots}, now)
     if not path:
         why = f"no archive in {directory} was made incrementable for this VM ({facts.uuid})"
         return _no_increment(request, facts, why)
@@ -93,16 +93,16 @@ def full_owed(views: Sequence[catalog.View], weekday: str, now: int) -> str:
     return _policy.full_owed(fulls, now, weekday)
 
 
-def newest_of(views: Sequence[catalog.View], saved_states: set[str], now: int) -> str:
-    """The newest archive of those made incrementable, "" if there is none; `saved_states`: names of those on the VM. Pure.
+def newest_of(views: Sequence[catalog.View], snapshots: set[str], now: int) -> str:
+    """The newest archive of those made incrementable, "" if there is none; `snapshots`: names of those on the VM. Pure.
 
-    An archive from the future (the clock was wrong once) counts only while the VM has its saved state: it would keep every
+    An archive from the future (the clock was wrong once) counts only while the VM has its snapshot: it would keep every
     later archive from being continued.
     """
 
     def counts(view: catalog.View) -> bool:
-        own = next((state.name for state in view.newest.saved_states if state.current), "")
-        return view.newest.timestamp <= now + _DAY_S or own in saved_states
+        own = next((state.name for state in view.newest.snapshots if state.current), "")
+        return view.newest.timestamp <= now + _DAY_S or own in snapshots
 
     made = [view for view in views if view.newest.incrementable]
     usable = [view for view in made if counts(view)] or made

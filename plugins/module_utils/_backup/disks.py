@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.storage imp
 
 
 class Verdict(str, Enum):
-    """What happens to a disk. FREEZE: a saved state freezes it first; COPY: copied as it stands, nobody writes to it."""
+    """What happens to a disk. FREEZE: a snapshot freezes it first; COPY: copied as it stands, nobody writes to it."""
 
     FREEZE = "freeze"
     COPY = "copy"
@@ -64,10 +64,10 @@ class Image:
     packed_bytes: int = 0
     template_disk: int = 0
 
-    def objection(self, *, incrementable: bool, running: bool, saved_states: bool) -> str:
+    def objection(self, *, incrementable: bool, running: bool, snapshots: bool) -> str:
         """Why it cannot be backed up where it lies; "" if it can."""
         use = Use.INCREMENT if incrementable else Use.BACKUP
-        why = objection(self.kind, use, running=running, saved_states=saved_states, read_only=self.read_only)
+        why = objection(self.kind, use, running=running, snapshots=snapshots, read_only=self.read_only)
         where = described(self.kind, self.group, self.pool, self.pool_type)
         return f"{self.path} is on {where}, {why}" if why else ""
 
@@ -80,14 +80,14 @@ def judge(
     image: Image | None,
     *,
     running: bool,
-    saved_states: bool,
+    snapshots: bool,
     include_iso: bool,
     incrementable: bool = False,
     below: Sequence[Image] = (),
 ) -> Judgement:
     """What happens to one disk; `image` is its topmost image, None where the host has none for it; `below`: those it stands on.
 
-    `incrementable`: a saved state is to stay, so that disks are frozen also while the VM is off.
+    `incrementable`: a snapshot is to stay, so that disks are frozen also while the VM is off.
     """
     if disk.device in ("cdrom", "floppy"):
         return _removable(disk, image, include_iso)
@@ -106,7 +106,7 @@ def judge(
         if disk.volume:
             gone = f"the volume {disk.volume} of the pool {disk.pool} is not there, or the pool is not active"
         return Judgement(Verdict.REFUSE, gone if disk.path or disk.volume else "it has no source")
-    return _data(disk, image, running, saved_states, incrementable, below)
+    return _data(disk, image, running, snapshots, incrementable, below)
 
 
 def is_stored(judgement: Judgement) -> bool:
@@ -129,14 +129,14 @@ def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
 
 
 def _data(
-    disk: Disk, image: Image, running: bool, saved_states: bool, incrementable: bool, below: Sequence[Image]
+    disk: Disk, image: Image, running: bool, snapshots: bool, incrementable: bool, below: Sequence[Image]
 ) -> Judgement:
     written = not (disk.readonly or disk.shareable)
     why = image.objection(
-        incrementable=incrementable and written, running=running and written, saved_states=saved_states
+        incrementable=incrementable and written, running=running and written, snapshots=snapshots
     )
     # a layer further down is only read
-    lower = (each.objection(incrementable=False, running=False, saved_states=saved_states) for each in below)
+    lower = (each.objection(incrementable=False, running=False, snapshots=snapshots) for each in below)
     why = why or next(filter(None, lower), "")
     if why:
         return Judgement(Verdict.REFUSE, why)

@@ -77,8 +77,8 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         images=images,
         checkpoints=checkpoints,
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
-        saved_states=states,
-        saved_state_disks=state_disks,
+        snapshots=states,
+        snapshot_disks=state_disks,
         agent=agent.available(domain) if running and ask_agent else agent.AgentState.OFF,
         managed_save=managed_save,
         foreign_jobs=jobs,
@@ -136,8 +136,8 @@ def _resolved(conn: Connection, disk: domain_xml.Disk) -> domain_xml.Disk:
         return disk if pool is None else replace(disk, path=storage.expected_path(pool, disk.volume))
 
 
-def _state_disks(state: snapshots.SavedStateInfo) -> tuple[domain_xml.Disk, ...]:
-    element = _xml.parse(state.xml, f"saved state {state.name}").find("domain")
+def _state_disks(state: snapshots.Snapshot) -> tuple[domain_xml.Disk, ...]:
+    element = _xml.parse(state.xml, f"snapshot {state.name}").find("domain")
     return () if element is None else domain_xml.view(element).disks
 
 

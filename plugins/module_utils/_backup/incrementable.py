@@ -66,7 +66,7 @@ class Judge:
             raise
         except KvmopsError:
             found = None
-        states = {state.name for state in found[1].saved_states} if found else set()
+        states = {state.name for state in found[1].snapshots} if found else set()
         path = newest_of(views, states, int(time.time()))
         view = next((each for each in views if each.path == path), None)
         newest = max(views, key=lambda each: each.newest.timestamp)

@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import
     Verdict,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 
 _NUMBERED = re.compile(r"(.+)_([0-9]+)\.(?:qcow2|snapshot)|([0-9]+)_.+\.iso")
 
@@ -72,8 +72,8 @@ class Sources:
 
     view: DomainView
     images: Mapping[str, Image]
-    saved_states: Sequence[SavedStateInfo]
-    saved_state_disks: Mapping[str, Sequence[Disk]]
+    snapshots: Sequence[Snapshot]
+    snapshot_disks: Mapping[str, Sequence[Disk]]
     nvram_bytes: int
     tpm_path: str = ""
 
@@ -110,7 +110,7 @@ def of_point(
         new.append(PlannedMember(tpm, sources.tpm_path))
     memories = [m for m in base.newest.members if m.role is Role.MEMORY] if base else []
     old = {member.former_path for member in memories}
-    paths = [each.memory_path for each in sources.saved_states if each.memory == "external"]
+    paths = [each.memory_path for each in sources.snapshots if each.memory == "external"]
     new += [memory_member(timestamp, n, path) for n, path in enumerate((p for p in paths if p not in old), 1)]
     return Stored((*kept.values(), *isos, *memories), tuple(new))
 
@@ -163,8 +163,8 @@ def _isos(
 
 
 def _former_targets(sources: Sources, present: AbstractSet[str]) -> Iterator[str]:
-    """Disks that the VM has no more, but saved states of it have."""
-    for disks in sources.saved_state_disks.values():
+    """Disks that the VM has no more, but snapshots of it have."""
+    for disks in sources.snapshot_disks.values():
         for disk in disks:
             image = image_of(sources.images, disk.path)
             stored = image and image.format in STORED_FORMATS and not image.is_device and not image.has_data_file
@@ -173,9 +173,9 @@ def _former_targets(sources: Sources, present: AbstractSet[str]) -> Iterator[str
 
 
 def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str], number: int) -> list[PlannedMember]:
-    """Every layer of a disk, of all branches of its saved states, each after the one that it stands on.
+    """Every layer of a disk, of all branches of its snapshots, each after the one that it stands on.
 
-    `active`: the image that the VM has now, "" for a disk that only saved states have.
+    `active`: the image that the VM has now, "" for a disk that only snapshots have.
     `held`: names of those that the archive has, by real path; they are left out. `number`: of the first of the others.
     """
     order: dict[str, str] = {}  # path as the VM has it, by real path
@@ -189,8 +189,8 @@ def _layers(sources: Sources, target: str, active: str, held: Mapping[str, str],
             visit(image.backing_path)
         order[real] = path
 
-    for state in sources.saved_states:
-        for former in sources.saved_state_disks.get(state.name, ()):
+    for state in sources.snapshots:
+        for former in sources.snapshot_disks.get(state.name, ()):
             if former.target == target:
                 visit(former.path)
     if active:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Which saved states this collection has made, and for which archive. Pure."""
+"""Which snapshots this collection has made, and for which archive. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 
 _NAME = re.compile(r"kvmops-[0-9]{1,11}")
 _SERVES = "Made by kvmops.backup for the archive "
@@ -20,24 +20,24 @@ _OVERLAY = re.compile(r"\.kvmops-[0-9]{1,11}$")
 
 @dataclass(frozen=True)
 class OwnState:
-    """A saved state that stays on a VM so that increments of `archive` (a path, as it was then) have something to stand on."""
+    """A snapshot that stays on a VM so that increments of `archive` (a path, as it was then) have something to stand on."""
 
     name: str
     archive: str
 
 
 def name(timestamp: int) -> str:
-    """The name of the saved state of the point made at this unix time."""
+    """The name of the snapshot of the point made at this unix time."""
     return f"kvmops-{timestamp}"
 
 
 def first_point(names: Iterable[str]) -> int:
-    """Unix time of the full that the first of these saved states of ours, all of one archive, was made with."""
+    """Unix time of the full that the first of these snapshots of ours, all of one archive, was made with."""
     return min(int(each.rpartition("-")[2]) for each in names)
 
 
 def description(archive_path: str) -> str:
-    """What libvirt shows about a saved state that stays."""
+    """What libvirt shows about a snapshot that stays."""
     return f"{_SERVES}{archive_path}{_WARNING}"
 
 
@@ -46,11 +46,11 @@ def overlay_path(path: str, state: str) -> str:
     return f"{_OVERLAY.sub('', path)}.{state}"
 
 
-def of_vm(states: Iterable[SavedStateInfo]) -> tuple[OwnState, ...]:
-    """Those saved states that were made to stay. Both name and description must be ours: a user may choose either."""
+def of_vm(states: Iterable[Snapshot]) -> tuple[OwnState, ...]:
+    """Those snapshots that were made to stay. Both name and description must be ours: a user may choose either."""
     found = []
     for state in states:
-        text = _xml.parse(state.xml, f"saved state {state.name}").findtext("description") or ""
+        text = _xml.parse(state.xml, f"snapshot {state.name}").findtext("description") or ""
         if _NAME.fullmatch(state.name) and text.startswith(_SERVES):
             found.append(OwnState(state.name, text[len(_SERVES) :].split("\n", 1)[0].strip()))
     return tuple(found)

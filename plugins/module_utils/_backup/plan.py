@@ -14,8 +14,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Configuration,
     Consistency,
     Member,
-    SavedState,
     Skipped,
+    SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members, own
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
@@ -26,8 +26,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.saved_state import Overlay, SavedStatePlan
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _REFLINK_FILE_SYSTEMS = ("xfs", "btrfs", "bcachefs", "ocfs2")
@@ -41,11 +41,11 @@ class VmFacts:
     """What is known about a VM before anything is touched.
 
     `paused`: it has a QEMU, but stands still (paused, suspended, crashed). `autostart`: it starts with the host.
-    `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and saved states
+    `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and snapshots
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
-    stored besides images, by path. `checkpoints`: those because of which libvirt takes no saved state of the VM, which is off.
+    stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
     `thin`: the template that it stands on, or is.
     """
 
@@ -58,8 +58,8 @@ class VmFacts:
     images: Mapping[str, Image]
     paused: bool = False
     autostart: bool = False
-    saved_states: tuple[SavedStateInfo, ...] = ()
-    saved_state_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
+    snapshot_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=dict)
     agent: AgentState = AgentState.OFF
     managed_save: bool = False
     foreign_jobs: tuple[str, ...] = ()
@@ -86,11 +86,11 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class BackupPlan:
-    """Everything a run will do. `saved_state` None: the VM's files are copied as they stand.
+    """Everything a run will do. `snapshot` None: the VM's files are copied as they stand.
 
     `members`: what is stored; `kept`: members of older points that this one needs too. `needed_bytes`: room that the target must
     have, less than the estimate where blocks are shared. `base`: the archive that the point is added to, None for a new one.
-    `stays`: the saved state is kept, so that the next increment can stand on it. `below`: evidence of the
+    `stays`: the snapshot is kept, so that the next increment can stand on it. `below`: evidence of the
     files that the content of a template was read from.
     """
 
@@ -101,7 +101,7 @@ class BackupPlan:
     directory: str
     archive_name: str
     consistency: Consistency
-    saved_state: SavedStatePlan | None
+    snapshot: SnapshotPlan | None
     members: tuple[PlannedMember, ...]
     configuration: Configuration
     estimated_bytes: int
@@ -148,15 +148,15 @@ def plan(
     consistency, fallback = _consistency(facts, request.consistency, what)
     timestamp, archive = _name(facts, target, request, now, base)
     definition_xml, differences = definition.of_point(facts.persistent_xml, facts.live_xml)
-    saved_state = _saved_state(
+    snapshot = _snapshot(
         facts, judgements, consistency, timestamp, os.path.join(target.directory, archive), stays=stays
     )
-    if saved_state is None and facts.running:
+    if snapshot is None and facts.running:
         consistency = Consistency.CRASH
-    if saved_state is None and stays:
+    if snapshot is None and stays:
         raise RefusedError(what, "it has no disk that can be frozen", "Use mode: full without incrementable.")
     sources = Sources(
-        facts.view, facts.images, facts.saved_states, facts.saved_state_disks, facts.nvram_bytes, facts.tpm_path
+        facts.view, facts.images, facts.snapshots, facts.snapshot_disks, facts.nvram_bytes, facts.tpm_path
     )
     stored = members.of_point(sources, judgements, timestamp, base)
     compressed = base.compressed if base else request.compress
@@ -164,7 +164,7 @@ def plan(
     warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
     if facts.tpm_path and facts.view.tpm_encrypted:
         warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
-    warnings += _space(facts, target, compressed, stored.new, consistency, saved_state, what)
+    warnings += _space(facts, target, compressed, stored.new, consistency, snapshot, what)
     warnings += _space_to_merge(facts) if stays else []
     warnings += _about_checkpoints(facts) if request.mode is Mode.AUTO else []
     warnings += _about_templates(facts, request)
@@ -182,7 +182,7 @@ def plan(
         autostart=facts.autostart,
         requires=facts.thin.requires,
         provides=facts.thin.provides,
-        saved_states=in_archive(facts.saved_states),
+        snapshots=in_archive(facts.snapshots),
         skipped=_skipped(facts, judgements),
         warnings=tuple(warnings),
         tool_version=tool_version,
@@ -199,7 +199,7 @@ def plan(
         directory=target.directory,
         archive_name=archive,
         consistency=consistency,
-        saved_state=saved_state,
+        snapshot=snapshot,
         members=stored.new,
         kept=stored.kept,
         configuration=configuration,
@@ -222,7 +222,7 @@ def _about_checkpoints(facts: VmFacts) -> list[str]:
 
 def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
     warnings = [
-        f"{path} belongs to the VM {name}, which is no template or has saved states: what is in it goes into the archive too"
+        f"{path} belongs to the VM {name}, which is no template or has snapshots: what is in it goes into the archive too"
         for path, name in facts.thin.foreign.items()
     ]
     if facts.thin.marked and request.incrementable and request.mode is Mode.FULL:
@@ -230,9 +230,9 @@ def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
     return warnings
 
 
-def in_archive(states: Sequence[SavedStateInfo]) -> tuple[SavedState, ...]:
-    """The tree of saved states as a point keeps it."""
-    return tuple(SavedState(each.name, each.xml, each.parent, each.current) for each in states)
+def in_archive(states: Sequence[Snapshot]) -> tuple[SnapshotNode, ...]:
+    """The tree of snapshots as a point keeps it."""
+    return tuple(SnapshotNode(each.name, each.xml, each.parent, each.current) for each in states)
 
 
 def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tuple[Skipped, ...]:
@@ -302,7 +302,7 @@ def _refuse_incrementable(facts: VmFacts, what: str) -> None:
     if facts.running and not facts.persistent_xml:
         raise RefusedError(
             what,
-            "it is transient: its saved states would end with it, so nothing can be added later",
+            "it is transient: its snapshots would end with it, so nothing can be added later",
             "Use mode: full without incrementable.",
         )
     if facts.checkpoints:
@@ -319,7 +319,7 @@ def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable
                 disk,
                 facts.images.get(disk.path),
                 running=facts.running,
-                saved_states=bool(facts.saved_states),
+                snapshots=bool(facts.snapshots),
                 include_iso=request.include_iso,
                 incrementable=incrementable,
                 below=_below(facts, disk.path),
@@ -400,7 +400,7 @@ def _keeps_memory_from_being_saved(view: DomainView) -> str:
 
 def _name(facts: VmFacts, target: TargetFacts, request: BackupRequest, now: int, base: Base | None) -> tuple[int, str]:
     """Time of the point and name of its archive; the next free second, so that two runs in one second do not meet."""
-    states = {state.name for state in facts.saved_states}
+    states = {state.name for state in facts.snapshots}
     timestamp = max(now, base.newest.timestamp + 1) if base else now
     while True:
         both = {names.archive_name(facts.name, timestamp, facts.uuid, compressed) for compressed in (False, True)}
@@ -412,7 +412,7 @@ def _name(facts: VmFacts, target: TargetFacts, request: BackupRequest, now: int,
         timestamp += 1
 
 
-def _saved_state(
+def _snapshot(
     facts: VmFacts,
     judgements: Sequence[tuple[Disk, Judgement]],
     consistency: Consistency,
@@ -420,14 +420,14 @@ def _saved_state(
     archive_path: str,
     *,
     stays: bool,
-) -> SavedStatePlan | None:
+) -> SnapshotPlan | None:
     frozen = [disk for disk, judgement in judgements if judgement.verdict is Verdict.FREEZE]
     if not frozen:
         return None
     name = own.name(timestamp)
     directory = os.path.dirname(os.path.realpath(frozen[0].path))
     temporary = f"Temporary, made by kvmops.backup for {archive_path}; it goes when the copy is done."
-    return SavedStatePlan(
+    return SnapshotPlan(
         vm_uuid=facts.uuid,
         vm_name=facts.name,
         name=name,
@@ -457,7 +457,7 @@ def _space(
     compressed: bool,
     planned_members: Sequence[PlannedMember],
     consistency: Consistency,
-    saved_state: SavedStatePlan | None,
+    snapshot: SnapshotPlan | None,
     what: str,
 ) -> list[str]:
     """Warnings about space on both sides. Raises TargetError where the archive cannot fit."""
@@ -470,7 +470,7 @@ def _space(
             raise TargetError(f"{what} to {target.directory}", figures, target.hint)
         # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
         warnings.append(f"{target.directory} may be too small: {figures}, before compression")
-    return warnings + (_space_beside(facts, saved_state) if saved_state else [])
+    return warnings + (_space_beside(facts, snapshot) if snapshot else [])
 
 
 def _needed_bytes(
@@ -492,14 +492,14 @@ def _needed_bytes(
     return need + (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
 
 
-def _space_beside(facts: VmFacts, saved_state: SavedStatePlan) -> list[str]:
+def _space_beside(facts: VmFacts, snapshot: SnapshotPlan) -> list[str]:
     """Warnings about the file systems that take what the guest writes while the copy runs."""
     beside: dict[int, str] = {}
-    for overlay in saved_state.overlays:
+    for overlay in snapshot.overlays:
         beside.setdefault(facts.images[overlay.base_path].device_id, overlay.base_path)
     warnings = []
     for device, path in beside.items():
-        holds_memory = saved_state.memory_path and path == saved_state.overlays[0].base_path
+        holds_memory = snapshot.memory_path and path == snapshot.overlays[0].base_path
         free = facts.free_bytes.get(device, 0) - (facts.view.memory_bytes if holds_memory else 0)
         if free < _LOW_SPACE_BYTES:
             warnings.append(

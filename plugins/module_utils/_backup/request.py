@@ -27,7 +27,7 @@ class Mode(str, Enum):
 
 
 class Deletes(str, Enum):
-    """Which saved states go when an archive has reached its limit: all of the VM, or only those made by this collection."""
+    """Which snapshots go when an archive has reached its limit: all of the VM, or only those made by this collection."""
 
     ALL = "all"
     OWN = "own"
@@ -47,9 +47,9 @@ class BackupRequest:
     """One run of ``vm_backup``.
 
     At most one of `pool` (name of a storage pool) and `path` (directory) is not ""; with neither, `archive` tells the place.
-    `incrementable`: a full keeps its saved state, so that increments can follow; always so in mode AUTO.
+    `incrementable`: a full keeps its snapshot, so that increments can follow; always so in mode AUTO.
     `archive`: path of the archive to continue; "": the VM's newest one made incrementable in the place.
-    `increment_limit`: points that an archive may have before saved states are merged (`increment_limit_deletes`); 0: any number.
+    `increment_limit`: points that an archive may have before snapshots are merged (`increment_limit_deletes`); 0: any number.
     `full_weekday` (one of _policy.WEEKDAYS): a full is owed if there is no good one since that day began; "": never.
     `threads` 0: one per core.
     `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.

@@ -58,12 +58,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     overlays,
     published,
     recover,
     restores,
-    saved_state,
+    snapshot,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
@@ -73,7 +73,7 @@ _ATTEMPTS = 3  # a VM may be started or stopped while it is copied; more often i
 _SETTLED_S = 0.02  # the clock of file times ticks: what was written just before the freeze must not look like now
 _ENDLESS_BYTES = 2**62
 _SNAPSHOT_WARNING = (
-    "the VM has saved states now: it cannot be migrated live or undefined plainly until they are deleted "
+    "the VM has snapshots now: it cannot be migrated live or undefined plainly until they are deleted "
     "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's chain"
 )
 
@@ -106,7 +106,7 @@ class _Run:
     def went(self, merged: Sequence[str]) -> dict[str, Any]:
         """What the result says of everything that is gone."""
         removed = [each.result() for each in self.keeper.removed]
-        return {"merged_saved_states": list(merged), "removed_archives": removed}
+        return {"merged_snapshots": list(merged), "removed_archives": removed}
 
 
 def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
@@ -193,8 +193,8 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
         names, _ended = cycles.obsolete(served)
     limited = _reaches_limit(planned, run.request)
     if limited:
-        names += [each.name for each in cycles.chosen_at_limit(facts.saved_states, run.request.increment_limit_deletes)]
-        names += [planned.saved_state.name] if planned.saved_state else []
+        names += [each.name for each in cycles.chosen_at_limit(facts.snapshots, run.request.increment_limit_deletes)]
+        names += [planned.snapshot.name] if planned.snapshot else []
     run.keeper.remove_old(planned.directory, uuid, planned)
     result = _result(planned, None, begin, run.context, incrementable=planned.stays and not limited)
     return {**result, **run.went(sorted({*left, *names}))}
@@ -240,7 +240,7 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
 
 def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
     """Decides, plans and runs; again if the VM changed its power state under our hands, its agent could not freeze, or
-    the archive turns out not to take another point. Returns the saved states that were merged before, too."""
+    the archive turns out not to take another point. Returns the snapshots that were merged before, too."""
     agent, force_full = True, ""
     request, context = run.request, run.context
     cleared: tuple[str, ...] = ()
@@ -267,7 +267,7 @@ def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
                 raise
             force_full = f"{planned.base.path} cannot be continued: {error}"
         except SourceError as error:
-            if number == _ATTEMPTS or planned.running or planned.saved_state or not run.domain.isActive():
+            if number == _ATTEMPTS or planned.running or planned.snapshot or not run.domain.isActive():
                 raise
             context.warn(f"{error}; the VM was started meanwhile, so it is backed up as a running one")
     raise AssertionError("the loop returns or raises")
@@ -285,14 +285,14 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
         if planned.base is None:
             # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
             writer = _new_archive(run, planned, journal)
-        if planned.saved_state is None:
+        if planned.snapshot is None:
             held = _held(planned.members)
             writer = writer or _appender(run, planned, planned.members, held, journal)
             return _write(run, planned, writer, None, proved, held)
         run.context.progress.phase("freeze")
         clean = False
         try:
-            taken = saved_state.take(run.conn, run.domain, planned.saved_state, journal)
+            taken = snapshot.take(run.conn, run.domain, planned.snapshot, journal)
         except (RefusedError, BusyError, QuiesceError):
             clean = True
             raise
@@ -309,7 +309,7 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
                 _remember(run, planned, done, proved)
         finally:
             if not stays:
-                saved_state.remove(run.conn, run.domain, planned.saved_state, journal, run.context.progress)
+                snapshot.remove(run.conn, run.domain, planned.snapshot, journal, run.context.progress)
                 clean = True
         return done
     finally:
@@ -379,11 +379,11 @@ def _appender(
 
 
 def _with_memory(planned: BackupPlan) -> tuple[PlannedMember, ...]:
-    """The members with the memory image of the point's own saved state."""
-    if not planned.saved_state or not planned.saved_state.memory_path:
+    """The members with the memory image of the point's own snapshot."""
+    if not planned.snapshot or not planned.snapshot.memory_path:
         return planned.members
     number = 1 + sum(each.member.role is Role.MEMORY for each in planned.members)
-    return (*planned.members, memory_member(planned.timestamp, number, planned.saved_state.memory_path))
+    return (*planned.members, memory_member(planned.timestamp, number, planned.snapshot.memory_path))
 
 
 def _held(members: Sequence[PlannedMember]) -> dict[str, bytes]:
@@ -407,17 +407,17 @@ def _write(
     run: _Run,
     planned: BackupPlan,
     writer: _Writer,
-    taken: saved_state.Taken | None,
+    taken: snapshot.Taken | None,
     proved: Mapping[str, Evidence],
     held: Mapping[str, bytes],
 ) -> _Done:
     """Copies the files of the plan, which nobody writes to now, and publishes the point. `proved`: the files below them;
     `held`: files that were read already."""
     configuration = planned.configuration
-    if taken and planned.saved_state and (planned.stays or planned.saved_state.memory_path):
-        # the point's own saved state is part of its tree
+    if taken and planned.snapshot and (planned.stays or planned.snapshot.memory_path):
+        # the point's own snapshot is part of its tree
         tree = snapshots.tree(run.domain, secrets=run.request.include_secrets)
-        configuration = replace(configuration, saved_states=in_archive(tree))
+        configuration = replace(configuration, snapshots=in_archive(tree))
     if taken:
         time.sleep(_SETTLED_S)
     before = {each.path: _vm_state.evidence(each.path) for each in planned.members if each.path not in held}
@@ -448,7 +448,7 @@ def _add(writer: _Writer, planned: PlannedMember, held: Mapping[str, bytes]) -> 
 def _refuse_changed(domain: Domain, planned: BackupPlan, before: dict[str, tuple[int, ...]]) -> None:
     """Nothing of what was copied was written to meanwhile. Raises SourceError: the copy would be torn."""
     what = f"Backup of VM {planned.vm_name}"
-    if not planned.running and not planned.saved_state and (domain.isActive() or domain.hasManagedSaveImage(0)):
+    if not planned.running and not planned.snapshot and (domain.isActive() or domain.hasManagedSaveImage(0)):
         raise SourceError(what, "the VM was started or stopped while it was copied", "Run the backup again.")
     for path, evidence in before.items():
         with suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ def vm_now(conn: Connection, domain: Domain, facts: VmFacts) -> chain.VmNow:
     for disk in facts.view.disks:
         image = facts.images.get(disk.path)
         verdict = disks.judge(
-            disk, image, running=facts.running, saved_states=False, include_iso=True, incrementable=True
+            disk, image, running=facts.running, snapshots=False, include_iso=True, incrementable=True
         )
         if image and disks.is_stored(verdict):
             headers = _headers(facts, disk.path)
@@ -67,7 +67,7 @@ def vm_now(conn: Connection, domain: Domain, facts: VmFacts) -> chain.VmNow:
                     lowest.template_disk if lowest else 0,
                 )
             )
-    return chain.VmNow(facts.name, facts.uuid, facts.saved_states, tuple(found), facts.thin.requires)
+    return chain.VmNow(facts.name, facts.uuid, facts.snapshots, tuple(found), facts.thin.requires)
 
 
 def stands(

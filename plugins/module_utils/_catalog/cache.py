@@ -24,8 +24,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Consistency,
     Member,
     Role,
-    SavedState,
     Skipped,
+    SnapshotNode,
 )
 
 _VERSION = f"2/{FORMAT_VERSION}"
@@ -92,7 +92,7 @@ def _configuration(kept: Mapping[str, Any]) -> Configuration:
         consistency=Consistency(kept["consistency"]),
         requires=None,  # only archives of ours have these two
         provides=(),
-        saved_states=tuple(SavedState(**state) for state in kept["saved_states"]),
+        snapshots=tuple(SnapshotNode(**state) for state in kept["snapshots"]),
         skipped=tuple(Skipped(**skipped) for skipped in kept["skipped"]),
         warnings=tuple(kept["warnings"]),
     )

@@ -168,7 +168,7 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "verified": _verified(view.found),
         "config": _config(shown),
         "snapshots": [
-            {"name": state.name, "parent": state.parent, "current": state.current} for state in shown.saved_states
+            {"name": state.name, "parent": state.parent, "current": state.current} for state in shown.snapshots
         ],
         "warnings": [*view.broken, *_found(view.found), *_warnings(shown)],
     }

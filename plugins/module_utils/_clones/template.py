@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import pending, recover, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import pending, recover, restores
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark, requirement
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
@@ -76,10 +76,10 @@ def require_fit(conn: Connection, domain: Domain) -> Template:
         raise RefusedError(what, "it is running, and clones cannot stand on disks that change", "Shut it down first.")
     if not domain.isPersistent():
         raise RefusedError(what, "it is transient", "Define it first (virsh define).")
-    if found.saved_states:
+    if found.snapshots:
         raise RefusedError(
             what,
-            f"it has {found.saved_states} saved states, whose removal would change the disks that clones stand on",
+            f"it has {found.snapshots} snapshots, whose removal would change the disks that clones stand on",
             "Remove them first: kvmops.backup.vm_snapshot with snapshot: all and state: absent.",
         )
     if not found.disks:

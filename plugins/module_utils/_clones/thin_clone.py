@@ -36,7 +36,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import run
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover, restores
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match

@@ -145,7 +145,7 @@ def commit(top: str, base: str, limit_bps: int = 0) -> None:
 
 
 def delete_internal(path: str, name: str) -> None:
-    """Delete an internal saved state from a qcow2 that is not in use. Raises ImageError."""
+    """Delete an internal snapshot from a qcow2 that is not in use. Raises ImageError."""
     _run(["snapshot", "-q", "-d", name], path, timeout_s=_LONG_S)  # goes through all refcounts of a large image
 
 

@@ -38,7 +38,7 @@ class AgentState(str, Enum):
 
 
 def available(domain: Domain, timeout_s: int = PING_TIMEOUT_S) -> AgentState:
-    """Whether a quiesced saved state can be had now; asks the agent itself, in at most about twice ``timeout_s``."""
+    """Whether a quiesced snapshot can be had now; asks the agent itself, in at most about twice ``timeout_s``."""
     if not domain.isActive():
         return AgentState.OFF
     view = domain_xml.parse(domain.XMLDesc(0))
@@ -69,7 +69,7 @@ def freeze_status(domain: Domain, timeout_s: int = PING_TIMEOUT_S) -> bool | Non
 
 @contextmanager
 def bounded(domain: Domain, timeout_s: int = FREEZE_TIMEOUT_S) -> Iterator[None]:
-    """Agent commands that libvirt itself sends (a quiesced saved state's) fail after this time instead of never."""
+    """Agent commands that libvirt itself sends (a quiesced snapshot's) fail after this time instead of never."""
     domain.agentSetResponseTimeout(timeout_s, 0)
     try:
         yield

@@ -98,8 +98,8 @@ def domain_job(domain: Domain) -> str:
         libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "a migration",
         libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "a save",
         libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "a memory dump",
-        libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "a saved state being taken",
-        libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_REVERT: "a saved state being reverted to",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "a snapshot being taken",
+        libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_REVERT: "a snapshot being reverted to",
     }
     return names.get(stats.get("operation", 0), "another job (virsh domjobinfo)")
 
@@ -272,7 +272,7 @@ def is_stale_creation(job: Job) -> bool:
 
 
 def dismiss_stale_creations(domain: Domain) -> None:
-    """Forget what is_stale_creation() names: libvirt will want the jobs' names again for its next saved state."""
+    """Forget what is_stale_creation() names: libvirt will want the jobs' names again for its next snapshot."""
     for job in jobs(domain):
         if is_stale_creation(job):
             monitor.execute(domain, "job-dismiss", id=job.id)

@@ -106,7 +106,7 @@ def translate(error: Exception, what: str) -> KvmopsError:
 
 @contextlib.contextmanager
 def unless_gone() -> Iterator[None]:
-    """For looking through all VMs: a VM, or a saved state, that is no longer there when its turn comes is passed over."""
+    """For looking through all VMs: a VM, or a snapshot, that is no longer there when its turn comes is passed over."""
     try:
         yield
     except libvirt.libvirtError as error:

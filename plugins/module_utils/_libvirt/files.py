@@ -10,12 +10,12 @@ import os
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 
 _DEFINITIONS = "/etc/libvirt/qemu"
-_SAVED_STATES = "/var/lib/libvirt/qemu/snapshot"
+_SNAPSHOTS = "/var/lib/libvirt/qemu/snapshot"
 
 
-def of_saved_states(vm_name: str) -> str:
-    """The directory with a file NAME.xml for each saved state of the VM; there is none for a VM that never had one."""
-    return os.path.join(_SAVED_STATES, vm_name)
+def of_snapshots(vm_name: str) -> str:
+    """The directory with a file NAME.xml for each snapshot of the VM; there is none for a VM that never had one."""
+    return os.path.join(_SNAPSHOTS, vm_name)
 
 
 def sync(uri: str, *vm_names: str) -> None:
@@ -26,7 +26,7 @@ def sync(uri: str, *vm_names: str) -> None:
     """
     if not uri.endswith("/system"):
         return
-    directories = [_DEFINITIONS, os.path.join(_DEFINITIONS, "autostart"), _SAVED_STATES]
-    for directory in directories + [of_saved_states(name) for name in vm_names]:
+    directories = [_DEFINITIONS, os.path.join(_DEFINITIONS, "autostart"), _SNAPSHOTS]
+    for directory in directories + [of_snapshots(name) for name in vm_names]:
         if os.path.isdir(directory):
             _files.sync_directory(directory)

@@ -29,7 +29,7 @@ class Use(str, Enum):
     """What a place is wanted for."""
 
     BACKUP = "backup"  # a disk on it is read for a full backup
-    INCREMENT = "increment"  # a saved state of a disk on it stays, for increments to stand on
+    INCREMENT = "increment"  # a snapshot of a disk on it stays, for increments to stand on
     RESTORE = "restore"  # disks are restored to it
     ARCHIVE = "archive"  # archives are written to it
 
@@ -52,11 +52,11 @@ _ZFS = frozenset({PlaceKind.ZFS, PlaceKind.ZVOL})
 
 
 def objection(
-    kind: PlaceKind, use: Use, *, running: bool = False, saved_states: bool = False, read_only: str = ""
+    kind: PlaceKind, use: Use, *, running: bool = False, snapshots: bool = False, read_only: str = ""
 ) -> str:
     """Why a place of this kind cannot be used so; "" if it can. A clause that goes on after "it is on …".
 
-    `running`, `saved_states`: of the VM that is backed up. `read_only`: why nothing may be written there, "" where it may.
+    `running`, `snapshots`: of the VM that is backed up. `read_only`: why nothing may be written there, "" where it may.
     """
     if use in (Use.RESTORE, Use.ARCHIVE):
         if kind not in FILES:
@@ -66,8 +66,8 @@ def objection(
         return "which this collection does not back up"
     if kind is PlaceKind.NETWORK:
         return "which cannot be read here"
-    if kind in _ZFS and saved_states:
-        return "and the VM has saved states; ZFS works without them only"
+    if kind in _ZFS and snapshots:
+        return "and the VM has snapshots; ZFS works without them only"
     if kind in _ZFS and use is Use.INCREMENT:
         return "where backups cannot be incrementable"
     if kind in _DEVICES and use is Use.INCREMENT:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Saved states of a VM (libvirt calls them snapshots): the tree, a new one, its bookkeeping."""
+"""Snapshots of a VM: the tree, a new one, its bookkeeping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 
 
 @dataclass(frozen=True)
-class SavedStateInfo:
+class Snapshot:
     """One node of the tree. ``xml`` is libvirt's whole <domainsnapshot>."""
 
     name: str
@@ -31,8 +31,8 @@ class SavedStateInfo:
     created: int  # unix time
 
 
-def tree(domain: Domain, *, secrets: bool = True) -> tuple[SavedStateInfo, ...]:
-    """All saved states, parents before children, siblings by time; without `secrets` their XML has no passwords.
+def tree(domain: Domain, *, secrets: bool = True) -> tuple[Snapshot, ...]:
+    """All snapshots, parents before children, siblings by time; without `secrets` their XML has no passwords.
 
     One that libvirt is still at work on is not among them.
     """
@@ -49,15 +49,15 @@ def tree(domain: Domain, *, secrets: bool = True) -> tuple[SavedStateInfo, ...]:
             for each in (root, *root.listAllChildren(below))
         ]
     except libvirt.libvirtError as error:
-        raise translate(error, f"The saved states of {domain.name()}") from error
+        raise translate(error, f"The snapshots of {domain.name()}") from error
     return order(nodes)
 
 
-def describe(xml: str, *, current: bool) -> SavedStateInfo:
+def describe(xml: str, *, current: bool) -> Snapshot:
     """The node that a <domainsnapshot> stands for. Pure."""
-    root = _xml.parse(xml, "A saved state")
+    root = _xml.parse(xml, "A snapshot")
     memory = root.find("memory")
-    return SavedStateInfo(
+    return Snapshot(
         name=root.findtext("name", ""),
         xml=xml,
         parent=root.findtext("parent/name", ""),
@@ -70,13 +70,13 @@ def describe(xml: str, *, current: bool) -> SavedStateInfo:
     )
 
 
-def order(nodes: Sequence[SavedStateInfo]) -> tuple[SavedStateInfo, ...]:
+def order(nodes: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
     """Parents before children, siblings by time and name; nodes whose parent is missing come as roots. Pure."""
     names = {node.name for node in nodes}
-    children: dict[str, list[SavedStateInfo]] = {}
+    children: dict[str, list[Snapshot]] = {}
     for node in sorted(nodes, key=lambda each: (each.created, each.name)):
         children.setdefault(node.parent if node.parent in names else "", []).append(node)
-    result: list[SavedStateInfo] = []
+    result: list[Snapshot] = []
     pending = list(reversed(children.get("", [])))
     while pending:
         node = pending.pop()
@@ -107,7 +107,7 @@ def document(
 
 
 def create(domain: Domain, xml: str, *, memory: bool, quiesce: bool) -> str:
-    """Create an external saved state; returns its whole XML. The VM runs on. Raises libvirtError."""
+    """Create an external snapshot; returns its whole XML. The VM runs on. Raises libvirtError."""
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     # LIVE keeps the guest running while its memory is written; memory and DISK_ONLY exclude each other
     flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if memory else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
@@ -126,8 +126,8 @@ def checkpoints(domain: Domain) -> tuple[str, ...]:
 
 
 def why_not_beside(names: Sequence[str]) -> str:
-    """Why an off VM with these checkpoints gets no saved state. Pure. Source: libvirt 9 refuses all of it, 11 external ones."""
-    return f"it has checkpoints ({', '.join(names)}), beside which libvirt makes and notes no saved state while a VM is off"
+    """Why an off VM with these checkpoints gets no snapshot. Pure. Source: libvirt 9 refuses all of it, 11 external ones."""
+    return f"it has checkpoints ({', '.join(names)}), beside which libvirt makes and notes no snapshot while a VM is off"
 
 
 def way_out_of_checkpoints(vm_name: str, names: Sequence[str]) -> str:
@@ -137,7 +137,7 @@ def way_out_of_checkpoints(vm_name: str, names: Sequence[str]) -> str:
 
 
 def require_no_checkpoints(domain: Domain) -> None:
-    """For what changes saved states while the VM is off. Raises RefusedError."""
+    """For what changes snapshots while the VM is off. Raises RefusedError."""
     names = checkpoints(domain)
     if names:
         name = str(domain.name())
@@ -145,28 +145,28 @@ def require_no_checkpoints(domain: Domain) -> None:
 
 
 def exists(domain: Domain, name: str) -> bool:
-    """Whether the VM has a saved state of that name."""
+    """Whether the VM has a snapshot of that name."""
     return name in domain.snapshotListNames(0)
 
 
 def redefine(domain: Domain, xml: str, *, current: bool) -> None:
-    """Replace what libvirt knows about a saved state of that name; ``current``: the VM stands on it from now on."""
+    """Replace what libvirt knows about a snapshot of that name; ``current``: the VM stands on it from now on."""
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if current else 0)
     try:
         domain.snapshotCreateXML(xml, flags)
     except libvirt.libvirtError as error:
-        raise translate(error, f"A saved state of {domain.name()}") from error
+        raise translate(error, f"A snapshot of {domain.name()}") from error
 
 
 def finish_writes(domain: Domain) -> list[str]:
     """Write again what a libvirtd was killed in writing: it leaves NAME.xml.new, which every later one reads beside NAME.xml.
 
-    Without, a saved state that is deleted comes back at a restart of libvirtd, and may claim to be the current one. Returns
+    Without, a snapshot that is deleted comes back at a restart of libvirtd, and may claim to be the current one. Returns
     what libvirt refuses, one sentence each.
     """
     refused = []
     for node in tree(domain):
-        unfinished = os.path.join(files.of_saved_states(domain.name()), f"{node.name}.xml.new")
+        unfinished = os.path.join(files.of_snapshots(domain.name()), f"{node.name}.xml.new")
         if os.path.lexists(unfinished):
             try:
                 redefine(domain, node.xml, current=node.current)
@@ -176,7 +176,7 @@ def finish_writes(domain: Domain) -> list[str]:
 
 
 def stand_on(domain: Domain, name: str) -> bool:
-    """Make a saved state the current one again where none is: a libvirtd that dies in taking one forgets which; False if not so."""
+    """Make a snapshot the current one again where none is: a libvirtd that dies in taking one forgets which; False if not so."""
     nodes = tree(domain)
     lost = next((node for node in nodes if node.name == name), None)
     if lost is None or any(node.current for node in nodes):
@@ -186,26 +186,26 @@ def stand_on(domain: Domain, name: str) -> bool:
 
 
 def forget(domain: Domain, name: str) -> None:
-    """Remove the bookkeeping of one saved state, not its files; none of that name is fine."""
+    """Remove the bookkeeping of one snapshot, not its files; none of that name is fine."""
     try:
         domain.snapshotLookupByName(name, 0).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-            raise translate(error, f"The saved state {name} of {domain.name()}") from error
+            raise translate(error, f"The snapshot {name} of {domain.name()}") from error
 
 
 def delete_internal(domain: Domain, name: str) -> None:
-    """Delete an internal saved state from the images that the running VM writes to, and forget it; none is fine."""
+    """Delete an internal snapshot from the images that the running VM writes to, and forget it; none is fine."""
     try:
         domain.snapshotLookupByName(name, 0).delete(0)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-            raise translate(error, f"The saved state {name} of {domain.name()}") from error
+            raise translate(error, f"The snapshot {name} of {domain.name()}") from error
 
 
 def revert_internal(domain: Domain, name: str) -> None:
-    """Let libvirt bring back an internal saved state: disks, memory if it has one, and definition."""
+    """Let libvirt bring back an internal snapshot: disks, memory if it has one, and definition."""
     try:
         domain.revertToSnapshot(domain.snapshotLookupByName(name, 0), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE)
     except libvirt.libvirtError as error:
-        raise translate(error, f"The saved state {name} of {domain.name()}") from error
+        raise translate(error, f"The snapshot {name} of {domain.name()}") from error

@@ -119,7 +119,7 @@ def _require_qemu(root: etree._Element, uuid: str, path: str) -> None:
 
 
 def _require_others_idle(conn: Connection, uuid: str) -> None:
-    """A restart in the middle of a saved state or a merge is what brought us here: not for another VM."""
+    """A restart in the middle of a snapshot or a merge is what brought us here: not for another VM."""
     try:
         for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
             if domain.UUIDString() == uuid:

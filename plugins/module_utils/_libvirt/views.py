@@ -68,7 +68,7 @@ def gather(conn: Connection, domain: Domain) -> VmView:
     """Ask libvirt and QEMU about all disks with a local path (empty drives and network disks are left out)."""
     try:
         running, persistent = bool(domain.isActive()), bool(domain.isPersistent())
-        # QEMU first: libvirt answers this when a saved state that is being taken is done
+        # QEMU first: libvirt answers this when a snapshot that is being taken is done
         devices = monitor.execute(domain, "query-block") if running else []
         live = domain_xml.parse(domain.XMLDesc(0)).disks if running else ()
         kept = domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disks if persistent else ()

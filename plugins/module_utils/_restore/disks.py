@@ -104,7 +104,7 @@ def decide(
     """Decides about the disks of one definition.
 
     ``others``: the VMs that stay. ``bare``: the definition comes from an .xml file; it then gets no disk at all.
-    ``then``: it is that of a saved state, whose disks are the files that it names.
+    ``then``: it is that of a snapshot, whose disks are the files that it names.
     """
     disks = elements(root)
     targets = [disk.target for disk in disks]

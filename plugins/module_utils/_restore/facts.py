@@ -65,7 +65,7 @@ def gather(
 ) -> HostFacts:
     """The facts for the restore of one point. Raises KvmopsError when libvirt or a file system does not answer.
 
-    ``heads``: of the memory images of its saved states, None where these do not matter. ``progress``: of reading the template
+    ``heads``: of the memory images of its snapshots, None where these do not matter. ``progress``: of reading the template
     of a thin clone; None: the template does not matter.
     """
     root = _xml.parse(configuration.domain_xml, f"the configuration in {archive_path}")
@@ -174,7 +174,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     for each in domain.listAllSnapshots(0):
         with unless_gone():
             states.append(
-                (each.getName(), _xml.parse(each.getXMLDesc(0), f"the saved state {each.getName()} of {name}"))
+                (each.getName(), _xml.parse(each.getXMLDesc(0), f"the snapshot {each.getName()} of {name}"))
             )
     all_roots = [*roots, *(root for _dummy, root in states)]
     named = _files_of(all_roots, pools) | _memory_files(states)
@@ -268,7 +268,7 @@ def _touched(found: Mark) -> frozenset[str]:
 
 
 def _strayed(found: Mark, roots: Iterable[etree._Element], pools: Mapping[str, str]) -> frozenset[str]:
-    """Files of a mark that the VM's disks do not show any more, and what they show instead (after a saved state, an overlay).
+    """Files of a mark that the VM's disks do not show any more, and what they show instead (after a snapshot, an overlay).
 
     Drives are left out: whoever uses a VM changes their media. So are LUNs, which no restore makes.
     """

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The memory image of a foreign archive: it becomes a saved state that the restored VM can be reverted to.
+"""The memory image of a foreign archive: it becomes a snapshot that the restored VM can be reverted to.
 
-Such archives have no tree of saved states. What an image belongs to is told by the definition in it: the VM and the disks of
-exactly one point. The saved state is then read and rewritten by the same rules as those of our own archives.
+Such archives have no tree of snapshots. What an image belongs to is told by the definition in it: the VM and the disks of
+exactly one point. The snapshot is then read and rewritten by the same rules as those of our own archives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Configuration,
     Member,
     Role,
-    SavedState,
+    SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
@@ -30,12 +30,12 @@ Read = Callable[[str, int, int], bytes]
 
 
 def adopt(configuration: Configuration, read: Read) -> Configuration:
-    """The point with the saved state of its memory image; as it was where there is none or where it cannot be told.
+    """The point with the snapshot of its memory image; as it was where there is none or where it cannot be told.
 
     ``read``: bytes of a member from an offset.
     """
     images = [member for member in configuration.members if member.role is Role.MEMORY]
-    if configuration.format_version or configuration.saved_states or not images:
+    if configuration.format_version or configuration.snapshots or not images:
         return configuration
     root = _xml.parse(configuration.domain_xml, f"the configuration {configuration.member_name}")
     found = ((member, _definition(member, read)) for member in images)
@@ -47,8 +47,8 @@ def adopt(configuration: Configuration, read: Read) -> Configuration:
     path = os.path.join(os.path.dirname(top.former_path if top is not None else "") or "/", member.name)
     members = tuple(replace(each, former_path=path) if each is member else each for each in configuration.members)
     name = names.stem(os.path.splitext(member.name)[0])
-    state = SavedState(name, _document(name, configuration.timestamp, path, domain), current=True)
-    return replace(configuration, members=members, saved_states=(state,))
+    state = SnapshotNode(name, _document(name, configuration.timestamp, path, domain), current=True)
+    return replace(configuration, members=members, snapshots=(state,))
 
 
 def _definition(member: Member, read: Read) -> etree._Element | None:

@@ -3,7 +3,7 @@
 # This file is private to the kvmops.backup collection.
 """Which members become which files, where and under which names, and which files are made besides. Pure.
 
-A layer that a saved state has frozen is never written to again: the VM then works on a fresh overlay. With `flatten` the layers
+A layer that a snapshot has frozen is never written to again: the VM then works on a fresh overlay. With `flatten` the layers
 of a disk are only needed for the time of the restore, and one image is made of them.
 """
 
@@ -32,9 +32,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._template.find impor
 class Needed:
     """What has to come out of the archive.
 
-    `disks`: the chain of each of the VM's disks by target, lowest layer first; `others`: the chains that saved states stand on.
-    `memories`: memory images with the name of their saved state. `frozen`: names of members that saved states hold.
-    `overlays`: by target, the former path of the file that took the writes after the current saved state. `bases`: disks of the
+    `disks`: the chain of each of the VM's disks by target, lowest layer first; `others`: the chains that snapshots stand on.
+    `memories`: memory images with the name of their snapshot. `frozen`: names of members that snapshots hold.
+    `overlays`: by target, the former path of the file that took the writes after the current snapshot. `bases`: disks of the
     template that a thin clone stands on.
     """
 
@@ -202,7 +202,7 @@ def _format(member: Member, disk_format: DiskFormat) -> str:
 def _flat_image(
     target: str, chain: tuple[Member, ...], where: Mapping[str, Place], namer: _Namer, disk_format: DiskFormat
 ) -> MadeFile:
-    """The image that a merge of all saved states would have left: the lowest layer's name and format."""
+    """The image that a merge of all snapshots would have left: the lowest layer's name and format."""
     place, lowest = where[chain[-1].name], chain[0]
     image_format = _format(lowest, disk_format)
     return MadeFile(

@@ -62,13 +62,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class ExistingVm:
-    """A VM of this host. `files`: every file that its definitions and saved states name, with their layers; `disk_files`:
-    those of its disks and saved states that are there.
+    """A VM of this host. `files`: every file that its definitions and snapshots name, with their layers; `disk_files`:
+    those of its disks and snapshots that are there.
 
     `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
     are no longer as the restore left them or that its disks do not show any more, and what they show instead. `template`:
     it is marked as one. `missing_bases`: those of `files` that its disks stand on and that are not there. `own_disks`: real
-    paths of what its disks and saved states name themselves, not of what these stand on.
+    paths of what its disks and snapshots name themselves, not of what these stand on.
     """
 
     name: str
@@ -194,7 +194,7 @@ class MadeFile:
 
 @dataclass(frozen=True)
 class PlannedState:
-    """A saved state as it will be defined."""
+    """A snapshot as it will be defined."""
 
     name: str
     xml: str
@@ -218,7 +218,7 @@ class RestorePlan:
     `unchanged`: the VM is there already and was restored from this point. `replaced`: the VM that will be gone.
     `set_aside`: existing files whose names the restore takes, removed once the new VM stands.
     `domain_xml`: the definition, without the mark. `refresh_pools`: names of pools that get new files.
-    `made`: files that are made of those in `files`. `states`: the saved states, parents first. `flat`: they were given up.
+    `made`: files that are made of those in `files`. `states`: the snapshots, parents first. `flat`: they were given up.
     `requires`: content of the template that files stand on; it is compared once more before they take their places.
     `autostart`: the VM starts with the host, as the original did, which is gone; False: as the replaced VM does, if there is one.
     """

@@ -50,9 +50,9 @@ def plan(
     fresh: identity.Fresh | None = None,
 ) -> RestorePlan:
     """Decides the restore of one point. ``bare``: the source is a configuration file, not an archive; ``heads``: those of the
-    memory images of its saved states (states.memory_heads).
+    memory images of its snapshots (states.memory_heads).
 
-    Raises RefusedError that lists everything that speaks against it, HostileError for saved states nobody can have had.
+    Raises RefusedError that lists everything that speaks against it, HostileError for snapshots nobody can have had.
     """
     what = f"Restore of {configuration.vm_name or 'the VM'} from {request.source}"
     root = _xml.parse(configuration.domain_xml, f"the configuration in {request.source}")
@@ -69,7 +69,7 @@ def plan(
     if restored_before is not None and (restored_before.running or not (request.force and since)):
         return _unchanged(draft, restored_before, request, since)
     if problems or of_states:
-        hint = " 'flatten: true' restores the VM without its saved states." if of_states else ""
+        hint = " 'flatten: true' restores the VM without its snapshots." if of_states else ""
         raise RefusedError(what, "; ".join([*problems, *of_states]), f"Nothing has been touched.{hint}")
     return draft
 
@@ -102,8 +102,8 @@ def _since(vm: ExistingVm, draft: RestorePlan) -> str:
     new, gone = sorted(set(vm.snapshots) - planned), sorted(planned - set(vm.snapshots))
     parts = [
         f"no longer as restored: {', '.join(sorted(vm.touched_files))}" if vm.touched_files else "",
-        f"new saved states: {', '.join(new)}" if new else "",
-        f"saved states that are gone: {', '.join(gone)}" if gone else "",
+        f"new snapshots: {', '.join(new)}" if new else "",
+        f"snapshots that are gone: {', '.join(gone)}" if gone else "",
     ]
     return "; ".join(filter(None, parts))
 
@@ -135,7 +135,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest, sinc
 def _gives_states_up(configuration: Configuration, request: RestoreRequest) -> bool:
     """Whether `flatten` makes a difference for this point."""
     layered = any(member.role is Role.LAYER or member.template_disk for member in configuration.members)
-    return request.flatten and (layered or bool(configuration.saved_states))
+    return request.flatten and (layered or bool(configuration.snapshots))
 
 
 def _draft(
@@ -147,7 +147,7 @@ def _draft(
     heads: states.Heads,
     fresh: identity.Fresh,
 ) -> tuple[RestorePlan, list[str], list[str]]:
-    """The plan, and the reasons why it cannot be carried out; those that lie in saved states apart."""
+    """The plan, and the reasons why it cannot be carried out; those that lie in snapshots apart."""
     flat = _gives_states_up(configuration, request)
     own_macs = [mac.lower() for mac in definition.mac_addresses(root)]
     macs = own_macs + ([] if bare or flat else states.other_macs(configuration, heads, own_macs))
@@ -289,7 +289,7 @@ def _revived(places: Iterable[str], others: Sequence[ExistingVm]) -> list[str]:
 
 
 def _has_inside(chain: Sequence[Member]) -> bool:
-    """Whether a disk may have saved states in it: layers, or a qcow2 that can hold them."""
+    """Whether a disk may have snapshots in it: layers, or a qcow2 that can hold them."""
     return chain[-1].role is not Role.ISO and (len(chain) > 1 or chain[0].original_format != "raw")
 
 
@@ -316,13 +316,13 @@ def _tpm(
     return PlannedFile(member=member, path=os.path.join(host.tpm_place.path, who.uuid), format="raw")
 
 
-def _not_backed_up(files: layout.Layout, saved_states: bool) -> list[str]:
+def _not_backed_up(files: layout.Layout, snapshots: bool) -> list[str]:
     """A warning where the restored VM could not be backed up again as it is."""
     here = sorted({place.path for place in files.places.values() if place.kind is PlaceKind.ZFS})
-    if not here or not saved_states:
+    if not here or not snapshots:
         return []
     return [
-        f"{', '.join(here)} is on ZFS, from where a VM with saved states cannot be backed up: restore it with 'flatten: true', "
+        f"{', '.join(here)} is on ZFS, from where a VM with snapshots cannot be backed up: restore it with 'flatten: true', "
         "or remove them (kvmops.backup.vm_snapshot with snapshot: all and state: absent)."
     ]
 
@@ -356,8 +356,8 @@ def _not_restored(
         return []
     warnings = []
     memories = any(member.role is Role.MEMORY for member in configuration.members)
-    if memories and not configuration.saved_states:
-        warnings.append("The memory image in the archive belongs to no saved state and stays there.")
+    if memories and not configuration.snapshots:
+        warnings.append("The memory image in the archive belongs to no snapshot and stays there.")
     if root.find("os/nvram") is not None and nvram is None:
         warnings.append("The archive holds no NVRAM: the firmware's settings are those on this host, or new ones.")
     if root.find("devices/tpm/backend[@type='emulator']") is not None and tpm is None:

@@ -25,7 +25,7 @@ class RestoreRequest:
     `point` None: the newest. `pool` and `path` both "": the former places (C3), at most one of them is given.
     `name` "": the VM's own.
     `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
-    `mac`: "" (as for `uuid`), "keep" or "new". `flatten`: one image per disk and no saved states.
+    `mac`: "" (as for `uuid`), "keep" or "new". `flatten`: one image per disk and no snapshots.
     `networks` maps names of networks and bridges in the archive to those of this host.
     """
 

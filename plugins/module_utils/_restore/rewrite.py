@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""One way for every definition in an archive: the VM's own, those in saved states, those in memory images. Pure.
+"""One way for every definition in an archive: the VM's own, those in snapshots, those in memory images. Pure.
 
 Whatever a definition may reach on the host is decided here, so that no other way leads past the rules.
 """

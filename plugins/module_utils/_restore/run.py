@@ -35,8 +35,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction import Transaction
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover as vm_recover
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover as vm_recover
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import restores
 
 
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _bare(path: str) -> Configuration:
         configuration,
         format_version=0,
         members=(),
-        saved_states=(),
+        snapshots=(),
         warnings=(),
         digest="",
         template=False,

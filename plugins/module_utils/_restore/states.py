@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The saved states of a restored VM: which layers and memory images they need, and how they look in their new places. Pure."""
+"""The snapshots of a restored VM: which layers and memory images they need, and how they look in their new places. Pure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Definition:
 
 @dataclass(frozen=True)
 class State:
-    """A saved state with all that belongs to it. ``image``: its external memory image; ``memory``: the definition in that."""
+    """A snapshot with all that belongs to it. ``image``: its external memory image; ``memory``: the definition in that."""
 
     tree: TreeState
     definitions: tuple[_Definition, ...]
@@ -62,13 +62,13 @@ class State:
 
     @property
     def all_definitions(self) -> tuple[_Definition, ...]:
-        """Those of the saved state and the one in its memory image."""
+        """Those of the snapshot and the one in its memory image."""
         return self.definitions if self.memory is None else (*self.definitions, self.memory)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The saved states to define, memory images with their new heads, and what there is to say."""
+    """The snapshots to define, memory images with their new heads, and what there is to say."""
 
     states: tuple[PlannedState, ...]
     files: tuple[PlannedFile, ...]
@@ -77,13 +77,13 @@ class Outcome:
 
 
 def memory_heads(read: Callable[[str, int, int], bytes], configuration: Configuration) -> Heads:
-    """Heads of the memory images that saved states have; ``read``: bytes of a member from an offset. Raises HostileError."""
+    """Heads of the memory images that snapshots have; ``read``: bytes of a member from an offset. Raises HostileError."""
     heads: dict[str, memory_image.Head] = {}
     total = nodes = 0
     for state in tree.read(configuration):
         image = _image(state, configuration)
         if image is not None and image.name not in heads:
-            what = f"The memory image {image.name} of the saved state {state.name}"
+            what = f"The memory image {image.name} of the snapshot {state.name}"
             length = memory_image.head_bytes(read(image.name, 0, memory_image.HEADER_BYTES), what)
             total += length
             if total > _MAX_HEADS_BYTES:
@@ -98,7 +98,7 @@ def memory_heads(read: Callable[[str, int, int], bytes], configuration: Configur
 
 
 def definitions(configuration: Configuration, heads: Heads) -> list[etree._Element]:
-    """Every definition in the saved states and memory images of a point, as they are in the archive."""
+    """Every definition in the snapshots and memory images of a point, as they are in the archive."""
     found = [root for state in tree.read(configuration) for root in state.definitions]
     return found + [_memory_root(name, head) for name, head in heads.items()]
 
@@ -106,7 +106,7 @@ def definitions(configuration: Configuration, heads: Heads) -> list[etree._Eleme
 def gather(
     configuration: Configuration, host: HostFacts, others: Sequence[ExistingVm], heads: Heads
 ) -> tuple[State, ...]:
-    """The saved states of a point and what becomes of every disk in them, parents first. Raises HostileError."""
+    """The snapshots of a point and what becomes of every disk in them, parents first. Raises HostileError."""
     found = []
     for state in tree.read(configuration):
         image = _image(state, configuration)
@@ -149,18 +149,18 @@ def _memory_root(name: str, head: memory_image.Head) -> etree._Element:
 
 
 def chains(found: Iterable[State]) -> list[tuple[Member, ...]]:
-    """The layers that saved states stand on, disk by disk, lowest first."""
+    """The layers that snapshots stand on, disk by disk, lowest first."""
     return [chain for state in found for each in state.all_definitions for chain in each.chains.values()]
 
 
 def memories(found: Iterable[State]) -> list[tuple[Member, str]]:
-    """Memory images, each once, with the name of their saved state."""
+    """Memory images, each once, with the name of their snapshot."""
     images = {state.image.name: (state.image, state.name) for state in found if state.image is not None}
     return list(images.values())
 
 
 def frozen(found: Iterable[State]) -> frozenset[str]:
-    """Members whose content is a saved state's: nothing may be written to them."""
+    """Members whose content is a snapshot's: nothing may be written to them."""
     return frozenset(
         state.definitions[0].chains[disk.target][-1].name
         for state in found
@@ -170,7 +170,7 @@ def frozen(found: Iterable[State]) -> frozenset[str]:
 
 
 def overlays(found: Iterable[State]) -> dict[str, str]:
-    """By target, the file that took the writes after the current saved state."""
+    """By target, the file that took the writes after the current snapshot."""
     current = [state.tree for state in found if state.tree.current]
     return {
         disk.target: disk.overlay for state in current for disk in (*state.disks, *state.revert_disks) if disk.overlay
@@ -184,7 +184,7 @@ def other_macs(configuration: Configuration, heads: Heads, known: Sequence[str])
 
 
 def plan(found: Sequence[State], layout: Layout, now: rewrite.Circumstances, heads: Heads) -> Outcome:
-    """Rewrites everything in the saved states for the new identity and the new places."""
+    """Rewrites everything in the snapshots for the new identity and the new places."""
     notes: dict[str, list[str]] = {}
     problems: list[str] = []
     planned = []
@@ -211,9 +211,9 @@ def plan(found: Sequence[State], layout: Layout, now: rewrite.Circumstances, hea
                 new_heads[file.path] = _with_head(file, state.memory, heads[state.image.name], now, bool(skipped))
             except RefusedError as error:
                 texts.append(error.why)
-        problems += [f"the saved state {state.name}: {text}" for text in dict.fromkeys(texts)]
+        problems += [f"the snapshot {state.name}: {text}" for text in dict.fromkeys(texts)]
         planned.append(_planned(state, memory_path, paths, layout, now))
-    warnings = [f"In the saved state {', '.join(dict.fromkeys(who))}: {text}" for text, who in notes.items()]
+    warnings = [f"In the snapshot {', '.join(dict.fromkeys(who))}: {text}" for text, who in notes.items()]
     resuming = [state.name for state in found if state.tree.memory != "no"]
     if resuming and any(former != new for former, new in now.macs.items()):
         warnings.append(
@@ -269,7 +269,7 @@ def _planned(
 def _overlay(
     state: State, disk: StateDisk, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
 ) -> str:
-    """Where the file is now that took the writes after a saved state."""
+    """Where the file is now that took the writes after a snapshot."""
     if disk.mode != "external":
         return ""
     if disk.overlay in paths:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Carries a restore out: write and check every byte, swap files, define the VM and its saved states; all of it or nothing."""
+"""Carries a restore out: write and check every byte, swap files, define the VM and its snapshots; all of it or nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     PlannedFile,
     RestorePlan,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import left, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left, restores
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
 
@@ -291,7 +291,7 @@ class Transaction:
         require_really_off(domain, [(path, "raw") for path in paths if os.path.isfile(path)])
 
     def _define(self, states: tuple[DiskState, ...]) -> None:
-        """The VM without its final mark, its saved states, and when all of it is as planned, the mark: that is the commit."""
+        """The VM without its final mark, its snapshots, and when all of it is as planned, the mark: that is the commit."""
         plan, operation = self._plan, self._operation
         old = operation.old
         found = Mark(plan.point, plan.configuration, operation.token, states, plan.flat)
@@ -334,10 +334,10 @@ class Transaction:
 
 
 def _left_layers(plan: RestorePlan) -> set[str]:
-    """Files of the archive that others stand on and no saved state has frozen: removals must know that they are the VM's own."""
+    """Files of the archive that others stand on and no snapshot has frozen: removals must know that they are the VM's own."""
     frozen = set()
     for state in plan.states:
-        root = _xml.parse(state.xml, f"the saved state {state.name}")
+        root = _xml.parse(state.xml, f"the snapshot {state.name}")
         external = {disk.get("name") for disk in root.iterfind("disks/disk[@snapshot='external']")}
         for disk in root.iterfind("domain/devices/disk"):
             target, source = disk.find("target"), disk.find("source")

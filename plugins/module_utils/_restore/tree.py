@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The saved-state tree of a point: read without trusting it, and written anew for libvirt. Pure.
+"""The snapshot tree of a point: read without trusting it, and written anew for libvirt. Pure.
 
 A <domainsnapshot> from an archive is never passed on: what is understood is taken out of it, checked and rewritten, and a new
 document is made of that. Its definitions go through the same rules as the VM's own (plan.py).
@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SavedState
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SnapshotNode
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 
@@ -30,7 +30,7 @@ _MAX_NAME = 200
 
 @dataclass(frozen=True)
 class StateDisk:
-    """What a saved state says about one disk. ``overlay``: the file that took the writes from then on ("" if none is named)."""
+    """What a snapshot says about one disk. ``overlay``: the file that took the writes from then on ("" if none is named)."""
 
     target: str
     mode: str
@@ -39,7 +39,7 @@ class StateDisk:
 
 @dataclass(frozen=True)
 class TreeState:
-    """One saved state. ``domain`` and ``inactive`` are definitions of the VM then, each a tree of its own to be rewritten.
+    """One snapshot. ``domain`` and ``inactive`` are definitions of the VM then, each a tree of its own to be rewritten.
 
     ``memory``: no, internal or external; ``memory_path``: the former place of an external image.
     ``revert_disks``: as ``disks``, for the overlays that libvirt made when the VM was last reverted to it.
@@ -67,12 +67,12 @@ class TreeState:
 
 def read(configuration: Configuration) -> tuple[TreeState, ...]:
     """The tree, parents before children. Raises HostileError for what libvirt would never have written."""
-    what = f"The saved states of {configuration.vm_name}"
-    if len(configuration.saved_states) > _MAX_STATES:
-        raise HostileError(what, f"there are {len(configuration.saved_states)} of them")
+    what = f"The snapshots of {configuration.vm_name}"
+    if len(configuration.snapshots) > _MAX_STATES:
+        raise HostileError(what, f"there are {len(configuration.snapshots)} of them")
     found: dict[str, TreeState] = {}
     nodes = 0
-    for saved in configuration.saved_states:
+    for saved in configuration.snapshots:
         state = _state(saved)
         nodes += sum(
             1 + len(each.attrib)
@@ -83,7 +83,7 @@ def read(configuration: Configuration) -> tuple[TreeState, ...]:
         if nodes > _MAX_NODES:
             raise HostileError(what, f"they have more than {_MAX_NODES} elements and attributes")
         found[state.name] = state
-    if len(found) != len(configuration.saved_states):
+    if len(found) != len(configuration.snapshots):
         raise HostileError(what, "two of them have the same name")
     if sum(state.current for state in found.values()) > 1:
         raise HostileError(what, "more than one of them is the current one")
@@ -96,8 +96,8 @@ def read(configuration: Configuration) -> tuple[TreeState, ...]:
     return tuple(ordered.values())
 
 
-def _state(saved: SavedState) -> TreeState:
-    what = f"The saved state {saved.name[:_MAX_NAME]!r}"
+def _state(saved: SnapshotNode) -> TreeState:
+    what = f"The snapshot {saved.name[:_MAX_NAME]!r}"
     root = _xml.parse(saved.xml, what)
     name, parent = root.findtext("name") or "", root.findtext("parent/name") or ""
     domain, inactive, cookie = root.find("domain"), root.find("inactiveDomain"), root.find("cookie")
@@ -108,7 +108,7 @@ def _state(saved: SavedState) -> TreeState:
         raise HostileError(what, "its XML is that of another one")
     # libvirt makes a file name of it
     if not name or len(name) > _MAX_NAME or name.startswith(".") or "/" in name or any(ord(each) < 32 for each in name):
-        raise HostileError(what, "that is no name for a saved state")
+        raise HostileError(what, "that is no name for a snapshot")
     power, created = root.findtext("state") or "", (root.findtext("creationTime") or "").strip()
     if power not in _POWER or not (created.isascii() and created.isdigit() and len(created) < 12):
         raise HostileError(what, "its state or the time of its creation make no sense")

@@ -51,7 +51,7 @@ class Template:
     name: str
     marked: bool
     running: bool
-    saved_states: int
+    snapshots: int
     disks: tuple[BaseDisk, ...]
     suspended: bool = False
 
@@ -88,7 +88,7 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
         if domain.UUIDString() == but:
             continue
         tops = _tops(conn, root)
-        # what a saved state of a template has frozen is no disk of it any more
+        # what a snapshot of a template has frozen is no disk of it any more
         lower = (
             {os.path.realpath(layer) for top in tops for layer in layers.below(top)} if mark.is_marked(root) else set()
         )
@@ -101,7 +101,7 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
 
 
 def clones_of(conn: Connection, template: Template) -> list[str]:
-    """Names of the VMs whose disks or saved states stand on the template's disks."""
+    """Names of the VMs whose disks or snapshots stand on the template's disks."""
     bases = {disk.path for disk in template.disks}
     found = []
     for domain, root in _definitions(conn):
@@ -112,7 +112,7 @@ def clones_of(conn: Connection, template: Template) -> list[str]:
             with unless_gone():
                 for each in domain.listAllSnapshots(0):
                     with unless_gone():
-                        states.append(_xml.parse(each.getXMLDesc(0), "a saved state"))
+                        states.append(_xml.parse(each.getXMLDesc(0), "a snapshot"))
         except libvirt.libvirtError as error:
             raise translate(error, f"The VM {domain.name()}") from error
         tops = {path for each in (root, *states) for path in _tops(conn, each)}
@@ -152,7 +152,7 @@ def _definitions(conn: Connection) -> list[tuple[Domain, etree._Element]]:
 
 
 def _tops(conn: Connection, root: etree._Element) -> list[str]:
-    """Files of the disks in a definition, or in the definitions of a saved state."""
+    """Files of the disks in a definition, or in the definitions of a snapshot."""
     roots = [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]
     views = [domain_xml.view(each) for each in roots]
     paths = [_path(conn, disk) for view in views for disk in view.disks if disk.device == "disk"]

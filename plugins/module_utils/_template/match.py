@@ -99,8 +99,8 @@ def _judge(required: TemplateRequirement, template: Template, digest_of: DigestO
         return no(Mismatch.DIFFERS, "is running, so what it holds is not what it was")
     if template.suspended:
         return no(Mismatch.DIFFERS, "has a managed-save image, so it is in the middle of its work")
-    if template.saved_states:
-        return no(Mismatch.DIFFERS, "has saved states, and nothing can stand on disks that these may change")
+    if template.snapshots:
+        return no(Mismatch.DIFFERS, "has snapshots, and nothing can stand on disks that these may change")
     found = [digest_of(disk) for disk in template.disks]
     if None in found:
         text = f"whether the template {template.name} is still the one it needs was not checked here"

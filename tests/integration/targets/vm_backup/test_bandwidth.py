@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The limit of bytes per second holds for the merge of saved states too, of a VM that runs and of one that is off; the
+"""The limit of bytes per second holds for the merge of snapshots too, of a VM that runs and of one that is off; the
 copying has the priority that was asked for, the merge the usual one (SPEC H2)."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
         seen, lasted, (before, merging) = merges(vm, process)
         stdout, stderr = process.communicate()
     result = modules.module_result("vm_backup", stdout, stderr)
-    assert not result.failed and len(result["merged_saved_states"]) == 2
+    assert not result.failed and len(result["merged_snapshots"]) == 2
     assert seen - {0} == {8 * MIB} and lasted > 2.5  # 32 MiB at 8 MiB/s, less what QEMU lets through at once
     assert {usual, usual + 3} <= before and merging == {usual}
     # off: qemu-img does it
@@ -62,7 +62,7 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
     vm.shutdown()
     began = time.monotonic()
     merged = run_module("vm_backup", **arguments)
-    assert len(merged["merged_saved_states"]) == 2
+    assert len(merged["merged_snapshots"]) == 2
     assert time.monotonic() - began > 6.5  # copy and merge
     # vm_snapshot, and whoever goes on after a killed run
     vm.start()

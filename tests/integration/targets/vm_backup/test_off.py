@@ -22,7 +22,7 @@ _LUN = """<controller type='scsi' model='virtio-scsi'/>
 
 @pytest.fixture
 def varied(lab):
-    """Off: qcow2 with internal saved states, sparse raw, an ISO, a LUN that is not there."""
+    """Off: qcow2 with internal snapshots, sparse raw, an ISO, a LUN that is not there."""
     iso = make_iso(lab.path("isos") / "tools 1.iso", b"CD" * 5000)
     vm = lab.create_vm("varied", [Disk(), Disk("raw", size_mib=256)], isos=[iso], start=False)
     vda = vm.disks()["vda"]

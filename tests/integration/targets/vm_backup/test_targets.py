@@ -162,7 +162,7 @@ def test_notes_never_cost_what_follows(lab, run_module):
     archive = run_module("vm_backup", **arguments)["archive"]["path"]
     os.mkdir(archive + ".notes")  # in the way
     last = run_module("vm_backup", notes="the second", **arguments)
-    assert last["mode"] == "incremental" and len(last["merged_saved_states"]) == 2
+    assert last["mode"] == "incremental" and len(last["merged_snapshots"]) == 2
     assert any("has no notes" in text for text in last.warnings)
     assert vm.domain.snapshotListNames() == []
 

@@ -73,7 +73,7 @@ class Victim:
             self.vm.start()
 
     def own(self):
-        """The newest saved state of ours."""
+        """The newest snapshot of ours."""
         return sorted(n for n in self.vm.domain.snapshotListNames() if n.startswith("kvmops-"))[-1]
 
     def external(self, name, *, flags=0):
@@ -142,7 +142,7 @@ def test_users_state_came_and_went(victim):
     state.delete()
     victim.expect_increment()
     victim.vm.domain.snapshotLookupByName("mine").delete()  # that one is in the last point
-    victim.expect("saved state mine is gone")
+    victim.expect("snapshot mine is gone")
 
 
 def test_power_off_and_on(victim):
@@ -157,19 +157,19 @@ def test_internal_state_on_our_layer(victim):
     victim.write()
     victim.expect_increment()
     victim.run_module("vm_snapshot", vm="victim", snapshot="all", state="absent")
-    victim.expect("saved states of the VM were removed")
+    victim.expect("snapshots of the VM were removed")
 
 
 def test_our_state_deleted(victim):
     name = victim.own()
     victim.vm.domain.snapshotLookupByName(name).delete()
-    victim.expect(f"saved state {name} is gone")
+    victim.expect(f"snapshot {name} is gone")
 
 
 def test_metadata_of_our_state_deleted(victim):
     name = victim.own()
     victim.vm.domain.snapshotLookupByName(name).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-    victim.expect(f"saved state {name} is gone")
+    victim.expect(f"snapshot {name} is gone")
 
 
 def test_resized(victim):
@@ -225,7 +225,7 @@ def test_blockpull(victim):
 
 
 def test_reverted(victim):
-    """To the saved state of the point before, by our own module; what happened since is lost, and it says so."""
+    """To the snapshot of the point before, by our own module; what happened since is lost, and it says so."""
     victim.write()
     victim.expect_increment()
     older = sorted(n for n in victim.vm.domain.snapshotListNames() if n.startswith("kvmops-"))[-2]
@@ -235,12 +235,12 @@ def test_reverted(victim):
 
 
 def test_reverted_below_our_layers(victim):
-    """An internal saved state from before the cycle: libvirt reverts to it and leaves the layers over a changed base."""
+    """An internal snapshot from before the cycle: libvirt reverts to it and leaves the layers over a changed base."""
     victim.off()
     victim.run_module("vm_snapshot", vm="victim", snapshot="all", state="absent")
     xml = etree.fromstring(victim.vm.xml(inactive=True).encode())
     for disk in xml.findall("devices/disk"):
-        if disk.find("target").get("dev") == "vdb":  # internal saved states need qcow2
+        if disk.find("target").get("dev") == "vdb":  # internal snapshots need qcow2
             raw = disk.find("source").get("file")
             qcow2 = f"{raw}.qcow2"
             run("qemu-img", "convert", "-O", "qcow2", "-f", disk.find("driver").get("type"), raw, qcow2)
@@ -253,7 +253,7 @@ def test_reverted_below_our_layers(victim):
     victim.expect_increment()
     victim.vm.domain.revertToSnapshot(victim.vm.domain.snapshotLookupByName("below"))
     victim.write()
-    victim.expect("reverted to saved state below")
+    victim.expect("reverted to snapshot below")
 
 
 def test_written_behind_our_back(victim):

@@ -54,10 +54,10 @@ def test_weeks(lab, run_module, compress):
             print("written", result["bytes_written"], "frozen layers", frozen, "seconds", result["duration"])
             assert compress or result["bytes_written"] <= frozen + XML_AND_HEADERS_BYTES
         if number < LIMIT - 1:
-            assert result["merged_saved_states"] == []
+            assert result["merged_snapshots"] == []
             archives.setdefault(archive, {})[result["point"]] = chains.frozen_now(vm)
         else:
-            assert len(result["merged_saved_states"]) == LIMIT
+            assert len(result["merged_snapshots"]) == LIMIT
             assert vm.disks() == originals
             assert set(chains.chain_lengths(vm).values()) == {1}
             assert vm.domain.snapshotListNames() == []
@@ -107,7 +107,7 @@ def assert_old_part_is_untouched(old, archive, compress):
 
 
 def test_options_around_it(lab, run_module):
-    """VM off: modes, refusals, max_age, one saved state after the other, an ISO once, the next cycle clears the last one."""
+    """VM off: modes, refusals, max_age, one snapshot after the other, an ISO once, the next cycle clears the last one."""
     vm = lab.create_vm(
         "quiet", [Disk(size_mib=16)], isos=[make_iso(lab.path("isos") / "tools.iso", b"CD" * 5000)], start=False
     )
@@ -144,8 +144,8 @@ def test_options_around_it(lab, run_module):
     assert len(states) == 3
     assert all(archive in each.getXMLDesc() for each in states)
     predicted = backup(mode="auto", increment_limit=4, check_mode=True)
-    assert {each.getName() for each in states} < set(predicted["merged_saved_states"])
-    assert (len(predicted["merged_saved_states"]), predicted["archive"]["incrementable"]) == (4, False)
+    assert {each.getName() for each in states} < set(predicted["merged_snapshots"])
+    assert (len(predicted["merged_snapshots"]), predicted["archive"]["incrementable"]) == (4, False)
 
     found = {each["path"]: each for each in run_module("backup_info", path=str(first))["archives"]}
     assert found[archive]["incrementable"] is True
@@ -159,12 +159,12 @@ def test_options_around_it(lab, run_module):
     assert (into["mode"], into["archive"]["path"]) == ("incremental", packed)
     archive = run_module("backup_archive", archive=packed, compressed=False)["archive"]["path"]
     other = backup(second, mode="auto")  # another place: a cycle of its own, beside the first
-    assert (other["mode"], other["merged_saved_states"]) == ("full", [])
+    assert (other["mode"], other["merged_snapshots"]) == ("full", [])
     assert backup(mode="auto")["mode"] == "incremental"
     assert backup(second, mode="auto")["mode"] == "incremental"
     assert run_module("backup_info", archive=other["archive"]["path"])["archives"][0]["incrementable"] is True
     fresh = backup(incrementable=True)
-    assert len(fresh["merged_saved_states"]) == 7  # the other cycle stood on those of the first
+    assert len(fresh["merged_snapshots"]) == 7  # the other cycle stood on those of the first
     assert any(other["archive"]["path"] in text for text in fresh.warnings)
     assert len(vm.domain.snapshotListNames()) == 1
     assert set(chains.chain_lengths(vm).values()) == {2}
@@ -173,20 +173,20 @@ def test_options_around_it(lab, run_module):
     assert info["incrementable"] is False
     assert any("a new archive was begun in" in text for text in info["warnings"])
     beside = backup(second, mode="auto")
-    assert (beside["mode"], beside["merged_saved_states"]) == ("full", [])
+    assert (beside["mode"], beside["merged_snapshots"]) == ("full", [])
     newer = backup(second, incrementable=True)  # begins anew there, and leaves the cycle below it alone
-    assert newer["merged_saved_states"] == [f"kvmops-{beside['point']}"]
+    assert newer["merged_snapshots"] == [f"kvmops-{beside['point']}"]
     assert backup(mode="auto")["mode"] == "incremental"
     run_module("backup_archive", archive=newer["archive"]["path"], state="absent")
     after = backup(second, mode="auto")
     assert after["mode"] == "full"
-    assert f"kvmops-{newer['point']}" in after["merged_saved_states"]
+    assert f"kvmops-{newer['point']}" in after["merged_snapshots"]
     vm.remove()
     assert run_module("backup_info", archive=fresh["archive"]["path"])["archives"][0]["incrementable"] is None
 
 
 def test_limit_and_the_user(lab, run_module):
-    """The limit deletes all saved states and lists them; with `own` the user's stay; one that would be lost stops it."""
+    """The limit deletes all snapshots and lists them; with `own` the user's stay; one that would be lost stops it."""
     vm = lab.create_vm("limited", [Disk(size_mib=16)], start=False)
     target = lab.path("backups")
 
@@ -196,8 +196,8 @@ def test_limit_and_the_user(lab, run_module):
     vm.domain.snapshotCreateXML("<domainsnapshot><name>mine</name></domainsnapshot>")
     backup()
     done = backup(increment_limit=2, increment_limit_deletes="own")
-    assert "mine" not in done["merged_saved_states"]
-    assert len(done["merged_saved_states"]) == 2
+    assert "mine" not in done["merged_snapshots"]
+    assert len(done["merged_snapshots"]) == 2
     assert vm.domain.snapshotListNames() == ["mine"]
     backup()
     vm.domain.snapshotCreateXML("<domainsnapshot><name>on top</name></domainsnapshot>")  # inside our overlay
@@ -212,7 +212,7 @@ def test_limit_and_the_user(lab, run_module):
     assert "increment_limit" in healed["reason"]
     assert sorted(vm.domain.snapshotListNames()) == [f"kvmops-{healed['point']}", "mine"]
     everything = backup(increment_limit=2)
-    assert sorted(everything["merged_saved_states"])[-1] == "mine"
+    assert sorted(everything["merged_snapshots"])[-1] == "mine"
     assert vm.domain.snapshotListNames() == []
     assert backup(increment_limit=1)["mode"] == "full"
     assert backup(increment_limit=1)["mode"] == "full"
@@ -239,6 +239,6 @@ def test_memory(lab, run_module):
     assert chains.digests_of_points(archive, lab.path("out")) == known
     assert run_module("backup_verify", archive=archive)["archives"][0]["ok"]
     done = run_module("vm_backup", vm="mute", path=str(target), mode="auto", increment_limit=4)
-    assert len(done["merged_saved_states"]) == 4
+    assert len(done["merged_snapshots"]) == 4
     assert fingerprint.names(folder) == files
     vm.console_line("GUEST-UP")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libvirtd SIGKILLed while an increment takes its saved state: the chain goes on, no point and no write is lost (S4b)."""
+"""libvirtd SIGKILLed while an increment takes its snapshot: the chain goes on, no point and no write is lost (S4b)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ THAW_LIMIT_S = 10
 
 
 def overlays(vm):
-    """Every file that a saved state has made; libvirt makes them first, then it freezes and switches."""
+    """Every file that a snapshot has made; libvirt makes them first, then it freezes and switches."""
     return set(next(iter(vm.disks().values())).parent.glob("*.kvmops-*"))
 
 
-def test_inside_the_saved_state_of_an_increment(lab, run_module):
+def test_inside_the_snapshot_of_an_increment(lab, run_module):
     vm = lab.create_vm("struck", [Disk(), Disk("raw")])
     vm.wait_for_marker(2)
     arguments = {"vm": "struck", "path": str(lab.path("backups")), "mode": "auto"}
@@ -64,14 +64,14 @@ def test_inside_the_saved_state_of_an_increment(lab, run_module):
     wait_for("the agent", vm.agent.answers, 180)
     numbers = [each.number for each in markers.parse_log(vm.log())]
     assert numbers == list(range(1, len(numbers) + 1))
-    merged = run_module("vm_backup", increment_limit=2, **arguments)["merged_saved_states"]
+    merged = run_module("vm_backup", increment_limit=2, **arguments)["merged_snapshots"]
     assert len(merged) == len(found) + 1
     assert vm.domain.snapshotListNames() == []
     assert chains.chain_lengths(vm) == {"vda": 1, "vdb": 1}
 
 
 def test_in_the_writing_of_what_libvirt_knows(lab, run_module):
-    """It leaves NAME.xml.new, from which a deleted saved state would come back with every restart of libvirtd."""
+    """It leaves NAME.xml.new, from which a deleted snapshot would come back with every restart of libvirtd."""
     vm = lab.create_vm("scribe", [Disk()])
     vm.wait_for_marker(2)
     arguments = {"vm": "scribe", "path": str(lab.path("backups")), "mode": "auto"}

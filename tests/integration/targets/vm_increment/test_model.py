@@ -27,7 +27,7 @@ Content = dict[str, str]
 
 
 class Model:
-    """The VM, what its disks hold, what each saved state and each point has of it."""
+    """The VM, what its disks hold, what each snapshot and each point has of it."""
 
     def __init__(self, lab, chance):
         self.lab, self.chance, self.count = lab, chance, 0
@@ -96,13 +96,13 @@ class Model:
         if self.chance.random() < 0.3:
             arguments["compress"] = True
         result = modules.run_module("vm_backup", vm="model", **arguments)
-        print("   ", result["mode"], result["reason"], result["merged_saved_states"])
+        print("   ", result["mode"], result["reason"], result["merged_snapshots"])
         self.points.setdefault(result["archive"]["path"], {})[result["point"]] = self.content
         if result["archive"]["incrementable"]:
             self.states[f"kvmops-{result['point']}"] = self.content
 
     def remove_inside(self, names):
-        """As a refusal says: virsh snapshot-delete of internal saved states on an overlay that a dead run has left."""
+        """As a refusal says: virsh snapshot-delete of internal snapshots on an overlay that a dead run has left."""
         for name in names:
             self.vm.domain.snapshotLookupByName(name).delete()
 
@@ -148,11 +148,11 @@ def attempt(model, step):
         step()
     except (LabError, libvirt.libvirtError) as error:
         print("    refused:", str(error).splitlines()[0][:200])
-        inside = re.search(r"merge would lose internal saved states in its overlay: ([\w, -]+)\.", str(error))
+        inside = re.search(r"merge would lose internal snapshots in its overlay: ([\w, -]+)\.", str(error))
         if inside:
             model.remove_inside(inside.group(1).split(", "))
             return False
-        # a merge that would lose an internal saved state is refused, or a limit's merge of such a one failed
+        # a merge that would lose an internal snapshot is refused, or a limit's merge of such a one failed
         if step.__name__ not in ("delete", "backup") or "would be lost" not in str(error):
             raise
         model.doubtful.append(model.content)  # a point that was published before its merge was refused

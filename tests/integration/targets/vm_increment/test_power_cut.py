@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.tests.lab.loopfs import LoopFileSystem
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 DEFINITIONS = Path("/etc/libvirt/qemu")
-SAVED_STATES = Path("/var/lib/libvirt/qemu/snapshot")
+SNAPSHOTS = Path("/var/lib/libvirt/qemu/snapshot")
 
 
 @contextlib.contextmanager
@@ -53,13 +53,13 @@ def files_in(directory):
 def test_what_libvirt_knows_is_durable_when_a_run_has_ended(lab, run_module):
     with (
         on_its_own(DEFINITIONS, lab.path("etc")) as definitions,
-        on_its_own(SAVED_STATES, lab.path("var")) as saved_states,
+        on_its_own(SNAPSHOTS, lab.path("var")) as snapshots,
     ):
         vm = lab.create_vm("mains", [Disk(ext4=False), Disk("raw", ext4=False)], writer=False, start=False)
 
         def durable(module, **arguments):
             result = run_module(module, **arguments)
-            for disk, directory in ((definitions, DEFINITIONS), (saved_states, SAVED_STATES)):
+            for disk, directory in ((definitions, DEFINITIONS), (snapshots, SNAPSHOTS)):
                 cut, now = after_a_cut(disk), files_in(directory)
                 assert cut == now, f"{module} {arguments}: {sorted(set(cut) ^ set(now))}"
             return result

@@ -88,7 +88,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def test_a_chain_without_end(lab, run_module):
-    """Every configuration has all saved states; when readers take no more of them, auto begins anew and says why."""
+    """Every configuration has all snapshots; when readers take no more of them, auto begins anew and says why."""
     vm = lab.create_vm("endless", [Disk(size_mib=16)], start=False)
     arguments = {"vm": "endless", "path": str(lab.path("backups")), "mode": "auto"}
     for _dummy in range(3):
@@ -107,7 +107,7 @@ def test_a_chain_without_end(lab, run_module):
     assert limited(room + newest)["mode"] == "incremental"
     begun = limited(room + newest)
     assert (begun["mode"], "no room for the configuration" in begun["reason"]) == ("full", True)
-    assert len(begun["merged_saved_states"]) == 4 and len(vm.domain.snapshotListNames()) == 1
+    assert len(begun["merged_snapshots"]) == 4 and len(vm.domain.snapshotListNames()) == 1
     assert run_module("vm_backup", **arguments)["archive"]["path"] == begun["archive"]["path"]
 
 
@@ -119,7 +119,7 @@ def test_two_at_once_and_a_dead_one(lab, run_module):
     known = {}
     argv = modules.module_argv("vm_backup", {**arguments, "bandwidth": "1K"})
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        wait_for("the saved state of the first run", lambda: len(vm.domain.snapshotListNames()) == 2, 120)
+        wait_for("the snapshot of the first run", lambda: len(vm.domain.snapshotListNames()) == 2, 120)
         busy = run_module("vm_backup", fails=True, **arguments)
         assert f"process {first.pid} on" in busy.message
         first.kill()
@@ -163,7 +163,7 @@ def test_foreign_job(lab, victim, run_module):
     assert run_module("vm_backup", **arguments)["mode"] == "incremental"
 
 
-def test_libvirt_has_forgotten_which_saved_state_the_vm_stands_on(lab, run_module):
+def test_libvirt_has_forgotten_which_snapshot_the_vm_stands_on(lab, run_module):
     """As one does that dies in taking the next: a moment too short for a test that kills it anywhere."""
     vm = lab.create_vm("forgotten", [Disk(size_mib=16)], start=False)
     arguments = {"vm": "forgotten", "path": str(lab.path("backups")), "mode": "auto"}
@@ -180,7 +180,7 @@ def test_libvirt_has_forgotten_which_saved_state_the_vm_stands_on(lab, run_modul
     assert any("told libvirt again" in text for text in result.warnings)
 
 
-def test_an_internal_saved_state_on_what_a_dead_run_has_left(lab, run_module):
+def test_an_internal_snapshot_on_what_a_dead_run_has_left(lab, run_module):
     """It lies in an overlay that is to go: refused with the way out, and not lost, also where nothing else is in it."""
     vm = lab.create_vm("inside", [Disk(size_mib=16)], start=False)
     arguments = {"vm": "inside", "path": str(lab.path("backups")), "mode": "auto"}
@@ -188,7 +188,7 @@ def test_an_internal_saved_state_on_what_a_dead_run_has_left(lab, run_module):
     kills.kill_around_libvirt_call("vm_backup", arguments, "virDomain.snapshotCreateXML", "after")
     mine = vm.domain.snapshotCreateXML("<domainsnapshot><name>mine</name></domainsnapshot>")
     refused = run_module("vm_backup", fails=True, **arguments)
-    assert "would lose internal saved states in its overlay: mine" in refused.message
+    assert "would lose internal snapshots in its overlay: mine" in refused.message
     assert "virsh snapshot-delete" in refused.message
     vm.domain.revertToSnapshot(mine)
     mine.delete()
@@ -197,7 +197,7 @@ def test_an_internal_saved_state_on_what_a_dead_run_has_left(lab, run_module):
 
 
 def test_checkpoints_of_another_tool_on_a_vm_that_is_off(lab, run_module):
-    """libvirt refuses saved states beside them: there is a backup all the same, and a revert does not stop half-way."""
+    """libvirt refuses snapshots beside them: there is a backup all the same, and a revert does not stop half-way."""
     vm = lab.create_vm("shared", [Disk(size_mib=16)], start=False)
     arguments = {"vm": "shared", "path": str(lab.path("backups"))}
     run_module("vm_snapshot", vm="shared", snapshot="older")
@@ -279,7 +279,7 @@ def killed_at_each(places, vm, run_module, arguments, scratch):
     found = chains.digests_of_points(archive, scratch)
     assert known.items() <= found.items()
     done = run_module("vm_backup", increment_limit=2, **arguments)
-    assert len(done["merged_saved_states"]) == len(found) + 1
+    assert len(done["merged_snapshots"]) == len(found) + 1
     assert vm.domain.snapshotListNames() == []
 
 

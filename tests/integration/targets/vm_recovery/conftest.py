@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for cycle.py
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--kill-points", type=int, default=20, help="moments at which libvirtd is killed inside one saved state"
+        "--kill-points", type=int, default=20, help="moments at which libvirtd is killed inside one snapshot"
     )
     parser.addoption("--seed", type=int, default=2, help="seed of these moments")
 

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One saved state of a lab VM, its oracle, and a worker process that is killed in the middle of it.
+"""One snapshot of a lab VM, its oracle, and a worker process that is killed in the middle of it.
 
-As a program: cycle.py NAME MODE KILL_AT takes and removes a saved state and kills itself before event number KILL_AT
+As a program: cycle.py NAME MODE KILL_AT takes and removes a snapshot and kills itself before event number KILL_AT
 (every journal record and every call that changes the VM is one); prints the number of events when it gets through.
 """
 
@@ -29,7 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover, saved_state
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, recover, snapshot
 from ansible_collections.kvmops.backup.tests.lab import daemons, markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for, within
 from ansible_collections.kvmops.backup.tests.lab.kills import Steps
@@ -48,17 +48,17 @@ EVENTS = (
 
 
 def plan_for(vm, mode="agent"):
-    """The saved state that a backup of the VM would take; mode agent, memory or crash."""
+    """The snapshot that a backup of the VM would take; mode agent, memory or crash."""
     view = domain.parse(vm.xml())
     disks = [disk for disk in view.disks if disk.device == "disk"]
     directory = os.path.dirname(disks[0].path)
-    return saved_state.SavedStatePlan(
+    return snapshot.SnapshotPlan(
         vm_uuid=view.uuid,
         vm_name=view.name,
         name=NAME,
         description="made by a test",
         overlays=tuple(
-            saved_state.Overlay(disk.target, disk.path, disk.format, f"{directory}/{disk.target}.overlay")
+            snapshot.Overlay(disk.target, disk.path, disk.format, f"{directory}/{disk.target}.overlay")
             for disk in disks
         ),
         excluded_targets=tuple(disk.target for disk in view.disks if disk.device != "disk"),
@@ -72,7 +72,7 @@ def open_journal(plan):
 
 
 class Cycle:
-    """take() and remove() of one saved state, with its own connection."""
+    """take() and remove() of one snapshot, with its own connection."""
 
     def __init__(self, vm, mode="agent"):
         self.plan = plan_for(vm, mode)
@@ -81,10 +81,10 @@ class Cycle:
         self.journal = open_journal(self.plan)
 
     def take(self):
-        return saved_state.take(self.conn, self.domain, self.plan, self.journal)
+        return snapshot.take(self.conn, self.domain, self.plan, self.journal)
 
     def remove(self):
-        saved_state.remove(self.conn, self.domain, self.plan, self.journal, Progress())
+        snapshot.remove(self.conn, self.domain, self.plan, self.journal, Progress())
         self.journal.done()
 
     def whole(self):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libvirtd SIGKILLed inside a saved state and inside a merge (S4b, issue 2 number 7)."""
+"""libvirtd SIGKILLed inside a snapshot and inside a merge (S4b, issue 2 number 7)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def duration_s(vm, mode, function):
 
 
 @pytest.mark.parametrize("mode", ["agent", "crash"])
-def test_inside_the_saved_state(two, moments, mode):
+def test_inside_the_snapshot(two, moments, mode):
     function = (snapshots, "create")
     before = Before(two)
     limit_s = 1.2 * duration_s(two, mode, function)
@@ -54,10 +54,10 @@ def test_inside_the_saved_state(two, moments, mode):
         cycle.assert_writing(two)
         Cycle(two, mode).whole()
         before.same()
-    print(f"{mode}: saved state takes {limit_s / 1.2:.2f} s; thawed at most {slowest_s:.2f} s after libvirtd answered")
+    print(f"{mode}: snapshot takes {limit_s / 1.2:.2f} s; thawed at most {slowest_s:.2f} s after libvirtd answered")
 
 
-def test_restarted_while_the_saved_state_exists(two):
+def test_restarted_while_the_snapshot_exists(two):
     """The same worker goes on with the new libvirtd."""
     before = Before(two)
     run = Cycle(two, "agent")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libvirtd SIGKILLed inside the removal of saved states of a two-disk VM with a chain, once and twice in a row (S4b, S26)."""
+"""libvirtd SIGKILLed inside the removal of snapshots of a two-disk VM with a chain, once and twice in a row (S4b, S26)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import merge, removal
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge, removal
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.qmp import Monitor
@@ -50,14 +50,14 @@ class Removal:
         self.names = names
 
     def whole(self):
-        merge.remove_saved_states(self.conn, self.domain, self.names, Context(Progress(), lambda text: None))
+        merge.remove_snapshots(self.conn, self.domain, self.names, Context(Progress(), lambda text: None))
 
     def die(self):
         """Its journal is closed already."""
 
 
 def build(vm):
-    """A chain of saved states, each with something that the guest wrote in between."""
+    """A chain of snapshots, each with something that the guest wrote in between."""
     directory = Path(cycle.plan_for(vm).overlays[0].base_path).parent
     targets = list(vm.disks())
     for name in STATES:
@@ -167,7 +167,7 @@ def test_a_libvirtd_that_died_in_the_pivot(two, monkeypatch, note, ended, restar
 
 @pytest.fixture(scope="module")
 def busy(module_lab):
-    """A VM with a saved state, for jobs."""
+    """A VM with a snapshot, for jobs."""
     vm = module_lab.create_vm("busy", [Disk()])
     overlay = vm.disks()["vda"].with_suffix(".overlay")
     snapshots.create(vm.domain, snapshots.document("b", "", [("vda", str(overlay))], []), memory=False, quiesce=False)

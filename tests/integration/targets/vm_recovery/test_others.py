@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What belongs to others: their jobs, saved states, freezes and files are named and left alone (S18, B2)."""
+"""What belongs to others: their jobs, snapshots, freezes and files are named and left alone (S18, B2)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_disk_plugged_in_since_the_plan(two, lab):
     wait_for("the disk to be gone", lambda: "sdx" not in two.xml(), 120)
 
 
-def test_saved_states_of_the_user(two):
+def test_snapshots_of_the_user(two):
     """They stay as they are, an external one that the disks stand on too, and the current one stays current."""
     directory = Before(two).directory
     overlays_ = [("vda", f"{directory}/user.vda"), ("vdb", f"{directory}/user.vdb")]
@@ -131,7 +131,7 @@ def test_saved_states_of_the_user(two):
     cycle.assert_writing(two)
 
 
-def test_somebody_elses_saved_state_in_the_making(lab, run_module):
+def test_somebody_elses_snapshot_in_the_making(lab, run_module):
     """libvirt lists its name and nothing else of it yet: the VM is busy, and nobody else is held up."""
     vm = lab.create_vm("freezing", [Disk()])
     vm.wait_for_marker(2)
@@ -169,7 +169,7 @@ def test_settling_while_libvirt_is_still_at_it(lab):
     journals = Path(_paths.state_dir()) / "journal"
     wait_for(
         "the request",
-        lambda: any("saved_state" in path.read_text() for path in journals.glob("*.json")),
+        lambda: any("snapshot" in path.read_text() for path in journals.glob("*.json")),
         120,
         every_s=0.01,
     )
@@ -177,7 +177,7 @@ def test_settling_while_libvirt_is_still_at_it(lab):
     worker.kill()
     worker.wait()
     print(cycle.settle(vm))
-    time.sleep(1)  # a saved state that came later would be seen now
+    time.sleep(1)  # a snapshot that came later would be seen now
     before.same()
     cycle.assert_writing(vm, ["vda"])
 
@@ -203,8 +203,8 @@ def test_volumes_come_back_as_volumes(lab):
     definition = vm.xml(inactive=True)
     assert "volume='disk.qcow2'" in definition
     vm.start()
-    overlay = cycle.saved_state.Overlay("vda", str(image), "qcow2", f"{image}.overlay")
-    plan = cycle.saved_state.SavedStatePlan(vm.domain.UUIDString(), vm.name, cycle.NAME, "", (overlay,), (), "", False)
+    overlay = cycle.snapshot.Overlay("vda", str(image), "qcow2", f"{image}.overlay")
+    plan = cycle.snapshot.SnapshotPlan(vm.domain.UUIDString(), vm.name, cycle.NAME, "", (overlay,), (), "", False)
     run_ = Cycle.__new__(Cycle)
     run_.plan, run_.conn, run_.domain, run_.journal = plan, lab.connection, vm.domain, cycle.open_journal(plan)
     run_.whole()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""VMs that are off, go off or come on while a saved state exists; splits that no merge can heal."""
+"""VMs that are off, go off or come on while a snapshot exists; splits that no merge can heal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cycle import Before, Cycle
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, domain, monitor, views
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
@@ -30,8 +30,8 @@ def overlaid_behind_libvirt(vm):
     """What a libvirtd that dies in QEMU's transaction leaves: QEMU on the overlays, no definition knows them."""
     run = Cycle(vm, "crash")
     plan = run.plan
-    formers = cycle.saved_state._formers(run.domain, plan)
-    run.journal.record(saved_state=cycle.overlays.to_facts(plan, formers), phase="taking")
+    formers = cycle.snapshot._formers(run.domain, plan)
+    run.journal.record(snapshot=cycle.overlays.to_facts(plan, formers), phase="taking")
     indexes = [int(disk.index) for disk in domain.parse(vm.xml()).disks]
     actions = []
     for number, overlay in enumerate(plan.overlays, start=max(indexes) + 1):
@@ -64,7 +64,7 @@ def assert_settles_to(vm, before, plan, content):
     assert recover.pending(plan.vm_uuid) == []
 
 
-def test_saved_state_of_an_off_vm(vm):
+def test_snapshot_of_an_off_vm(vm):
     vm.shutdown()
     before = Before(vm)
     digests = {path: truth.content_sha256(path, path.suffix[1:]) for path in vm.disks().values()}
@@ -76,7 +76,7 @@ def test_saved_state_of_an_off_vm(vm):
     assert {path: truth.content_sha256(path, path.suffix[1:]) for path in vm.disks().values()} == digests
 
 
-def test_started_while_the_saved_state_exists(vm):
+def test_started_while_the_snapshot_exists(vm):
     vm.shutdown()
     before = Before(vm)
     run = Cycle(vm, "crash")
@@ -92,7 +92,7 @@ def test_started_while_the_saved_state_exists(vm):
 
 
 @pytest.mark.parametrize("how", ["shutdown", "destroy"])
-def test_powered_off_while_the_saved_state_exists(vm, how):
+def test_powered_off_while_the_snapshot_exists(vm, how):
     before = Before(vm)
     run = Cycle(vm, "agent")
     run.take()
@@ -154,7 +154,7 @@ def test_base_written_without_the_overlay(vm):
     assert recover.pending(plan.vm_uuid)
 
 
-def test_undefined_while_the_saved_state_exists(vm, lab):
+def test_undefined_while_the_snapshot_exists(vm, lab):
     run = Cycle(vm, "crash")
     run.take()
     run.die()
@@ -167,7 +167,7 @@ def test_undefined_while_the_saved_state_exists(vm, lab):
     assert all(os.path.exists(each.overlay_path) for each in run.plan.overlays)
 
 
-def test_renamed_while_the_saved_state_exists(vm, lab):
+def test_renamed_while_the_snapshot_exists(vm, lab):
     run = Cycle(vm, "crash")
     run.take()
     vm.destroy()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The worker SIGKILLed before every step of a saved state's life, and inside the freeze (S1, S27, issue 2 number 7)."""
+"""The worker SIGKILLed before every step of a snapshot's life, and inside the freeze (S1, S27, issue 2 number 7)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import cycle
 import pytest
 from cycle import Before, Cycle
 
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.watchdog import Watchdog
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 
@@ -98,7 +98,7 @@ def end(pid):
 
 def watchdogs(vm):
     done = subprocess.run(
-        ["pgrep", "-f", f"_saved_states.watchdog.*{vm.domain.UUIDString()}"], capture_output=True, check=False
+        ["pgrep", "-f", f"_snapshots.watchdog.*{vm.domain.UUIDString()}"], capture_output=True, check=False
     )
     return done.stdout.split()
 

@@ -204,7 +204,7 @@ def test_points_with_layers_on_paths_of_another_host(lab: Lab, run_module: Run) 
 
 
 def test_a_foreign_memory_image_and_a_cd(lab: Lab, run_module: Run) -> None:
-    """The restored VM is off; reverted to the saved state that the image has become, it goes on where it was."""
+    """The restored VM is off; reverted to the snapshot that the image has become, it goes on where it was."""
     disc = make_iso(lab.directory / "tools.iso", b"tools")
     vm = lab.create_vm("alive", isos=[disc])
     vm.agent.shell("echo remembered >/run/kept")

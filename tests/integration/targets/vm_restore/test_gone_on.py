@@ -26,7 +26,7 @@ def gone_on(result: ModuleResult) -> bool:
     return any("has gone on since this restore" in text for text in result.warnings)
 
 
-def test_a_saved_state_or_another_disk_is_not_the_point(lab: Lab, run_module: Run) -> None:
+def test_a_snapshot_or_another_disk_is_not_the_point(lab: Lab, run_module: Run) -> None:
     vm = lab.create_vm("onward", [Disk()], start=False)
     at_point = shown(vm)
     archive = str(run_module("vm_backup", vm=vm.name, path=str(lab.path("backups")))["archive"]["path"])

@@ -40,13 +40,13 @@ CALLS = [
     ("virConnect.defineXML", 2),
     ("virStoragePool.refresh", 1),
 ]
-SCENES = ["same-vm", "another-vm-of-that-name", "with-saved-states", "flattened"]
+SCENES = ["same-vm", "another-vm-of-that-name", "with-snapshots", "flattened"]
 SWTPM = Path("/var/lib/libvirt/swtpm")
 TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
 
 
 def redefine(domain: libvirt.virDomain, states: list[str]) -> None:
-    """Gives a VM saved states, the last of them the current one."""
+    """Gives a VM snapshots, the last of them the current one."""
     for xml in states:
         current = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if xml is states[-1] else 0
         domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | current)
@@ -97,7 +97,7 @@ class Scene:
         self.lab.adopt(domain.name())
 
     def world(self) -> dict[str, Any]:
-        """All definitions with their saved states and checkpoints, all files, the journal."""
+        """All definitions with their snapshots and checkpoints, all files, the journal."""
         vms = {}
         for domain in self.lab.connection.listAllDomains():
             states = {
@@ -153,9 +153,9 @@ def scene(lab: Lab, run_module: Run, kind: str) -> Scene:
             + f"<memory snapshot='no'/><disks><disk name='vda' snapshot='external'><source file='{target}'/></disk>"
             f"<disk name='vdb' snapshot='no'/></disks>{LabVm(lab, 'old').xml(inactive=True)}</domainsnapshot>"
         )
-    if kind in ("with-saved-states", "flattened"):
+    if kind in ("with-snapshots", "flattened"):
         redefine(vm.domain, states)
-    new_states = ["first", "second"] if kind == "with-saved-states" else []
+    new_states = ["first", "second"] if kind == "with-snapshots" else []
     options = {"flatten": True} if kind == "flattened" else {}
     archive = str(run_module("vm_backup", vm="old", path=str(lab.path("backups")))["archive"]["path"])
     run("qemu-io", "-f", "qcow2", "-c", "write -P 3 2M 1M", str(disks["vda"]))
@@ -232,8 +232,8 @@ def test_killed_around_libvirt_calls(lab: Lab, run_module: Run, kind: str) -> No
     outcomes = []
     for method, number in CALLS:
         if method == ("virDomainSnapshot.delete" if kind == "another-vm-of-that-name" else "virDomain.undefineFlags"):
-            continue  # undefining takes the saved states with it
-        if method == "virDomain.snapshotCreateXML" and kind != "with-saved-states":
+            continue  # undefining takes the snapshots with it
+        if method == "virDomain.snapshotCreateXML" and kind != "with-snapshots":
             continue
         for when in ("before", "after"):
             place.reset()
@@ -258,7 +258,7 @@ TAKES_BACK = [
 @pytest.mark.parametrize(
     ("kind", "dies", "takes_back"),
     [
-        ("with-saved-states", ("virDomain.snapshotCreateXML", "after", 2), TAKES_BACK[:3]),
+        ("with-snapshots", ("virDomain.snapshotCreateXML", "after", 2), TAKES_BACK[:3]),
         ("another-vm-of-that-name", ("virConnect.defineXML", "before"), TAKES_BACK),
     ],
 )
@@ -277,7 +277,7 @@ def test_killed_again_while_it_is_taken_back(
 
 
 def test_libvirtd_killed_in_undefining_the_old_vm(lab: Lab, run_module: Run) -> None:
-    """It forgets saved states in no particular order, then checkpoints and autostart, and the definition last."""
+    """It forgets snapshots in no particular order, then checkpoints and autostart, and the definition last."""
     place = scene(lab, run_module, "another-vm-of-that-name")
     before = place.world()
     states = [f"/var/lib/libvirt/qemu/snapshot/old/{name}.xml" for name in ("first", "second")]

@@ -177,7 +177,7 @@ def test_an_existing_vm_is_replaced_with_force_only(lab: Lab, run_module: Run) -
     vm = lab.create_vm("victim", [Disk(), Disk("raw")], start=False)
     at_point = contents(vm)
     archive = backup(run_module, vm, lab.path("backups"))
-    # time goes by: other data, a saved state
+    # time goes by: other data, a snapshot
     run("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(vm.disks()["vda"]))
     run("qemu-io", "-f", "raw", "-c", "write -P 8 1M 64k", str(vm.disks()["vdb"]))
     vm.domain.setAutostart(1)
@@ -198,7 +198,7 @@ def test_an_existing_vm_is_replaced_with_force_only(lab: Lab, run_module: Run) -
     assert run_module("vm_restore", source=archive, force=True).changed and contents(vm) == at_point
 
 
-def test_force_replaces_another_vm_of_that_name_with_its_saved_states(lab: Lab, run_module: Run) -> None:
+def test_force_replaces_another_vm_of_that_name_with_its_snapshots(lab: Lab, run_module: Run) -> None:
     first = lab.create_vm("twin", [Disk()], start=False)
     uuid, at_point = first.domain.UUIDString(), contents(first)
     archive = backup(run_module, first, lab.path("backups"))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes saved_states.py importable."""
+"""Makes snapshot_tree.py importable."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Archives of the right form, digests and all, whose saved states ask for what no saved state asks for."""
+"""Archives of the right form, digests and all, whose snapshots ask for what no snapshot asks for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-import saved_states as saved
+import snapshot_tree as trees
 from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader, writer
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role, SavedState
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role, SnapshotNode
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import FileSource
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
@@ -26,7 +26,7 @@ Run = Callable[..., ModuleResult]
 
 @dataclass(frozen=True)
 class Trick:
-    """Texts to replace in the saved states, and in the domain XML of the memory image. ``words`` of the refusal, "" for none."""
+    """Texts to replace in the snapshots, and in the domain XML of the memory image. ``words`` of the refusal, "" for none."""
 
     name: str
     in_states: tuple[tuple[str, str], ...] = ()
@@ -49,7 +49,7 @@ TRICKS = [
 
 
 def forged(lab: Lab, archive: str, trick: Trick) -> Path:
-    """The archive once more, with other saved states and another memory image; every digest fits."""
+    """The archive once more, with other snapshots and another memory image; every digest fits."""
     folder = lab.path("members")
     run("tar", "-xf", archive, "-C", str(folder))
     with reader.open_archive(archive) as opened:
@@ -71,12 +71,12 @@ def forged(lab: Lab, archive: str, trick: Trick) -> Path:
             source = FileSource(str(path))
             members.append(archive_writer.add(replace(member, digest="", size_bytes=0), source))
             source.close()
-        states = tuple(replace(state, xml=changed(state, trick)) for state in point.saved_states)
-        archive_writer.publish(replace(point, members=tuple(members), saved_states=states))
+        states = tuple(replace(state, xml=changed(state, trick)) for state in point.snapshots)
+        archive_writer.publish(replace(point, members=tuple(members), snapshots=states))
     return target / "forged.tar"
 
 
-def changed(state: SavedState, trick: Trick) -> str:
+def changed(state: SnapshotNode, trick: Trick) -> str:
     xml = state.xml
     for old, new in trick.in_states:
         xml = xml.replace(old, new)
@@ -94,7 +94,7 @@ def rewrite_memory(path: Path, trick: Trick) -> None:
 
 
 @pytest.mark.parametrize("trick", TRICKS, ids=lambda trick: trick.name)
-def test_saved_states_reach_nothing_of_the_host(module_lab: Lab, source: str, run_module: Run, trick: Trick) -> None:
+def test_snapshots_reach_nothing_of_the_host(module_lab: Lab, source: str, run_module: Run, trick: Trick) -> None:
     lab = module_lab
     archive = forged(lab, source, trick)
     place = lab.path("restored")
@@ -119,13 +119,13 @@ def test_saved_states_reach_nothing_of_the_host(module_lab: Lab, source: str, ru
 
 @pytest.fixture(scope="module")
 def source(module_lab: Lab) -> str:
-    """An archive of a VM with an external saved state, and one with memory."""
+    """An archive of a VM with an external snapshot, and one with memory."""
     from ansible_collections.kvmops.backup.tests.lab.modules import run_module
 
     vm = module_lab.create_vm("forged", [Disk(size_mib=32)], start=False)
-    saved.take(vm, "off")
+    trees.take(vm, "off")
     vm.start()
-    saved.take(vm, "on", memory=True)
+    trees.take(vm, "on", memory=True)
     vm.destroy()
     done = run_module("vm_backup", vm="forged", path=str(module_lab.path("backups")))
     return str(done["archive"]["path"])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A layer that no saved state tells of any more comes back as the VM's own: it goes when the last saved state goes."""
+"""A layer that no snapshot tells of any more comes back as the VM's own: it goes when the last snapshot goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
-def test_branch_whose_saved_state_was_removed(lab, run_module):
+def test_branch_whose_snapshot_was_removed(lab, run_module):
     vm = lab.create_vm("branches", [Disk(ext4=False)], agent=False, writer=False, start=False)
 
     def take(name):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A saved state has a disk that the VM has no more: it is in the backup, and a revert of the restored VM brings it back."""
+"""A snapshot has a disk that the VM has no more: it is in the backup, and a revert of the restored VM brings it back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def detach(vm, target):
     vm.domain.detachDeviceFlags(ElementTree.tostring(disk, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
-def test_a_disk_that_only_a_saved_state_has(lab, run_module):
+def test_a_disk_that_only_a_snapshot_has(lab, run_module):
     vm = lab.create_vm("fewer", [Disk(), Disk("raw", size_mib=16), Disk(size_mib=16)], start=False)
     paths = vm.disks()
     run("qemu-io", "-f", "raw", "-c", "write -P 7 1M 3M", str(paths["vdb"]))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of saved states share."""
+"""What the tests of snapshots share."""
 
 from __future__ import annotations
 

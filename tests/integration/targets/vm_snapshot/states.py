@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved states of lab VMs made with libvirt alone, and what is true about them."""
+"""Snapshots of lab VMs made with libvirt alone, and what is true about them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, connection, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import layers, merge, recover, removal
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers, merge, recover, removal
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 
 
 def external(vm, name, memory=False, targets=None):
-    """An external saved state; overlays and memory image lie beside the disks."""
+    """An external snapshot; overlays and memory image lie beside the disks."""
     disks = vm.disks()
     targets = targets or list(disks)
     directory = os.path.dirname(disks[targets[0]])
@@ -24,7 +24,7 @@ def external(vm, name, memory=False, targets=None):
 
 
 def internal(vm, name):
-    """An internal saved state, with memory if the VM runs."""
+    """An internal snapshot, with memory if the VM runs."""
     vm.domain.snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
 
 
@@ -35,7 +35,7 @@ def look(vm):
 
 
 def frozen(vm):
-    """Digest of what each external saved state has frozen, by name and target."""
+    """Digest of what each external snapshot has frozen, by name and target."""
     found = look(vm)
     return {
         (state.name, disk.target): truth.content_sha256(disk.path, found.files[disk.path].format, in_use=found.running)
@@ -46,10 +46,10 @@ def frozen(vm):
 
 
 def remove(vm, names=removal.ALL):
-    """merge.remove_saved_states() as a module would call it."""
+    """merge.remove_snapshots() as a module would call it."""
     conn = connection.connect(daemons.URI)
     context = Context(Progress(), lambda text: None)
-    return merge.remove_saved_states(conn, connection.find_domain(conn, vm.name), names, context)
+    return merge.remove_snapshots(conn, connection.find_domain(conn, vm.name), names, context)
 
 
 def settle(vm):
@@ -58,7 +58,7 @@ def settle(vm):
 
 
 def names(vm):
-    """Names of the saved states, parents first."""
+    """Names of the snapshots, parents first."""
     return [state.name for state in snapshots.tree(vm.domain)]
 
 

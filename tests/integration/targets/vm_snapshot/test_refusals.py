@@ -145,9 +145,9 @@ def test_a_layer_that_another_vm_has(mute, module_lab, run_module):
         ({"snapshot": "new", "memory": True}, "it is off"),
         ({"snapshot": "new", "quiesce": True}, "it is off"),
         ({"snapshot": "new", "quiesce": True, "memory": True}, "exclude each other"),
-        ({"snapshot": "all"}, "every saved state"),
+        ({"snapshot": "all"}, "every snapshot"),
         ({"snapshot": "a/b"}, "slash"),
-        ({"snapshot": "nothing", "state": "reverted"}, "no such saved state"),
+        ({"snapshot": "nothing", "state": "reverted"}, "no such snapshot"),
     ],
 )
 def test_what_cannot_be(mute, run_module, arguments, text):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved states are removed: chains and trees, VM running and off; what stays is what it was."""
+"""Snapshots are removed: chains and trees, VM running and off; what stays is what it was."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
 def chain_of(vm, length, memory=False):
-    """That many external saved states, the guest writing in between."""
+    """That many external snapshots, the guest writing in between."""
     for number in range(1, length + 1):
         if vm.is_running():
             vm.wait_for_marker(vm.last_marker().number + 1)

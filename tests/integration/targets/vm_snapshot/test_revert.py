@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Back to every kind of saved state, and what that does to the others."""
+"""Back to every kind of snapshot, and what that does to the others."""
 
 from __future__ import annotations
 

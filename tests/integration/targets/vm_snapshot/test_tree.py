@@ -32,7 +32,7 @@ def take(vm, name, kind):
 
 
 def check(vm, name, kind, frozen):
-    """The VM is in that saved state."""
+    """The VM is in that snapshot."""
     if kind == "disk":
         assert not vm.is_running()
         for target, path in vm.disks().items():
@@ -47,7 +47,7 @@ def check(vm, name, kind, frozen):
     assert "error" not in vm.agent.shell("dmesg | grep -i ext4").lower()  # at least that it was mounted
 
 
-def test_every_saved_state_of_a_tree(lab, run_module):
+def test_every_snapshot_of_a_tree(lab, run_module):
     vm = lab.create_vm("tree", [Disk(size_mib=32), Disk(size_mib=32)])
     vm.wait_for_marker(1)
     directory = os.path.dirname(vm.disks()["vda"])

@@ -14,14 +14,14 @@ import states
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import run
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import SnapshotRequest, Wish
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import run
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, Wish
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
 class Tree:
-    """The VM, and what every saved state must show."""
+    """The VM, and what every snapshot must show."""
 
     def __init__(self, vm, chance):
         self.vm, self.chance = vm, chance
@@ -30,7 +30,7 @@ class Tree:
 
     def ask(self, name, wish):
         request = SnapshotRequest(vm=self.vm.name, snapshot=name, wish=wish)
-        return run.snapshot(request, Context(Progress(), lambda text: None))
+        return run.ensure(request, Context(Progress(), lambda text: None))
 
     def now(self):
         found = states.look(self.vm)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options of the sweeps; states.py lies with the other tests of saved states."""
+"""Options of the sweeps; states.py lies with the other tests of snapshots."""
 
 from __future__ import annotations
 

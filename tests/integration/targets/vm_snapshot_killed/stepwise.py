@@ -16,8 +16,8 @@ import libvirt
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import copying, run
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import SnapshotRequest, Wish
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import copying, run
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, Wish
 from ansible_collections.kvmops.backup.tests.lab.kills import Steps
 
 EVENTS = (
@@ -44,7 +44,7 @@ def main(kill_at, vm, snapshot, state):
     """See the top of the file."""
     steps = Steps(EVENTS, kill_at)
     request = SnapshotRequest(vm=vm, snapshot=snapshot, wish=Wish(state))
-    run.snapshot(request, Context(Progress(), lambda text: None))
+    run.ensure(request, Context(Progress(), lambda text: None))
     print(steps.count)
 
 

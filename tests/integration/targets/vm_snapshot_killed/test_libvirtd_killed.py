@@ -15,7 +15,7 @@ from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 @pytest.fixture(scope="module")
 def vm(module_lab):
-    """A VM with an internal saved state that others stand on, one with memory, and an internal one on top."""
+    """A VM with an internal snapshot that others stand on, one with memory, and an internal one on top."""
     vm = module_lab.create_vm("cut", [Disk(), Disk()])
     vm.wait_for_marker(2)
     for name, take in (("below", states.internal), ("m1", with_memory), ("top", states.internal)):
@@ -32,7 +32,7 @@ def in_writing_the_definition(name):
     return libvirtd_kills.killed_in_writing(f"/etc/libvirt/qemu/{name}.xml")
 
 
-# libvirt notes that QEMU runs, starts the CPUs, notes the saved state and, of an internal one, writes the definition
+# libvirt notes that QEMU runs, starts the CPUs, notes the snapshot and, of an internal one, writes the definition
 @pytest.mark.parametrize(
     ("name", "killed"),
     [  # in this order: "top" lies in what the VM writes to, "below" needs a copy

@@ -127,8 +127,8 @@ ROWS: dict[str, list[tuple[Callable[[Bench], str], bool]]] = {
         (lambda bench: disk(f"<source dev='{bench.device('qcow2')}'/>", "block", "qcow2"), True)
     ],
     "on LVM, thin LVM or shared LVM": [(lvm_disk, False)],
-    "on ZFS, VM without saved states": [(lambda bench: file(bench.zfs_image()), True)],
-    "on ZFS, VM with saved states": [(lambda bench: file(bench.zfs_image()), True)],
+    "on ZFS, VM without snapshots": [(lambda bench: file(bench.zfs_image()), True)],
+    "on ZFS, VM with snapshots": [(lambda bench: file(bench.zfs_image()), True)],
     "network disk (iSCSI, RBD, NBD, …), NVMe, vhost-user, vDPA": [
         (
             lambda _bench: disk(
@@ -220,7 +220,7 @@ def test_every_row_is_here() -> None:
 def test_row(lab: Lab, bench: Bench, run_module, row: str, make: Callable[[Bench], str], running: bool) -> None:
     told = rows()[row][0 if running else 1]
     vm, target = with_disk(lab, make(bench), running)
-    if "with saved states" in row:
+    if "with snapshots" in row:
         vm.domain.snapshotCreateXML("<domainsnapshot><name>mine</name></domainsnapshot>", 0)
     before, archives = fingerprint.definition(vm), lab.path("backups")
     options = {"consistency": "crash", "include_iso": "false" not in row}

@@ -154,8 +154,8 @@ def test_lvm_is_no_target(lab: Lab, run_module) -> None:
 
 
 @needs_zfs
-def test_zfs_without_saved_states_only(lab: Lab, run_module, dataset: Path) -> None:
-    """A running VM on a real dataset: full backups work, increments and saved states do not."""
+def test_zfs_without_snapshots_only(lab: Lab, run_module, dataset: Path) -> None:
+    """A running VM on a real dataset: full backups work, increments and snapshots do not."""
     image = make_image(dataset / "disk.qcow2", Disk())
     vm = lab.create_vm("web", [Disk(path=image)])
     pool = lab.create_pool("zfspool", dataset)
@@ -174,7 +174,7 @@ def test_zfs_without_saved_states_only(lab: Lab, run_module, dataset: Path) -> N
     run_module("vm_snapshot", vm="web", snapshot="mine")
     Path(done["archive"]["path"]).unlink()
     message = refused(run_module, vm, target)
-    assert f"disk vda ({dataset}" in message and "the VM has saved states" in message
+    assert f"disk vda ({dataset}" in message and "the VM has snapshots" in message
     assert "is on ZFS (dataset tank/vms, pool zfspool of type dir)" in message
 
 

@@ -79,7 +79,7 @@ def test_a_template_and_two_running_clones_are_lost_and_come_back_byte_by_byte(l
     assert not [name for name in os.listdir(Path(template_archive).parent) if name.startswith(".")]
 
 
-def test_a_running_clone_comes_back_with_its_memory_and_saved_states(lab: Lab, run_module: thin.Run) -> None:
+def test_a_running_clone_comes_back_with_its_memory_and_snapshots(lab: Lab, run_module: thin.Run) -> None:
     base = lab.create_vm("base", agent=False, start=False)
     run_module("vm_template", vm="base")
     was = thin.contents(base)
@@ -89,7 +89,7 @@ def test_a_running_clone_comes_back_with_its_memory_and_saved_states(lab: Lab, r
     assert done["consistency"] == "memory"
     (top,) = web.disks().values()
     thin.lose(web)
-    for left in top.parent.glob("web*"):  # the frozen layer and the memory image of its saved state
+    for left in top.parent.glob("web*"):  # the frozen layer and the memory image of its snapshot
         left.unlink()
     restored = run_module("vm_restore", source=done["archive"]["path"])
     assert len(restored["snapshots"]) == 2 and "mine" in restored["snapshots"]

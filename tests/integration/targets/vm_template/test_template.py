@@ -100,7 +100,7 @@ def test_what_cannot_be_a_template_is_refused(lab: Lab, run_module: thin.Run) ->
     assert "it is running" in run_module("vm_template", vm="running", fails=True).message
     vm.destroy()
     run_module("vm_snapshot", vm="running", snapshot="s")
-    assert "1 saved states" in run_module("vm_template", vm="running", fails=True).message
+    assert "1 snapshots" in run_module("vm_template", vm="running", fails=True).message
     run_module("vm_snapshot", vm="running", snapshot="all", state="absent")
     run_module("vm_template", vm="running")
     run_module("vm_thin_clone", template="running", name="web")
@@ -420,7 +420,7 @@ def test_a_template_that_runs_is_said_and_nothing_is_backed_up(
     run_module("vm_backup", vm="web", path=str(target))
 
 
-def test_the_way_back_of_a_template_that_got_a_saved_state(lab: Lab, run_module: thin.Run, ansible: Ansible) -> None:
+def test_the_way_back_of_a_template_that_got_a_snapshot(lab: Lab, run_module: thin.Run, ansible: Ansible) -> None:
     """Its disk is a volume now, too: other files are in the way of the restore than the VM names."""
     base = thin.off_template(lab, run_module, disks=(Disk(),))
     web = thin.off_clone(lab, run_module, "web")
@@ -439,7 +439,7 @@ def test_the_way_back_of_a_template_that_got_a_saved_state(lab: Lab, run_module:
     base.domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     assert base.disks()["vda"] == overlay
     told = run_module("vm_backup", vm="web", path=str(target), check_mode=True).warnings
-    assert any("belongs to the VM base" in text and "has saved states" in text for text in told)
+    assert any("belongs to the VM base" in text and "has snapshots" in text for text in told)
     variables = {
         "template_way_back_template": "base",
         "template_way_back_archive": archives[0],

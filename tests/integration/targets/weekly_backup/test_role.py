@@ -88,12 +88,12 @@ def test_increments_follow_and_full_only_gets_fulls(lab: Lab, ansible: Ansible) 
     assert len(plain.domain.listAllSnapshots()) == 2
     variables["weekly_backup_full_only"] = ["mig*", "plain"]
     told = ansible.playbook(PLAY, **variables).task("kvmops.backup.weekly_backup : Say who was backed up").data["msg"]
-    assert [line for line in told if "keeps the saved states" in line] == [told[-1]] and told[-1].startswith(
+    assert [line for line in told if "keeps the snapshots" in line] == [told[-1]] and told[-1].startswith(
         "plain keeps"
     )
     variables["weekly_backup_vms"] = ["migrated"]  # the others are not this run's
     told = ansible.playbook(PLAY, **variables).task("kvmops.backup.weekly_backup : Say who was backed up").data["msg"]
-    assert not [line for line in told if "keeps the saved states" in line]
+    assert not [line for line in told if "keeps the snapshots" in line]
 
 
 def test_a_template_gets_a_full_each_week_and_nothing_else(

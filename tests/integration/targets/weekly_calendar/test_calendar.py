@@ -96,7 +96,7 @@ def test_five_weeks(lab: Lab, run_module: Callable[..., ModuleResult]) -> None:
             assert result["mode"] == "incremental", (day, result["reason"])
         assert abs(result["point"] - now) <= 30
         assert bool(
-            [name for name in result["merged_saved_states"] if expected.endswith("merge")]
+            [name for name in result["merged_snapshots"] if expected.endswith("merge")]
         ) == expected.endswith("merge")
         if expected.endswith("merge"):
             assert vm.domain.listAllSnapshots() == []

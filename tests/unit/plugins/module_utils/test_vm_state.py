@@ -38,9 +38,9 @@ def test_a_damaged_file_is_as_none(state_dir, length):
 
 def test_end_of_a_cycle():
     _vm_state.save(UUID, VmState(frozen=FULL.frozen, begun=(3,), to_merge=("x",)))
-    _vm_state.end_cycle(UUID, "saved state k was deleted")
+    _vm_state.end_cycle(UUID, "snapshot k was deleted")
     state = _vm_state.load(UUID)
-    assert state.why_ended(3) == "saved state k was deleted"
+    assert state.why_ended(3) == "snapshot k was deleted"
     assert (state.frozen, state.to_merge) == (FULL.frozen, ("x",))
 
 

@@ -62,7 +62,7 @@ class Model:
         return done
 
     def ad_hoc_full(self, now: int) -> None:
-        """``vm_backup`` without any options: its saved state is gone again when it ends."""
+        """``vm_backup`` without any options: its snapshot is gone again when it ends."""
         self.files.append(File([now], made_incrementable=False, stands=False))
 
     def _clean_up(self, now: int) -> None:

@@ -17,8 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Consistency,
     Member,
     Role,
-    SavedState,
     Skipped,
+    SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
@@ -85,7 +85,7 @@ def configuration(members: Sequence[Member], timestamp: int = TIMESTAMP, **chang
         "vm_uuid": UUID,
         "members": tuple(members),
         "consistency": Consistency.MEMORY,
-        "saved_states": (SavedState("before-upgrade", "<domainsnapshot><name>a</name></domainsnapshot>", "", True),),
+        "snapshots": (SnapshotNode("before-upgrade", "<domainsnapshot><name>a</name></domainsnapshot>", "", True),),
         "skipped": (Skipped("sdb", "a LUN"),),
         "warnings": ("a warning",),
         "created": "2027-01-15T08:00:00Z",

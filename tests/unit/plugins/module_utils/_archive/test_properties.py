@@ -21,8 +21,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Consistency,
     Member,
     Role,
-    SavedState,
     Skipped,
+    SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError, RefusedError
 
@@ -95,7 +95,7 @@ CONFIGURATIONS = st.builds(
     incrementable=st.booleans(),
     template=st.booleans(),
     autostart=st.booleans(),
-    saved_states=st.lists(st.builds(SavedState, XML_TEXT, XML_TEXT, XML_TEXT, st.booleans()), max_size=3).map(tuple),
+    snapshots=st.lists(st.builds(SnapshotNode, XML_TEXT, XML_TEXT, XML_TEXT, st.booleans()), max_size=3).map(tuple),
     skipped=st.lists(st.builds(Skipped, XML_TEXT, XML_TEXT), max_size=3).map(tuple),
     warnings=st.lists(XML_TEXT, max_size=3).map(tuple),
     created=XML_TEXT,

@@ -12,7 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Configuration,
     Member,
     Role,
-    SavedState,
+    SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
@@ -58,14 +58,14 @@ SECOND_XML = state_xml(
 def point(timestamp, members, states, **more):
     return Configuration(
         timestamp=timestamp, domain_xml="<domain/>", vm_name="web", vm_uuid=UUID, members=tuple(members),
-        incrementable=True, saved_states=tuple(states), **more,
+        incrementable=True, snapshots=tuple(states), **more,
     )  # fmt: skip
 
 
 def tree(*xmls, current):
-    """SavedState tuples of these documents."""
+    """SnapshotNode tuples of these documents."""
     nodes = [describe(xml, current=False) for xml in xmls]
-    return [SavedState(each.name, each.xml, each.parent, each.name == current) for each in nodes]
+    return [SnapshotNode(each.name, each.xml, each.parent, each.name == current) for each in nodes]
 
 
 def now_tree(*xmls, current):
@@ -105,7 +105,7 @@ def judge(now=NOW, state=VmState(), points=POINTS):  # noqa: B008
 
 
 def states(*xmls, current="kvmops-2000"):
-    return replace(NOW, saved_states=now_tree(*xmls, current=current))
+    return replace(NOW, snapshots=now_tree(*xmls, current=current))
 
 
 def disks(*found):
@@ -130,7 +130,7 @@ GROWN = disks(disk("vda", "/i/vda.l", *VDA.headers), disk("vdb", "/i/vdb.l", *VD
 
 def test_what_was_added_since_changes_nothing():
     assert (
-        judge(replace(GROWN, saved_states=states(USER, FIRST_XML, SECOND_XML, ADDED, current="later").saved_states))
+        judge(replace(GROWN, snapshots=states(USER, FIRST_XML, SECOND_XML, ADDED, current="later").snapshots))
         == ""
     )
     assert judge(states(USER, FIRST_XML, SECOND_XML, INSIDE, current="inside")) == ""
@@ -139,7 +139,7 @@ def test_what_was_added_since_changes_nothing():
         judge(
             replace(
                 disks(disk("vda", "/i/x", "/i/vda.l", *VDA.headers), disk("vdb", "/i/y", "/i/vdb.l", *VDB.headers)),
-                saved_states=states(USER, FIRST_XML, SECOND_XML, ADDED, current="later").saved_states,
+                snapshots=states(USER, FIRST_XML, SECOND_XML, ADDED, current="later").snapshots,
             )
         )
         == ""
@@ -147,45 +147,45 @@ def test_what_was_added_since_changes_nothing():
 
 
 BROKEN = {
-    "own state deleted": (states(USER, FIRST_XML, current="kvmops-1000"), "saved state kvmops-2000 is gone"),
-    "older own state deleted": (states(USER, SECOND_XML), "saved state kvmops-1000 is gone"),
-    "user's state deleted": (states(FIRST_XML, SECOND_XML), "saved state user is gone"),
-    "all deleted": (states(current=""), "saved state user, kvmops-1000, kvmops-2000 is gone"),
+    "own state deleted": (states(USER, FIRST_XML, current="kvmops-1000"), "snapshot kvmops-2000 is gone"),
+    "older own state deleted": (states(USER, SECOND_XML), "snapshot kvmops-1000 is gone"),
+    "user's state deleted": (states(FIRST_XML, SECOND_XML), "snapshot user is gone"),
+    "all deleted": (states(current=""), "snapshot user, kvmops-1000, kvmops-2000 is gone"),
     "made anew under the same name": (
         states(USER, FIRST_XML, SECOND_XML.replace("<creationTime>3", "<creationTime>4")),
-        "saved state kvmops-2000 is not the one",
+        "snapshot kvmops-2000 is not the one",
     ),
     "user's state made anew": (
         states(USER.replace("<creationTime>1", "<creationTime>8"), FIRST_XML, SECOND_XML),
-        "saved state user is not the one",
+        "snapshot user is not the one",
     ),
     "frozen file of a state exchanged": (
         states(USER, FIRST_XML, SECOND_XML.replace("'/i/vda.k1'", "'/i/other'")),
-        "saved state kvmops-2000 is not the one",
+        "snapshot kvmops-2000 is not the one",
     ),
     "overlay of a state exchanged": (
         states(USER, FIRST_XML, SECOND_XML.replace("'/i/vda.k2'", "'/i/other'")),
-        "saved state kvmops-2000 is not the one",
+        "snapshot kvmops-2000 is not the one",
     ),
     "memory image added": (
         states(USER, FIRST_XML, SECOND_XML.replace("<memory snapshot='no'/>", "<memory snapshot='external' file='/m'/>")),
-        "saved state kvmops-2000 is not the one",
+        "snapshot kvmops-2000 is not the one",
     ),
     "moved in the tree": (
         states(USER, FIRST_XML, SECOND_XML.replace("<name>kvmops-1000</name></parent>", "<name>user</name></parent>")),
-        "saved state kvmops-2000 is not the one",
+        "snapshot kvmops-2000 is not the one",
     ),
     "reverted to an older one of ours": (
         states(USER, FIRST_XML, SECOND_XML, current="kvmops-1000"),
-        "reverted to saved state kvmops-1000",
+        "reverted to snapshot kvmops-1000",
     ),
     "reverted to an internal one below": (
         states(USER, FIRST_XML, SECOND_XML, current="user"),
-        "reverted to saved state user",
+        "reverted to snapshot user",
     ),
     "reverted, and gone on beside": (
         states(USER, FIRST_XML, SECOND_XML, SIBLING, current="side"),
-        "reverted to saved state side",
+        "reverted to snapshot side",
     ),
     "current one not known": (states(USER, FIRST_XML, SECOND_XML, current=""), "no longer knows"),
     "reverted to the newest itself": (
@@ -226,8 +226,8 @@ def test_broken(kind):
 
 def test_made_to_stand_alone():
     assert "not made incrementable" in judge(points=(replace(POINTS[0], incrementable=False),))
-    without_own = tuple(replace(each, current=False) for each in POINTS[0].saved_states)
-    assert "not made incrementable" in judge(points=(replace(POINTS[0], saved_states=without_own),))
+    without_own = tuple(replace(each, current=False) for each in POINTS[0].snapshots)
+    assert "not made incrementable" in judge(points=(replace(POINTS[0], snapshots=without_own),))
 
 
 def test_ended_cycle():

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which archive is looked at, which saved states are ours, and which of them nothing needs any more (SPEC B5, B6, B21)."""
+"""Which archive is looked at, which snapshots are ours, and which of them nothing needs any more (SPEC B5, B6, B21)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SavedState
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SnapshotNode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, decide, own
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.cycles import Served
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
@@ -22,7 +22,7 @@ def view(path, *timestamps, incrementable=True):
     points = tuple(
         Configuration(
             timestamp=each, domain_xml="", vm_name="web", vm_uuid="u", members=(), incrementable=incrementable,
-            saved_states=(SavedState(f"kvmops-{each}", "", "", True),),
+            snapshots=(SnapshotNode(f"kvmops-{each}", "", "", True),),
         )
         for each in timestamps
     )  # fmt: skip
@@ -60,7 +60,7 @@ def test_time_of_a_new_full(known, expected):
     assert decide.not_before([view("a", *known)] if known else [], NOW) == expected
 
 
-def test_our_saved_states_are_known_by_name_and_description():
+def test_our_snapshots_are_known_by_name_and_description():
     def made(name, description):
         document = snapshots.document(name, description, [("vda", "/i/x")], [])
         return snapshots.describe(document, current=False)

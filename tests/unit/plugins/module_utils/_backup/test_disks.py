@@ -26,7 +26,7 @@ RAW = replace(QCOW2, format="raw")
 DEVICE = replace(RAW, is_device=True, kind=PlaceKind.BLOCK)
 CDROM = replace(FILE, device="cdrom", readonly=True)
 
-# row of docs/DISKS.md: (disk, image, saved states, include_iso)
+# row of docs/DISKS.md: (disk, image, snapshots, include_iso)
 CASES = {
     "file, qcow2": [(FILE, QCOW2, False, True), (FILE, QCOW2, True, True)],
     "file, raw": [(FILE, RAW, False, True)],
@@ -37,8 +37,8 @@ CASES = {
         (FILE, replace(DEVICE, kind=kind), False, True)
         for kind in (PlaceKind.LVM, PlaceKind.THIN_LVM, PlaceKind.SHARED_LVM)
     ],
-    "on ZFS, VM without saved states": [(FILE, replace(QCOW2, kind=PlaceKind.ZFS), False, True)],
-    "on ZFS, VM with saved states": [(FILE, replace(QCOW2, kind=PlaceKind.ZFS), True, True)],
+    "on ZFS, VM without snapshots": [(FILE, replace(QCOW2, kind=PlaceKind.ZFS), False, True)],
+    "on ZFS, VM with snapshots": [(FILE, replace(QCOW2, kind=PlaceKind.ZFS), True, True)],
     "network disk (iSCSI, RBD, NBD, …), NVMe, vhost-user, vDPA": [
         (replace(FILE, type=kind, path="", network="rbd/pool/image"), None, False, True)
         for kind in ("network", "nvme", "vhostuser", "vhostvdpa", "dir")
@@ -89,18 +89,18 @@ def test_same_rows():
 @pytest.mark.parametrize(("kind", "running", "off"), rows())
 def test_row(kind, running, off):
     for is_running, told in ((True, running), (False, off)):
-        for disk, image, saved_states, include_iso in CASES[kind]:
-            judgement = judge(disk, image, running=is_running, saved_states=saved_states, include_iso=include_iso)
+        for disk, image, snapshots, include_iso in CASES[kind]:
+            judgement = judge(disk, image, running=is_running, snapshots=snapshots, include_iso=include_iso)
             assert judgement.verdict in WORDS[told.split()[0].rstrip(",")], (kind, is_running, judgement)
             assert bool(judgement.reason) == (judgement.verdict in (Verdict.SKIP, Verdict.REFUSE))
             assert ("warning" in told) == bool(judgement.warning)
 
 
 def test_only_a_running_writable_disk_is_frozen():
-    assert judge(FILE, QCOW2, running=True, saved_states=False, include_iso=True).verdict is Verdict.FREEZE
-    assert judge(FILE, QCOW2, running=False, saved_states=False, include_iso=True).verdict is Verdict.COPY
+    assert judge(FILE, QCOW2, running=True, snapshots=False, include_iso=True).verdict is Verdict.FREEZE
+    assert judge(FILE, QCOW2, running=False, snapshots=False, include_iso=True).verdict is Verdict.COPY
     read_only = replace(FILE, readonly=True)
-    assert judge(read_only, QCOW2, running=True, saved_states=False, include_iso=True).verdict is Verdict.COPY
+    assert judge(read_only, QCOW2, running=True, snapshots=False, include_iso=True).verdict is Verdict.COPY
 
 
 @pytest.mark.parametrize("kind", ["lvm", "thin_lvm", "shared_lvm"])
@@ -109,7 +109,7 @@ def test_a_layer_below_on_lvm_is_refused_too(kind):
         replace(QCOW2, path="/images/base.qcow2"),
         replace(DEVICE, path="/dev/vg0/base", kind=PlaceKind(kind), group="vg0"),
     ]
-    judgement = judge(FILE, QCOW2, running=False, saved_states=False, include_iso=True, below=below)
+    judgement = judge(FILE, QCOW2, running=False, snapshots=False, include_iso=True, below=below)
     assert judgement.verdict is Verdict.REFUSE and "/dev/vg0/base" in judgement.reason and "vg0" in judgement.reason
 
 
@@ -118,6 +118,6 @@ def test_a_disk_in_a_read_only_place_is_copied_but_not_frozen():
     for running, incrementable, verdict in (
         (False, False, Verdict.COPY), (True, False, Verdict.REFUSE), (False, True, Verdict.REFUSE),
     ):  # fmt: skip
-        arguments = {"running": running, "saved_states": False, "include_iso": True, "incrementable": incrementable}
+        arguments = {"running": running, "snapshots": False, "include_iso": True, "incrementable": incrementable}
         assert judge(FILE, image, **arguments).verdict is verdict
         assert judge(replace(FILE, readonly=True), image, **arguments).verdict is Verdict.COPY

@@ -75,7 +75,7 @@ def test_whether_it_starts_with_the_host_is_kept(autostart):
 def test_beside_checkpoints_an_off_vm_gets_a_full_that_stands_alone():
     vm = facts(running=False, checkpoints=("virtnbdbackup.0",))
     made = make(vm, mode=Mode.AUTO, incrementable=True)
-    assert (made.stays, made.saved_state, made.configuration.incrementable) == (False, None, False)
+    assert (made.stays, made.snapshot, made.configuration.incrementable) == (False, None, False)
     (warning,) = made.warnings
     assert "virsh checkpoint-delete web virtnbdbackup.0 --metadata" in warning
     assert make(vm).warnings == ()
@@ -86,7 +86,7 @@ def test_beside_checkpoints_an_off_vm_gets_a_full_that_stands_alone():
 def test_running_with_agent():
     made = make(facts(agent=AgentState.OK))
     assert made.consistency is Consistency.AGENT
-    state = made.saved_state
+    state = made.snapshot
     assert (state.name, state.quiesce, state.memory_path) == (f"kvmops-{NOW}", True, "")
     assert [(o.target, o.base_path, o.overlay_path) for o in state.overlays] == [
         ("vda", "/images/web.qcow2", f"/images/web.qcow2.kvmops-{NOW}")
@@ -119,7 +119,7 @@ def test_consistency(wish, agent):
         return
     made = make(facts(agent=agent), consistency=wish)
     assert made.consistency is expected
-    assert bool(made.saved_state.memory_path) == (expected is Consistency.MEMORY)
+    assert bool(made.snapshot.memory_path) == (expected is Consistency.MEMORY)
     told = wish is ConsistencyWish.AUTO and agent not in (AgentState.OK, AgentState.NO_CHANNEL)
     assert any("memory image" in text for text in made.warnings) == told
 
@@ -128,7 +128,7 @@ def test_consistency(wish, agent):
 def test_off(wish):
     made = make(facts(running=False), consistency=wish)
     assert made.consistency is Consistency.OFF
-    assert made.saved_state is None
+    assert made.snapshot is None
 
 
 def test_paused_vm_has_no_memory_image():
@@ -147,7 +147,7 @@ def test_overlays_and_memory_lie_beside_the_disk_and_not_beside_a_link_to_it(tmp
     link = tmp_path / "web.qcow2"
     link.symlink_to(tmp_path / "large" / "disk.qcow2")
     vm = facts(definition=xml(disk(path=str(link))), images=[image(str(link))], agent=AgentState.NO_CHANNEL)
-    taken = make(vm).saved_state
+    taken = make(vm).snapshot
     (overlay,) = taken.overlays
     assert overlay.base_path == str(link)  # as the definition has it again afterwards
     assert overlay.overlay_path == f"{tmp_path}/large/disk.qcow2.{taken.name}"
@@ -261,7 +261,7 @@ def test_layers_of_all_branches():
         "one": domain.parse(xml(disk(path="/images/base.raw", fmt="raw"))).disks,
         "two": domain.parse(xml(disk(path="/images/b.qcow2"))).disks,
     }
-    made = make(facts(agent=AgentState.OK, images=images, saved_states=tuple(tree), saved_state_disks=disks))
+    made = make(facts(agent=AgentState.OK, images=images, snapshots=tuple(tree), snapshot_disks=disks))
     rows = [(m.member.name, m.member.role, m.path, m.member.parent, m.member.active, m.from_raw) for m in made.members]
     assert rows == [
         ("vda_0.qcow2", Role.DISK, "/images/base.raw", "", False, True),
@@ -368,8 +368,8 @@ def test_increment_adds_only_what_is_new():
     assert made.archive_path == "/backups/old.tar"
     assert (made.configuration.mode, made.configuration.incrementable, made.stays) == ("incremental", True, True)
     assert made.estimated_bytes < 3 * 2**20
-    assert made.saved_state.overlays[0].overlay_path == f"/images/web.qcow2.kvmops-{NOW}"
-    assert "/backups/old.tar" in made.saved_state.description
+    assert made.snapshot.overlays[0].overlay_path == f"/images/web.qcow2.kvmops-{NOW}"
+    assert "/backups/old.tar" in made.snapshot.description
     assert made.reason == "it stands"
 
 
@@ -378,7 +378,7 @@ def test_increment_is_later_than_its_archive_and_of_a_free_name():
     ahead = replace(base, points=(replace(base.newest, timestamp=NOW + 100),))
     assert increment(facts(**CHAIN), ahead).timestamp == NOW + 101
     taken = describe(f"<domainsnapshot><name>kvmops-{NOW}</name></domainsnapshot>", current=False)
-    assert increment(facts(saved_states=(taken,), **CHAIN), base).timestamp == NOW + 1
+    assert increment(facts(snapshots=(taken,), **CHAIN), base).timestamp == NOW + 1
 
 
 def test_disks_are_told_apart_by_target():
@@ -402,7 +402,7 @@ def test_cd_images_and_memory_are_stored_once():
     vm = facts(
         definition=xml(disk(path="/images/web.qcow2.kvmops-1"), cd),
         images=[*CHAIN["images"], image("/isos/t.iso", "raw", size=5)],
-        saved_states=(
+        snapshots=(
             describe("<domainsnapshot><name>a</name><memory snapshot='external' file='/i/a.m'/></domainsnapshot>", current=False),
             describe("<domainsnapshot><name>b</name><memory snapshot='external' file='/i/b.m'/></domainsnapshot>", current=True),
         ),
@@ -420,12 +420,12 @@ def test_cd_images_and_memory_are_stored_once():
     assert "0_t.iso" not in [m.name for m in changed.kept]
 
 
-def test_incrementable_full_keeps_its_saved_state_also_of_a_vm_that_is_off():
+def test_incrementable_full_keeps_its_snapshot_also_of_a_vm_that_is_off():
     for running in (True, False):
         made = make(facts(running=running), incrementable=True)
         assert (made.stays, made.configuration.mode, made.configuration.incrementable) == (True, "full", True)
-        assert made.saved_state.overlays
-        assert "Deleting or reverting it ends" in made.saved_state.description
+        assert made.snapshot.overlays
+        assert "Deleting or reverting it ends" in made.snapshot.description
     assert not make(facts()).stays
 
 

@@ -12,7 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Configuration,
     Member,
     Role,
-    SavedState,
+    SnapshotNode,
     TemplateDisk,
     TemplateRequirement,
 )
@@ -115,7 +115,7 @@ def test_the_point_names_the_template_and_holds_the_clones_own_layers():
 def test_a_template_is_never_incrementable():
     marked = thin.Thin(marked=True, provides=REQUIRED.disks)
     made = make(facts(running=False, thin=marked), incrementable=True, mode=Mode.AUTO)
-    assert not made.stays and made.saved_state is None
+    assert not made.stays and made.snapshot is None
     assert made.configuration.template and made.configuration.provides == REQUIRED.disks
     assert made.warnings == ()
     assert any(
@@ -134,7 +134,7 @@ LAYER = Member(
 )  # fmt: skip
 POINT = Configuration(
     10, "<domain/>", "web", "u9", (LAYER,), incrementable=True, requires=REQUIRED,
-    saved_states=(SavedState("k1", STATE, current=True),),
+    snapshots=(SnapshotNode("k1", STATE, current=True),),
 )  # fmt: skip
 NOW = chain.VmNow(
     "web", "u9", (describe(STATE, current=True),),

@@ -17,8 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Consistency,
     Member,
     Role,
-    SavedState,
     Skipped,
+    SnapshotNode,
     TemplateDisk,
     TemplateRequirement,
 )
@@ -80,7 +80,7 @@ def write(
     requires: TemplateRequirement | None = None,
     provides: tuple[TemplateDisk, ...] = (),
 ) -> Path:
-    """An archive of one point with a disk, an ISO and a saved state."""
+    """An archive of one point with a disk, an ISO and a snapshot."""
     source = image or qcow2(directory)
     with ArchiveWriter(
         str(directory),
@@ -99,7 +99,7 @@ def write(
         done = writer.publish(
             Configuration(
                 timestamp, domain_xml(name, uuid, extra_xml), name, uuid, members, consistency=Consistency.AGENT,
-                saved_states=(SavedState("one", "<domainsnapshot/>"), SavedState("two", "<domainsnapshot/>", "one", True)),
+                snapshots=(SnapshotNode("one", "<domainsnapshot/>"), SnapshotNode("two", "<domainsnapshot/>", "one", True)),
                 skipped=(Skipped("sdb", "LUN disks are passed through"),), warnings=("the agent was slow",),
                 incrementable=incrementable, requires=requires, provides=provides, template=bool(provides),
             )

@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules
 )
 
 # What may be done in a place that can be written to, one letter for each: b backup of a VM that is off, B of one that runs,
-# s and S the same for a VM with saved states, i I t T as before for incrementable backups, r restore target, a archive target.
+# s and S the same for a VM with snapshots, i I t T as before for incrementable backups, r restore target, a archive target.
 ALLOWED = {
     "dir": "b B s S i I t T r a",
     "network_fs": "b B s S i I t T r a",
@@ -38,15 +38,15 @@ NEEDS_WRITING = ["B", "S", "i", "I", "t", "T", "r", "a"]
 
 @pytest.mark.parametrize("kind", PlaceKind)
 @pytest.mark.parametrize("use", Use)
-@pytest.mark.parametrize(("running", "saved_states", "read_only"), list(itertools.product((False, True), repeat=3)))
-def test_every_combination(kind, use, running, saved_states, read_only):
-    letter = LETTERS[use.value, saved_states][running] if (use.value, saved_states) in LETTERS else use.value[0]
+@pytest.mark.parametrize(("running", "snapshots", "read_only"), list(itertools.product((False, True), repeat=3)))
+def test_every_combination(kind, use, running, snapshots, read_only):
+    letter = LETTERS[use.value, snapshots][running] if (use.value, snapshots) in LETTERS else use.value[0]
     allowed = letter in ALLOWED[kind.value].split() and not (read_only and letter in NEEDS_WRITING)
     why = objection(
         kind,
         use,
         running=running,
-        saved_states=saved_states,
+        snapshots=snapshots,
         read_only="/mnt is mounted read-only" if read_only else "",
     )
     assert (why == "") is allowed, why

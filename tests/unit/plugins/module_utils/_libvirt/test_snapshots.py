@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved states: the document for a new one, the tree of the old ones."""
+"""Snapshots: the document for a new one, the tree of the old ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._xml import parse
 
 
 def node(name, parent="", created=0):
-    return snapshots.SavedStateInfo(name, "", parent, False, True, "no", "", "running", created)
+    return snapshots.Snapshot(name, "", parent, False, True, "no", "", "running", created)
 
 
 def test_every_disk_is_in_the_document():
@@ -61,7 +61,7 @@ def test_deep_trees_and_lost_parents():
 
 
 class Forgetful:
-    """A domain with saved states a and b, the current one named (or "")."""
+    """A domain with snapshots a and b, the current one named (or "")."""
 
     def __init__(self, current):
         self.current, self.redefined = current, []
@@ -101,7 +101,7 @@ def test_the_current_one_is_told_again_only_where_none_is():
 
 
 def test_what_a_killed_libvirtd_was_writing_is_written_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "_SAVED_STATES", str(tmp_path))
+    monkeypatch.setattr(files, "_SNAPSHOTS", str(tmp_path))
     (tmp_path / "vm").mkdir()
     for name in ("a.xml", "b.xml", "b.xml.new", "unknown.xml.new"):
         (tmp_path / "vm" / name).touch()
@@ -113,7 +113,7 @@ def test_what_a_killed_libvirtd_was_writing_is_written_again(monkeypatch, tmp_pa
 
 
 def test_what_libvirt_does_not_write_again_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "_SAVED_STATES", str(tmp_path))
+    monkeypatch.setattr(files, "_SNAPSHOTS", str(tmp_path))
     (tmp_path / "vm").mkdir()
     (tmp_path / "vm" / "b.xml.new").touch()
 

@@ -38,7 +38,7 @@ def adopt(configuration: Configuration, **content: bytes) -> Configuration:
     return foreign_memory.adopt(configuration, lambda name, offset, length: read[name][offset : offset + length])
 
 
-def test_it_becomes_a_saved_state() -> None:
+def test_it_becomes_a_snapshot() -> None:
     found = adopt(point("m.memory"), m_memory=image(domain()))
     (state,) = tree.read(found)
     assert (state.name, state.current, state.power, state.created) == ("m", True, "running", 1_700_000_000)
@@ -49,7 +49,7 @@ def test_it_becomes_a_saved_state() -> None:
 
 def test_the_one_that_fits_is_taken() -> None:
     images = {"a_memory": image(domain("/i/older.qcow2")), "b_memory": image(domain())}
-    assert [state.name for state in adopt(point("a.memory", "b.memory"), **images).saved_states] == ["b"]
+    assert [state.name for state in adopt(point("a.memory", "b.memory"), **images).snapshots] == ["b"]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch, point: Any) -> HostFacts:
     return facts.gather(conn, point, request(), "/backup/web.tar", {})
 
 
-@pytest.mark.parametrize("where", ["definition", "saved state"])
+@pytest.mark.parametrize("where", ["definition", "snapshot"])
 def test_luns_and_media_are_looked_up_wherever_they_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
@@ -58,7 +58,7 @@ def test_luns_and_media_are_looked_up_wherever_they_are_named(
         point = configuration(domain_xml(DISKS + devices))
     else:
         taken = state("then", "/vms/web.qcow2", domain=definition("/vms/web.qcow2", devices))
-        point = configuration(saved_states=(taken,))
+        point = configuration(snapshots=(taken,))
     found = gathered(monkeypatch, point)
     assert found.block_devices[str(lun)].problem == "is not a block device"
     assert str(medium) in found.files and set(found.former) >= {"vms"}
@@ -66,7 +66,7 @@ def test_luns_and_media_are_looked_up_wherever_they_are_named(
 
 @pytest.mark.parametrize(
     ("code", "goes_on"), [(42, True), (72, True), (38, False)]
-)  # no such domain, saved state; system error
+)  # no such domain, snapshot; system error
 def test_a_vm_that_goes_away_while_all_are_looked_at_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, code: int, goes_on: bool
 ) -> None:
@@ -125,7 +125,7 @@ CD = "<disk type='file' device='cdrom'>{}<target dev='sda' bus='sata'/></disk>"
 def test_disks_that_show_other_files_than_the_restore_gave_them(
     devices: str, strayed: set[str], pools: dict[str, str]
 ) -> None:
-    """A saved state freezes what the restore left: its files are as they were, and yet the VM is not at the point."""
+    """A snapshot freezes what the restore left: its files are as they were, and yet the VM is not at the point."""
     states = (
         DiskState("vda", "/vms/web.base", "qcow2", 1, 2, 3, top=False),
         DiskState("vda", "/vms/web.qcow2", "qcow2", 1, 2, 3),

@@ -151,7 +151,7 @@ def test_same_file_name_in_two_former_directories_that_fall_together() -> None:
     assert sources(found.domain_xml) == {"vda": "/backup/web.qcow2", "vdb": "/backup/web-vdb.qcow2"}
 
 
-def test_a_chain_is_restored_layer_by_layer_and_what_no_saved_state_needs_stays_in_the_archive() -> None:
+def test_a_chain_is_restored_layer_by_layer_and_what_no_snapshot_needs_stays_in_the_archive() -> None:
     base = replace(VDA, active=False, original_format="raw", former_path="/vms/web.img")
     top = disk("vda_1.snapshot", "vda", "/vms/web.snap", pool="vms", role=Role.LAYER, parent=base.name)
     branch = disk("vda_2.snapshot", "vda", "/vms/web.old", role=Role.LAYER, parent=base.name, active=False)
@@ -327,7 +327,7 @@ def test_another_restore_is_not_taken_for_the_same(wishes: dict[str, Any]) -> No
     ("since", "word"),
     [
         ({"touched_files": frozenset({"/vms/web.qcow2"})}, "/vms/web.qcow2"),
-        ({"snapshots": ("nightly",)}, "new saved states: nightly"),  # what the restore left is frozen below it
+        ({"snapshots": ("nightly",)}, "new snapshots: nightly"),  # what the restore left is frozen below it
     ],
 )
 def test_a_vm_that_has_gone_on_is_only_taken_back_with_force_and_when_it_is_off(

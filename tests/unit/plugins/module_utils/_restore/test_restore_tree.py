@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved states in plans: which layers they need, where everything goes, and what a hostile archive does not get."""
+"""Snapshots in plans: which layers they need, where everything goes, and what a hostile archive does not get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Configuration,
     Member,
     Role,
-    SavedState,
+    SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
@@ -57,8 +57,8 @@ def state(
     power: str = "shutoff",
     extra: str = "",
     domain: str = "",
-) -> SavedState:
-    """A saved state while the disk was ``path``; external with ``overlay``, else internal."""
+) -> SnapshotNode:
+    """A snapshot while the disk was ``path``; external with ``overlay``, else internal."""
     mode = f"external' type='file'><driver type='qcow2'/><source file='{overlay}'/>" if overlay else "internal'>"
     xml = (
         f"<domainsnapshot><name>{name}</name><state>{power}</state>"
@@ -66,7 +66,7 @@ def state(
         + f"<creationTime>1700000000</creationTime>{memory}<disks><disk name='vda' snapshot='{mode}</disk></disks>"
         f"{domain or definition(path)}{extra}</domainsnapshot>"
     )
-    return SavedState(name, xml, parent, current)
+    return SnapshotNode(name, xml, parent, current)
 
 
 def layer(number: int, path: str, parent: str, **more: Any) -> Member:
@@ -95,10 +95,10 @@ def head(xml: str = "", codec: int = 0) -> dict[str, memory_image.Head]:
 
 
 def point(**more: Any) -> Configuration:
-    """The newest point of a VM whose disk /vms/web.first is frozen by the current saved state."""
+    """The newest point of a VM whose disk /vms/web.first is frozen by the current snapshot."""
     values: dict[str, Any] = {
         "timestamp": 5, "domain_xml": definition("/vms/web.first"), "vm_name": "web", "vm_uuid": UUID, "digest": "c" * 64,
-        "members": (BASE, replace(FIRST, active=True), BRANCH, UNUSED, IMAGE), "saved_states": STATES,
+        "members": (BASE, replace(FIRST, active=True), BRANCH, UNUSED, IMAGE), "snapshots": STATES,
     }  # fmt: skip
     return Configuration(**{**values, **more})
 
@@ -130,7 +130,7 @@ def snapshots(found: RestorePlan) -> dict[str, etree._Element]:
 # --- layers and places ----------------------------------------------------------------------------
 
 
-def test_a_copy_gets_all_layers_that_saved_states_need_and_a_fresh_overlay() -> None:
+def test_a_copy_gets_all_layers_that_snapshots_need_and_a_fresh_overlay() -> None:
     found = planned(name="copy")
     assert {f.member.name: (f.path, f.backing) for f in found.files} == {
         "vda_0.qcow2": ("/vms/copy-vda.qcow2", ""),
@@ -158,22 +158,22 @@ def test_in_place_everything_has_its_former_name() -> None:
     assert [d.path for d in found.disks] == ["/vms/web.second"]
 
 
-def test_a_layer_that_no_saved_state_holds_is_the_disk_itself() -> None:
-    found = planned(point(saved_states=STATES[:2], members=(BASE, replace(FIRST, active=True))), name="copy")
+def test_a_layer_that_no_snapshot_holds_is_the_disk_itself() -> None:
+    found = planned(point(snapshots=STATES[:2], members=(BASE, replace(FIRST, active=True))), name="copy")
     assert found.made == () and [d.path for d in found.disks] == ["/vms/copy-vda-1.qcow2"]
     # but not if another branch stands on it
     found = planned(
         point(
             domain_xml=definition("/vms/web.qcow2"),
             members=(replace(BASE, active=True), FIRST),
-            saved_states=(state("inside", "/vms/web.first"),),
+            snapshots=(state("inside", "/vms/web.first"),),
         ),
         name="copy",
     )
     assert [m.backing for m in found.made] == ["/vms/copy-vda.qcow2"]
 
 
-def test_saved_states_are_rewritten_to_the_new_identity_and_places() -> None:
+def test_snapshots_are_rewritten_to_the_new_identity_and_places() -> None:
     found = planned(name="copy")
     trees = snapshots(found)
     allowed = {f.path for f in found.files} | {f.path for f in found.made}
@@ -214,7 +214,7 @@ def test_both_definitions_and_revert_overlays_are_rewritten_and_nothing_else_is_
     )
     now = state("now", "/vms/web.first", overlay="/vms/web.branch", current=True, extra=extra)
     other = state("side", "/vms/web.branch", overlay="/vms/web.gone")
-    found = planned(point(saved_states=(now, other)), name="copy")
+    found = planned(point(snapshots=(now, other)), name="copy")
     root = snapshots(found)["now"]
     assert [child.tag for child in root] == [
         "name", "state", "creationTime", "memory", "disks", "revertDisks", "domain", "inactiveDomain", "cookie",
@@ -226,11 +226,11 @@ def test_both_definitions_and_revert_overlays_are_rewritten_and_nothing_else_is_
     assert "/etc" not in "".join(each.xml for each in found.states)
 
 
-def test_disk_format_qcow2_goes_through_the_chain_and_the_saved_states() -> None:
+def test_disk_format_qcow2_goes_through_the_chain_and_the_snapshots() -> None:
     raw = replace(BASE, original_format="raw", former_path="/vms/web.raw")
     states = (state("root", "/vms/web.raw", overlay="/vms/web.first", current=True),)
     configuration = point(
-        members=(raw, replace(FIRST, active=True)), saved_states=states, domain_xml=definition("/vms/web.first")
+        members=(raw, replace(FIRST, active=True)), snapshots=states, domain_xml=definition("/vms/web.first")
     )
     keep, qcow2 = planned(configuration), planned(configuration, disk_format=DiskFormat.QCOW2)
     assert [(f.path, f.format, f.backing_format) for f in keep.files] == [
@@ -244,7 +244,7 @@ def test_disk_format_qcow2_goes_through_the_chain_and_the_saved_states() -> None
         assert driver.get("type") == image_format
 
 
-def test_saved_states_on_zfs_are_said_to_be_in_the_way_of_the_next_backup() -> None:
+def test_snapshots_on_zfs_are_said_to_be_in_the_way_of_the_next_backup() -> None:
     zfs = {key: replace(place, kind=PlaceKind.ZFS) for key, place in host().former.items()}
     (told,) = [text for text in planned(point(), facts=host(former=zfs)).warnings if "ZFS" in text]
     assert "/vms" in told and "'flatten: true'" in told and "state: absent" in told
@@ -266,8 +266,8 @@ def test_flatten_makes_one_image_per_disk_with_the_lowest_layers_name_and_format
     assert (
         planned(configuration, heads={}, flatten=True, disk_format=DiskFormat.QCOW2).disks[0].path == "/vms/web.qcow2"
     )
-    # without saved states and layers it changes nothing
-    plain = point(saved_states=(), members=(replace(BASE, active=True),), domain_xml=definition("/vms/web.qcow2"))
+    # without snapshots and layers it changes nothing
+    plain = point(snapshots=(), members=(replace(BASE, active=True),), domain_xml=definition("/vms/web.qcow2"))
     assert not planned(plain, flatten=True).flat and planned(plain, flatten=True).made == ()
 
 
@@ -286,7 +286,7 @@ def test_a_memory_image_from_libvirts_own_directory_goes_beside_the_disks(direct
     image = replace(IMAGE, former_path=file, pool="")
     members = (*point().members[:-1], image)
     found = planned(
-        point(members=members, saved_states=(*STATES[:2], taken, STATES[3])),
+        point(members=members, snapshots=(*STATES[:2], taken, STATES[3])),
         facts=host(former={**host().former, "/var/lib/libvirt/qemu/snapshot": Place("/var/lib/libvirt/qemu/snapshot")}),
     )
     assert next(f.path for f in found.files if f.member.role is Role.MEMORY) == "/vms/second.memory"
@@ -309,13 +309,13 @@ def test_a_codec_that_is_not_known_is_left_as_it_is_or_refused() -> None:
     image = next(f for f in kept.files if f.member.role is Role.MEMORY)
     assert image.head == image.former_head
     text = refusal(heads=head(codec=6), name="copy")
-    assert "saved state second" in text and "uuid: keep" in text and "flatten" in text
+    assert "snapshot second" in text and "uuid: keep" in text and "flatten" in text
     assert "codec" in refusal(heads=head(definition("/elsewhere/web.first"), codec=6))
 
 
 def test_a_missing_memory_image_is_refused_with_the_way_out() -> None:
     text = refusal(configuration=point(members=(BASE, replace(FIRST, active=True), BRANCH)), heads={})
-    assert "saved state second: its memory image is not in the archive" in text and "flatten" in text
+    assert "snapshot second: its memory image is not in the archive" in text and "flatten" in text
 
 
 def test_a_memory_image_that_loses_a_device_is_warned_about() -> None:
@@ -342,49 +342,49 @@ GRABS = [
 
 @pytest.mark.parametrize("where", ["domain", "inactiveDomain", "memory"])
 @pytest.mark.parametrize("grab", GRABS)
-def test_no_definition_in_a_saved_state_reaches_further_than_the_vms_own(grab: str, where: str) -> None:
+def test_no_definition_in_a_snapshot_reaches_further_than_the_vms_own(grab: str, where: str) -> None:
     evil = definition("/vms/web.first", grab)
     inactive = evil.replace("<domain ", "<inactiveDomain ").replace("</domain>", "</inactiveDomain>")
     taken = state(
         "second", "/vms/web.first", overlay="/vms/web.second", memory=MEMORY, current=True, power="running",
         domain=evil if where == "domain" else "", extra=inactive if where == "inactiveDomain" else "",
     )  # fmt: skip
-    foreign = point(saved_states=(taken,), format_version=0, digest="")
+    foreign = point(snapshots=(taken,), format_version=0, digest="")
     found = planned(foreign, heads=head(evil if where == "memory" else ""))
     allowed = {f.path for f in found.files} | {f.path for f in found.made}
     assert every_path(found) <= allowed | {"/dev/urandom"}
-    assert any("saved state second" in text for text in found.warnings)
+    assert any("snapshot second" in text for text in found.warnings)
 
 
-def test_qemu_options_and_emulators_of_saved_states_are_judged_too() -> None:
+def test_qemu_options_and_emulators_of_snapshots_are_judged_too() -> None:
     option = "<qemu:commandline><qemu:arg value='-chardev'/></qemu:commandline>"
     evil = state("root", "/vms/web.first", overlay="/vms/o", domain=definition("/vms/web.first", top=option))
-    found = planned(point(saved_states=(evil,), format_version=0, digest=""))
+    found = planned(point(snapshots=(evil,), format_version=0, digest=""))
     assert "-chardev" not in found.states[0].xml
     program = definition("/vms/web.first").replace("/usr/bin/qemu-system-x86_64", "/tmp/evil")
     for where, heads in ((program, None), ("", head(program))):
         taken = state("second", "/vms/web.first", overlay="/vms/o", memory=MEMORY, power="running", domain=where)
-        text = refusal(configuration=point(saved_states=(taken,)), heads=heads)
-        assert "saved state second: this host does not have the emulator /tmp/evil" in text
+        text = refusal(configuration=point(snapshots=(taken,)), heads=heads)
+        assert "snapshot second: this host does not have the emulator /tmp/evil" in text
 
 
 @pytest.mark.parametrize("file", ["/etc/shadow", "/vms/web.first"])
 def test_a_memory_file_is_only_ever_one_from_the_archive(file: str) -> None:
     evil = state("x", "/vms/web.first", overlay="/vms/o", memory=f"<memory snapshot='external' file='{file}'/>")
-    assert "not in the archive" in refusal(configuration=point(saved_states=(evil,)), heads={})
+    assert "not in the archive" in refusal(configuration=point(snapshots=(evil,)), heads={})
 
 
 def test_an_overlay_is_never_a_file_of_the_host() -> None:
     evil = state("x", "/vms/web.first", overlay="/var/lib/libvirt/images/db.qcow2")
-    found = planned(point(saved_states=(evil,)))
+    found = planned(point(snapshots=(evil,)))
     assert "db.qcow2" not in found.states[0].xml
     allowed = {f.path for f in found.files} | {f.path for f in found.made}
     assert all(path in allowed or path.endswith(".absent") for path in every_path(found))
 
 
-def huge(name: str) -> SavedState:
-    """As large as the XML of one saved state may be; several of them would cost a gigabyte."""
-    return SavedState(
+def huge(name: str) -> SnapshotNode:
+    """As large as the XML of one snapshot may be; several of them would cost a gigabyte."""
+    return SnapshotNode(
         name, state(name, "/vms/web.first").xml.replace("</devices>", "<a b='1'/>" * 49_000 + "</devices>")
     )
 
@@ -398,16 +398,16 @@ def huge(name: str) -> SavedState:
         ((state("a", "/vms/web.first", current=True), state("b", "/vms/web.first", current=True)), "more than one"),
         ((state("../../evil", "/vms/web.first"),), "no name"),
         ((state(".evil", "/vms/web.first"),), "no name"),
-        ((SavedState("a", state("b", "/vms/web.first").xml),), "another one"),
-        ((SavedState("a", "<domainsnapshot><name>a</name></domainsnapshot>"),), "no whole"),
+        ((SnapshotNode("a", state("b", "/vms/web.first").xml),), "another one"),
+        ((SnapshotNode("a", "<domainsnapshot><name>a</name></domainsnapshot>"),), "no whole"),
         ((state("a", "/vms/web.first", power="evil"),), "make no sense"),
         (tuple(huge(name) for name in "abcde"), "more than 400000 elements"),
-        ((SavedState("a", "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><domainsnapshot/>"),), "no place"),
+        ((SnapshotNode("a", "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><domainsnapshot/>"),), "no place"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_tree_that_nobody_can_have_had_is_refused(states: tuple[SavedState, ...], words: str) -> None:
-    assert words in refusal(HostileError, configuration=point(saved_states=states), heads={})
+def test_a_tree_that_nobody_can_have_had_is_refused(states: tuple[SnapshotNode, ...], words: str) -> None:
+    assert words in refusal(HostileError, configuration=point(snapshots=states), heads={})
 
 
 PIECES = st.sampled_from(
@@ -434,7 +434,7 @@ def test_whatever_the_tree_no_other_path_is_named_and_no_frozen_layer_is_written
     for index, each in enumerate(names):
         parent = data.draw(st.sampled_from(["", *names[:index]]))
         states.append(state(each, data.draw(PIECES), parent=parent, overlay=data.draw(PIECES), current=index == 0))
-    found = planned(point(saved_states=tuple(states)), heads={}, name=name, flatten=flatten)
+    found = planned(point(snapshots=tuple(states)), heads={}, name=name, flatten=flatten)
     files = {f.path: f for f in found.files if not f.temporary}
     made = {f.path for f in found.made}
     assert not files.keys() & made and len(files) == len([f for f in found.files if not f.temporary])

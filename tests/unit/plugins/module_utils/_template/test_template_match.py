@@ -54,7 +54,7 @@ def test_neither_name_nor_uuid_matter_when_the_content_fits() -> None:
         ([template(disk("x"), disk("b"), uuid="u2", name="renamed")], Mismatch.DIFFERS),
         ([template(disk("a"), disk("b", 2 * GIB))], Mismatch.DIFFERS),
         ([template(disk("a"), disk("b"), running=True)], Mismatch.DIFFERS),
-        ([replace(FITTING, saved_states=1)], Mismatch.DIFFERS),
+        ([replace(FITTING, snapshots=1)], Mismatch.DIFFERS),
         ([replace(FITTING, suspended=True)], Mismatch.DIFFERS),
         ([template(disk("a"), disk("b", 0))], Mismatch.DIFFERS),
         ([template(disk("b"), disk("a"))], Mismatch.DISKS),

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What a disk was before the saved state, and how it becomes that again: its definition, its file's owner and labels."""
+"""What a disk was before the snapshot, and how it becomes that again: its definition, its file's owner and labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Overlay, Owner
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay, Owner
 
 
 def owner_of(path: str) -> Owner:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What a user asks about saved states: the options of ``vm_snapshot`` as typed values."""
+"""What a user asks about snapshots: the options of ``vm_snapshot`` as typed values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL_NAME = "all"
 
 
 class Wish(str, Enum):
-    """What shall be true of the saved state."""
+    """What shall be true of the snapshot."""
 
     PRESENT = "present"
     ABSENT = "absent"
@@ -58,11 +58,11 @@ def from_params(params: Mapping[str, Any]) -> SnapshotRequest:
         check_mode=params["check_mode"],
     )
     name = request.snapshot
-    what = f"The saved state {name!r}"
+    what = f"The snapshot {name!r}"
     if not name or name.startswith(".") or "/" in name or any(ord(letter) < 32 for letter in name):
         raise RefusedError(what, "libvirt takes no empty names, none with a slash and none that begins with a dot")
     if request.wish is not Wish.ABSENT and name == ALL_NAME:
-        raise RefusedError(what, f"{ALL_NAME!r} stands for every saved state, with state=absent only")
+        raise RefusedError(what, f"{ALL_NAME!r} stands for every snapshot, with state=absent only")
     if request.wish is Wish.PRESENT and request.memory and request.quiesce:
         raise RefusedError(
             what,

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What to do about a temporary saved state: the table of situations, as a pure function."""
+"""What to do about a temporary snapshot: the table of situations, as a pure function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     RefusedError,
     SplitViewError,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Step
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Step
 
 
 class Power(str, Enum):
@@ -57,7 +57,7 @@ class Content(str, Enum):
 
 @dataclass(frozen=True)
 class DiskSituation:
-    """One disk of the saved state as it is found."""
+    """One disk of the snapshot as it is found."""
 
     target: str
     qemu: Seen
@@ -69,15 +69,15 @@ class DiskSituation:
     in_use: bool = False  # a process has the images open though no view has the disk
     ghost: bool = False  # libvirt believes in a block job that QEMU does not have
     stray: bool = False  # QEMU has block nodes of the overlay, but the disk does not stand on them
-    inside: tuple[str, ...] = ()  # internal saved states in the layers to merge: a merge would lose them
+    inside: tuple[str, ...] = ()  # internal snapshots in the layers to merge: a merge would lose them
 
 
 @dataclass(frozen=True)
 class Situation:
     """The VM as it is found.
 
-    ``listed``: our saved state is in libvirt's list. ``thaw``: it is frozen, and by us. ``taking``: the dead run had asked for
-    the saved state, so that libvirt may still be at it. ``stale_jobs``: QEMU has ended jobs of a saved state that libvirtd
+    ``listed``: our snapshot is in libvirt's list. ``thaw``: it is frozen, and by us. ``taking``: the dead run had asked for
+    the snapshot, so that libvirt may still be at it. ``stale_jobs``: QEMU has ended jobs of a snapshot that libvirtd
     did not live to see.
     """
 
@@ -104,7 +104,7 @@ class Act(str, Enum):
     REJOIN = "rejoin"  # QEMU is back on the base, libvirt does not know
     MERGE_OFF = "merge_off"
     REDEFINE = "redefine"  # the persistent definition back to the base
-    FORGET = "forget"  # the saved state's bookkeeping
+    FORGET = "forget"  # the snapshot's bookkeeping
     UNLINK = "unlink"  # the overlay's file
     UNLINK_MEMORY = "unlink_memory"
 
@@ -134,7 +134,7 @@ class WayOut(str, Enum):
     START = "start the VM"
     FIND = "make libvirt find the running VM again"
     GHOST = "make libvirt forget the job"
-    REMOVE = "remove the internal saved states"
+    REMOVE = "remove the internal snapshots"
 
 
 _MERGES = {JobSeen.NONE: Act.MERGE, JobSeen.OURS: Act.FINISH}
@@ -154,7 +154,7 @@ def decide(situation: Situation) -> list[Action]:
         attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
         act = _attached(disk) if attached else _detached(disk, situation.power)
         if disk.inside and act in _ENDS_OF_OVERLAYS:
-            why = f"the merge would lose internal saved states in its overlay: {', '.join(disk.inside)}"
+            why = f"the merge would lose internal snapshots in its overlay: {', '.join(disk.inside)}"
             raise Blocked(RefusedError, why, disk.target, WayOut.REMOVE)
         if act is not None:
             merges.append(Action(act, disk.target))

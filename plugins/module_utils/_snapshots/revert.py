@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Back to a saved state. What the VM has been since is lost; no file that any saved state needs is written to.
+"""Back to a snapshot. What the VM has been since is lost; no file that any snapshot needs is written to.
 
 External: fresh overlays on the frozen files, the definition of that moment with these overlays, memory from its image.
 This route works on every libvirt; libvirt's own (since 9.9) deletes the active overlay whatever stands on it.
-Internal: libvirt's own revert, of a copy of the image where later saved states stand on that image.
+Internal: libvirt's own revert, of a copy of the image where later snapshots stand on that image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     bookkeeping,
     copying,
     former,
@@ -39,7 +39,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     overlays,
     way_back,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     Layers,
     State,
@@ -60,7 +60,7 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Fresh:
-    """A new file for one disk: an overlay on the frozen ``base_path`` or, of an internal saved state, a copy of it."""
+    """A new file for one disk: an overlay on the frozen ``base_path`` or, of an internal snapshot, a copy of it."""
 
     target: str
     base_path: str
@@ -70,10 +70,10 @@ class Fresh:
 
 @dataclass(frozen=True)
 class RevertPlan:
-    """What it takes to bring the saved state ``name`` back.
+    """What it takes to bring the snapshot ``name`` back.
 
-    ``definition`` is the <domain> to define (external), ``state_xml`` what libvirt shall know about the saved state then;
-    the ``former`` ones are those of now, ``former_current`` that of the saved state that is the current one, "" for none.
+    ``definition`` is the <domain> to define (external), ``state_xml`` what libvirt shall know about the snapshot then;
+    the ``former`` ones are those of now, ``former_current`` that of the snapshot that is the current one, "" for none.
     ``memory_path`` "": the VM is off afterwards, unless internal memory resumes it.
     ``discarded`` are the files that only the state of now lies in.
     """
@@ -103,15 +103,15 @@ def from_facts(facts: Mapping[str, Any]) -> RevertPlan:
 
 
 def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> RevertPlan:
-    """How the VM gets back to that saved state. Pure, but for a look at which names are taken.
+    """How the VM gets back to that snapshot. Pure, but for a look at which names are taken.
 
     ``definition`` is the VM's persistent <domain>; ``stamp`` (unix time) goes into the names of new files.
-    Raises RefusedError for a saved state that is not there, or whose files are not what they were.
+    Raises RefusedError for a snapshot that is not there, or whose files are not what they were.
     """
-    what = f"The saved state {name} of {layers.vm_name}"
+    what = f"The snapshot {name} of {layers.vm_name}"
     state = layers.state(name)
     if state is None:
-        raise RefusedError(what, "there is no such saved state", f"virsh snapshot-list {layers.vm_name} shows them.")
+        raise RefusedError(what, "there is no such snapshot", f"virsh snapshot-list {layers.vm_name} shows them.")
     internal = any(disk.kind is Kind.INTERNAL for disk in state.disks) or state.info.memory == "internal"
     _require_whole(layers, state, what)
     frozen = [disk for disk in state.disks if disk.kind is not Kind.NONE]
@@ -125,7 +125,7 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
     root = _xml.parse(state.info.xml, what)
     if internal:
         replaced = {each.base_path: (each.path, each.base_format) for each in fresh}
-        state_xml, then = bookkeeping.replace_in_saved_state(state.info.xml, replaced), ""
+        state_xml, then = bookkeeping.replace_in_snapshot(state.info.xml, replaced), ""
     else:
         then = _definition(root, state, fresh, definition, layers, what)
         state_xml = _with_overlays(state.info.xml, fresh, discarded)
@@ -154,7 +154,7 @@ def _require_whole(layers: Layers, state: State, what: str) -> None:
             continue
         if layer is None:
             raise RefusedError(
-                what, f"its file {disk.path} is not there", "Bring the file back, or remove the saved state."
+                what, f"its file {disk.path} is not there", "Bring the file back, or remove the snapshot."
             )
         if disk.kind is Kind.EXTERNAL and disk.path.startswith("/dev/"):
             raise RefusedError(
@@ -166,11 +166,11 @@ def _require_whole(layers: Layers, state: State, what: str) -> None:
         if disk.kind is Kind.EXTERNAL and disk.path in layers.active.values():
             raise RefusedError(
                 what,
-                f"{disk.path}, which it had frozen, is what the VM writes to: the saved state is damaged",
-                "Remove the saved state; it cannot be used any more.",
+                f"{disk.path}, which it had frozen, is what the VM writes to: the snapshot is damaged",
+                "Remove the snapshot; it cannot be used any more.",
             )
         if disk.kind is Kind.INTERNAL and state.name not in layer.internal:
-            raise RefusedError(what, f"it does not lie in {disk.path} any more", "Remove the saved state.")
+            raise RefusedError(what, f"it does not lie in {disk.path} any more", "Remove the snapshot.")
     memory = state.info.memory_path
     if state.info.memory == "external" and not os.path.exists(memory):
         raise RefusedError(what, f"its memory image {memory} is not there", "Bring the file back.")
@@ -183,7 +183,7 @@ def _require_whole(layers: Layers, state: State, what: str) -> None:
 
 
 def _is_stood_on(layers: Layers, path: str) -> bool:
-    """Whether any saved state needs the file as it is: one that has frozen it, or a layer upon it."""
+    """Whether any snapshot needs the file as it is: one that has frozen it, or a layer upon it."""
     needed = {
         link
         for state in layers.states
@@ -228,7 +228,7 @@ def _free_name(layers: Layers, path: str, stamp: int) -> str:
 
 
 def original_of(layers: Layers, path: str) -> str:
-    """The lowest file of a chain that is the VM's own: frozen by one of its saved states, or the file itself."""
+    """The lowest file of a chain that is the VM's own: frozen by one of its snapshots, or the file itself."""
     own = [link for link in layers.chain(path) if layers.holders(link) or link in layers.left]
     return own[-1] if own else path
 
@@ -246,7 +246,7 @@ def _definition(
             stand_on(disk, news[target].path)
             continue
         kept = state.disk(target)
-        # a disk that was left out of the saved state goes on as it is
+        # a disk that was left out of the snapshot goes on as it is
         if kept is not None and layers.holders(kept.path):
             if target not in now:
                 raise RefusedError(what, f"{target} was left out of it, and {kept.path} is needed by another one now")
@@ -255,7 +255,7 @@ def _definition(
 
 
 def _definition_then(root: etree._Element, vm_name: str, what: str) -> etree._Element:
-    """The persistent <domain> in a saved state, under that name."""
+    """The persistent <domain> in a snapshot, under that name."""
     then = root.find("inactiveDomain")
     then = root.find("domain") if then is None else then
     if then is None:
@@ -291,8 +291,8 @@ def stand_on(disk: etree._Element, path: str) -> None:
 
 
 def _with_overlays(xml: str, fresh: tuple[Fresh, ...], discarded: tuple[str, ...]) -> str:
-    """The saved state with the new overlays in place of its own ones that go."""
-    root = _xml.parse(xml, "A saved state")
+    """The snapshot with the new overlays in place of its own ones that go."""
+    root = _xml.parse(xml, "A snapshot")
     news = {each.target: each.path for each in fresh}
     for disk in root.iterfind("disks/disk"):
         source = disk.find("source")
@@ -421,13 +421,13 @@ def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal) -> Non
     if plan.fresh:
         snapshots.redefine(domain, plan.state_xml, current=False)
     if domain.isActive():
-        domain.destroy()  # libvirt would load the saved state into the QEMU that runs, from the images that it has
+        domain.destroy()  # libvirt would load the snapshot into the QEMU that runs, from the images that it has
     journal.record(**{_PHASE: Phase.STOPPED})
     snapshots.revert_internal(domain, plan.name)
 
 
 def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
-    """The VM runs with the saved state loaded; libvirt may have died before the rest: what is as it was before is put right."""
+    """The VM runs with the snapshot loaded; libvirt may have died before the rest: what is as it was before is put right."""
     what = f"The VM {plan.vm_name}"
     # QEMU waits for its first start: whoever pauses a guest makes it "paused"
     _let_run(domain, plan, waits=monitor.execute(domain, "query-status")["status"] == "prelaunch")
@@ -438,7 +438,7 @@ def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: 
         kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
         named = {each.path for each in plan.fresh} <= _active_images(conn, domain, live=False)
         if not named or former.words(kept) == former.words(plan.former_definition):
-            root = _xml.parse(plan.state_xml, f"The saved state {plan.name} of {plan.vm_name}")
+            root = _xml.parse(plan.state_xml, f"The snapshot {plan.name} of {plan.vm_name}")
             conn.defineXML(_xml.text(_definition_then(root, plan.vm_name, what)))
     except libvirt.libvirtError as error:
         raise translate(error, what) from error
@@ -468,7 +468,7 @@ def _discard(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
 
 
 def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> None:
-    """The definition and what libvirt knows about saved states are what they were; the new files go."""
+    """The definition and what libvirt knows about snapshots are what they were; the new files go."""
     news = {each.path for each in plan.fresh}
     if domain is not None:
         if news & _active_images(conn, domain, live=True):

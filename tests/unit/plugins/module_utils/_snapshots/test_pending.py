@@ -10,7 +10,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import overlays, pending
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import overlays, pending
 
 URI = "qemu:///system"
 

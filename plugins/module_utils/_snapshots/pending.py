@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover, restores
 
 
 def of_vm(uri: str, name: str, uuid: str) -> list[str]:

@@ -15,8 +15,8 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import libvirt
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import restores
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.restores import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.restores import (
     FileStep,
     OldVm,
     Operation,
@@ -121,7 +121,7 @@ def defined(name: str, token: str = "") -> str:
 
 
 def of_definitions(path: Path, old: OldVm | None) -> Operation:
-    """A restore in the test driver, of a VM without pools and saved states."""
+    """A restore in the test driver, of a VM without pools and snapshots."""
     return replace(operation(path), uri="test:///default", uuid=UUID, old=old, pools=(), states=())
 
 
@@ -154,7 +154,7 @@ def test_a_restore_that_was_killed_before_its_commit_gives_the_old_vm_back(
 
 
 def moment(kind: str, name: str, parent: str = "") -> str:
-    """The XML of a saved state or checkpoint of the VM."""
+    """The XML of a snapshot or checkpoint of the VM."""
     above = f"<parent><name>{parent}</name></parent>" if parent else ""
     state = "<state>shutoff</state>" if kind == "snapshot" else ""
     return (
@@ -164,7 +164,7 @@ def moment(kind: str, name: str, parent: str = "") -> str:
 
 
 def shown(domain: Any) -> dict[str, Any]:
-    """Saved states with their parents and children, the current one, autostart."""
+    """Snapshots with their parents and children, the current one, autostart."""
     return {
         "states": {each.getName(): each.getXMLDesc() for each in domain.listAllSnapshots()},
         "children": {
@@ -176,8 +176,8 @@ def shown(domain: Any) -> dict[str, Any]:
     }
 
 
-def with_saved_states(conn: Any, directory: Path) -> tuple[Any, Operation]:
-    """A VM that stands on c of its saved states a, b (on a), c and d (on b), and a restore that was about to replace it."""
+def with_snapshots(conn: Any, directory: Path) -> tuple[Any, Operation]:
+    """A VM that stands on c of its snapshots a, b (on a), c and d (on b), and a restore that was about to replace it."""
     domain = conn.defineXML(defined("web"))
     for name, parent in (("a", ""), ("b", "a"), ("c", "b"), ("d", "b")):
         snapshots.redefine(domain, moment("snapshot", name, parent), current=name == "c")
@@ -191,7 +191,7 @@ def with_saved_states(conn: Any, directory: Path) -> tuple[Any, Operation]:
 @pytest.mark.parametrize("began", [True, False])
 def test_the_old_vm_gets_back_what_it_lacks(conn: Any, tmp_path: Path, lost: str, began: bool) -> None:
     """Not before the restore has touched it: then somebody else took it away."""
-    domain, wanted = with_saved_states(conn, tmp_path)
+    domain, wanted = with_snapshots(conn, tmp_path)
     whole = shown(domain)
     for name in lost:
         domain.snapshotLookupByName(name).delete()
@@ -203,7 +203,7 @@ def test_the_old_vm_gets_back_what_it_lacks(conn: Any, tmp_path: Path, lost: str
 
 
 def test_what_the_old_vm_has_gained_since_stays(conn: Any, tmp_path: Path) -> None:
-    domain, wanted = with_saved_states(conn, tmp_path)
+    domain, wanted = with_snapshots(conn, tmp_path)
     whole = shown(domain)
     for name in "dc":
         domain.snapshotLookupByName(name).delete()
@@ -218,8 +218,8 @@ def test_what_the_old_vm_has_gained_since_stays(conn: Any, tmp_path: Path) -> No
         assert {name: xml for name, xml in found["states"].items() if name != "new"} == whole["states"]
 
 
-def test_a_saved_state_that_the_vm_was_reverted_to_since_stays_the_current_one(conn: Any, tmp_path: Path) -> None:
-    domain, wanted = with_saved_states(conn, tmp_path)
+def test_a_snapshot_that_the_vm_was_reverted_to_since_stays_the_current_one(conn: Any, tmp_path: Path) -> None:
+    domain, wanted = with_snapshots(conn, tmp_path)
     snapshots.redefine(domain, moment("snapshot", "d", "b"), current=True)
     restores.conclude(conn, wanted)
     assert shown(domain)["current"] == ["d"]

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What removing saved states comes to: which layers are merged into which, which files go. Pure.
+"""What removing snapshots comes to: which layers are merged into which, which files go. Pure.
 
-The files of a disk form a tree. A layer stays where the VM or a saved state that stays needs it by itself. A layer that
-a removed saved state had frozen, and that only one needed layer stands on, takes that one's data (base and top are
-always named: a template below a thin clone was frozen by none of the clone's saved states, so it is never a base).
+The files of a disk form a tree. A layer stays where the VM or a snapshot that stays needs it by itself. A layer that
+a removed snapshot had frozen, and that only one needed layer stands on, takes that one's data (base and top are
+always named: a template below a thin clone was frozen by none of the clone's snapshots, so it is never a base).
 Layers that nobody needs any more, on dead branches, go without a merge.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     Layers,
     State,
@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers
 
 
 class All:
-    """Every saved state of the VM."""
+    """Every snapshot of the VM."""
 
 
 ALL = All()
@@ -59,7 +59,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class InnerState:
-    """An internal saved state to delete from a file; ``live``: from the image that the running VM then writes to."""
+    """An internal snapshot to delete from a file; ``live``: from the image that the running VM then writes to."""
 
     name: str
     path: str
@@ -68,7 +68,7 @@ class InnerState:
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """Saved states to remove (children first), and all that it takes; ``notes`` is what a person should know."""
+    """Snapshots to remove (children first), and all that it takes; ``notes`` is what a person should know."""
 
     vm_uuid: str
     vm_name: str
@@ -98,11 +98,11 @@ def from_facts(facts: Mapping[str, Any]) -> RemovalPlan:
 
 
 def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
-    """How these saved states are removed. Raises RefusedError for what cannot be done without losing what shall stay."""
+    """How these snapshots are removed. Raises RefusedError for what cannot be done without losing what shall stay."""
     wanted = {state.name for state in layers.states} if isinstance(names, All) else set(names)
     removed = [state for state in layers.states if state.name in wanted]
     unknown = wanted - {state.name for state in removed}
-    what = f"Saved states of {layers.vm_name}"
+    what = f"Snapshots of {layers.vm_name}"
     if unknown:
         raise RefusedError(what, f"there is no {', '.join(sorted(unknown))}")
     for target, path in layers.active.items():
@@ -178,7 +178,7 @@ def _plan_disk(work: _Work, target: str) -> None:
         for start in (active, *_pinned(work.kept, target), *_elsewhere(work, target))
         for path in reversed(layers.chain(start))
     }
-    # an internal saved state does not mind what becomes of its file's active state
+    # an internal snapshot does not mind what becomes of its file's active state
     pinned = {active, *_frozen(work.kept, target), *_elsewhere(work, target)}
     standing = {path: [above for above in needed if layers.files[above].backing == path] for path in needed}
     free = {path for path in frozen if path in needed and path not in pinned and len(standing[path]) == 1}
@@ -214,14 +214,14 @@ def _by_user(layers: Layers, paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _is_of(layers: Layers, path: str, target: str) -> bool:
-    """Whether a layer belongs to that disk: the VM's image, or one of its saved states', stands on it."""
+    """Whether a layer belongs to that disk: the VM's image, or one of its snapshots', stands on it."""
     starts = [layers.active.get(target, "")]
     starts += [disk.path for state in layers.states for disk in state.disks if disk.target == target]
     return any(path in layers.chain(start) for start in starts)
 
 
 def _frozen(states: Iterable[State], target: str) -> dict[str, str]:
-    """Files that external saved states have frozen, with the <disk> of that moment."""
+    """Files that external snapshots have frozen, with the <disk> of that moment."""
     return {
         disk.path: disk.definition
         for state in states
@@ -231,14 +231,14 @@ def _frozen(states: Iterable[State], target: str) -> dict[str, str]:
 
 
 def _pinned(states: Iterable[State], target: str) -> list[str]:
-    """Files whose very content saved states need."""
+    """Files whose very content snapshots need."""
     return [
         disk.path for state in states for disk in state.disks if disk.target == target and disk.kind is not Kind.NONE
     ]
 
 
 def _elsewhere(work: _Work, target: str) -> list[str]:
-    """Files that other disks, now or in a saved state that stays, need too: disks may have been swapped."""
+    """Files that other disks, now or in a snapshot that stays, need too: disks may have been swapped."""
     return [path for other, path in work.layers.active.items() if other != target] + [
         disk.path for state in work.kept for disk in state.disks if disk.target != target and disk.kind is not Kind.NONE
     ]
@@ -282,7 +282,7 @@ def _without_chain(disk_xml: str) -> str:
 
 
 def _require_nothing_lost(work: _Work, what: str) -> None:
-    """No internal saved state that shall stay, known to libvirt or not, goes with a layer; no disk changes its size."""
+    """No internal snapshot that shall stay, known to libvirt or not, goes with a layer; no disk changes its size."""
     names = {state.name for state in work.removed}
     files = work.layers.files
     for path in [*(path for merge in work.merges for path in merge.gone), *work.dead]:
@@ -290,7 +290,7 @@ def _require_nothing_lost(work: _Work, what: str) -> None:
         if lost:
             raise RefusedError(
                 what,
-                f"the internal saved state {', '.join(lost)} lies in {path}, which would go: it would be lost",
+                f"the internal snapshot {', '.join(lost)} lies in {path}, which would go: it would be lost",
                 f"Remove it too, or first: vm_snapshot snapshot={lost[0]} state=absent.",
             )
     for merge in work.merges:
@@ -298,25 +298,25 @@ def _require_nothing_lost(work: _Work, what: str) -> None:
         if top.virtual_size_bytes < base.virtual_size_bytes:
             raise RefusedError(
                 what,
-                f"{merge.target} became smaller after its saved state: a merge would give it the size of {base.path} again",
+                f"{merge.target} became smaller after its snapshot: a merge would give it the size of {base.path} again",
                 "Resize the disk back, or copy it to a new image.",
             )
         if merge.active and merge.children:
             raise RefusedError(
                 what,
                 f"{', '.join(merge.children)} stand on {merge.top_path}, which the VM writes to",
-                "Those saved states are broken. Remove them first.",
+                "Those snapshots are broken. Remove them first.",
             )
 
 
 def _lies_elsewhere(work: _Work, name: str, path: str) -> bool:
-    """Whether it is what a revert left in the original of a copy: the saved state lies in the copy now."""
+    """Whether it is what a revert left in the original of a copy: the snapshot lies in the copy now."""
     state = work.layers.state(name)
     return state is not None and path not in {disk.path for disk in state.disks if disk.kind is Kind.INTERNAL}
 
 
 def _inner(work: _Work, gone: Sequence[str], what: str) -> Iterable[InnerState]:
-    """Internal saved states to delete from files that stay."""
+    """Internal snapshots to delete from files that stay."""
     layers = work.layers
     after = {merge.target: merge.base_path for merge in work.merges if merge.active}
     now = {target: after.get(target, path) for target, path in layers.active.items()}
@@ -333,7 +333,7 @@ def _inner(work: _Work, gone: Sequence[str], what: str) -> Iterable[InnerState]:
                     continue
                 raise RefusedError(
                     what,
-                    f"the internal saved state {name} lies in {path}, below what the running VM writes to",
-                    "Shut the VM down and run the task again, or remove the saved states above it too.",
+                    f"the internal snapshot {name} lies in {path}, below what the running VM writes to",
+                    "Shut the VM down and run the task again, or remove the snapshots above it too.",
                 )
             yield InnerState(name, path, live)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Definitions that name files which are merged away: the VM's own, and those inside its saved states. Pure."""
+"""Definitions that name files which are merged away: the VM's own, and those inside its snapshots. Pure."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def replace_in_domain(xml: str, replaced: Replaced) -> str:
     return _xml.text(root)
 
 
-def replace_in_saved_state(xml: str, replaced: Replaced) -> str:
+def replace_in_snapshot(xml: str, replaced: Replaced) -> str:
     """A <domainsnapshot> document whose definitions no longer name what is replaced."""
-    root = _xml.parse(xml, "A saved state")
+    root = _xml.parse(xml, "A snapshot")
     places = ("domain/devices/disk", "inactiveDomain/devices/disk", "disks/disk", "revertDisks/disk")
     for disk in chain.from_iterable(root.iterfind(place) for place in places):
         _replace(disk, replaced)
@@ -37,7 +37,7 @@ def replace_in_saved_state(xml: str, replaced: Replaced) -> str:
 
 def with_parent(xml: str, parent: str) -> str:
     """A <domainsnapshot> document under another parent that it has by now, "" for none."""
-    root = _xml.parse(xml, "A saved state")
+    root = _xml.parse(xml, "A snapshot")
     name, element = root.find("parent/name"), root.find("parent")
     if name is not None and parent:
         name.text = parent

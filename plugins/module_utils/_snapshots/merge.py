@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Removing saved states for good: one disk at a time, base and top named, every step journalled, resumable.
+"""Removing snapshots for good: one disk at a time, base and top named, every step journalled, resumable.
 
 The order keeps every moment safe: data into the base, then whoever stood on the top onto the base, then the definitions,
 then the bookkeeping, the files last.
@@ -25,7 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     bookkeeping,
     copying,
     former,
@@ -35,31 +35,31 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     removal,
     way_back,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
     Overlay,
     Owner,
-    SavedStatePlan,
+    SnapshotPlan,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.removal import Merge, RemovalPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.removal import Merge, RemovalPlan
 
 _MERGED = "removal_merged"  # facts in the journal
 _FORMERS = "removal_formers"
 _STARTED = "removal_started"
 _COMMITTED = "removal_committed"
-_WANTED = "removal_wanted"  # the saved states that stay, as they are to be, by name
+_WANTED = "removal_wanted"  # the snapshots that stay, as they are to be, by name
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What is gone: names of saved states, children first; ``notes`` is what a person should know."""
+    """What is gone: names of snapshots, children first; ``notes`` is what a person should know."""
 
     names: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, context: Context) -> Removed:
-    """Remove saved states, VM running or off. The caller holds the VM's lock and has settled what dead runs left.
+def remove_snapshots(conn: Connection, domain: Domain, names: removal.Names, context: Context) -> Removed:
+    """Remove snapshots, VM running or off. The caller holds the VM's lock and has settled what dead runs left.
 
     Raises RefusedError, BusyError or SplitViewError with nothing touched; after any other error recover.settle() goes on.
     """
@@ -70,7 +70,7 @@ def remove_saved_states(conn: Connection, domain: Domain, names: removal.Names, 
         return Removed((), ())
     require_removable(conn, domain, found, plan)
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of saved states", facts)
+    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of snapshots", facts)
     try:
         removed = remove(conn, domain, plan, journal, context.progress)
         journal.done()
@@ -110,7 +110,7 @@ def remove(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: 
         _delete_inner(conn, domain, plan)
         for name in plan.names:
             snapshots.forget(domain, name)
-        _tidy_saved_states(domain, journal.facts[_WANTED])
+        _tidy_snapshots(domain, journal.facts[_WANTED])
     files.sync(conn.getURI(), plan.vm_name)
     _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
@@ -153,10 +153,10 @@ class _Work:
 
 
 def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
-    """Through the same table of situations as a backup's own saved state: the layers are one overlay several files deep."""
+    """Through the same table of situations as a backup's own snapshot: the layers are one overlay several files deep."""
     plan = work.plan
     formers = overlays.formers_of(work.journal.facts[_FORMERS])
-    merged = SavedStatePlan(
+    merged = SnapshotPlan(
         vm_uuid=plan.vm_uuid,
         vm_name=plan.vm_name,
         name="",
@@ -272,9 +272,9 @@ def _stands_on_base(child: str, merge: Merge) -> bool:
 
 
 def _wanted(domain: Domain, plan: RemovalPlan) -> dict[str, str]:
-    """What libvirt shall know about the saved states that stay, by name: the files that have their data then."""
+    """What libvirt shall know about the snapshots that stay, by name: the files that have their data then."""
     return {
-        state.name: bookkeeping.replace_in_saved_state(state.xml, plan.replaced)
+        state.name: bookkeeping.replace_in_snapshot(state.xml, plan.replaced)
         for state in snapshots.tree(domain)
         if state.name in plan.kept
     }
@@ -293,7 +293,7 @@ def _tidy_definition(conn: Connection, domain: Domain, plan: RemovalPlan) -> Non
         raise translate(error, f"The definition of {plan.vm_name}") from error
 
 
-def _tidy_saved_states(domain: Domain, wanted: dict[str, str]) -> None:
+def _tidy_snapshots(domain: Domain, wanted: dict[str, str]) -> None:
     """libvirt, told to forget one, assumes that its overlay became part of its base, and says so about all that stand on it."""
     for state in snapshots.tree(domain):
         if state.name in wanted:
@@ -303,7 +303,7 @@ def _tidy_saved_states(domain: Domain, wanted: dict[str, str]) -> None:
 
 
 def _delete_inner(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
-    """Internal saved states out of the files that stay."""
+    """Internal snapshots out of the files that stay."""
     now = layers.look(conn, domain)
     for state in plan.inner:
         if state.path not in now.files or state.name not in now.files[state.path].internal:

@@ -24,7 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     merge,
     overlays,
     published,
@@ -32,7 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     revert,
     way_back,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.way_back import remove_file
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.way_back import remove_file
 
 
 def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> list[str]:
@@ -48,9 +48,9 @@ def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> lis
     for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         try:
             done += _finish_writes(*_again(conn, uuid))
-            # a published point needs its saved state: that one stays
-            if overlays.SAVED_STATE in journal.facts and not published.is_published(journal.facts):
-                plan = overlays.plan_of(journal.facts[overlays.SAVED_STATE])
+            # a published point needs its snapshot: that one stays
+            if overlays.SNAPSHOT in journal.facts and not published.is_published(journal.facts):
+                plan = overlays.plan_of(journal.facts[overlays.SNAPSHOT])
                 done += way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
             if overlays.REMOVAL in journal.facts:
                 removing = removal.from_facts(journal.facts[overlays.REMOVAL])
@@ -102,9 +102,9 @@ def pending(uuid: str) -> list[str]:
         who = f"process {holder.get('pid')} on {holder.get('host')}"
         about = f" of {facts['vm_name']}" if "vm_name" in facts else ""
         text = f"a run of {facts.get('operation')}{about} ({who}) ended before it had finished"
-        if overlays.SAVED_STATE in facts and not published.is_published(facts):
-            plan = overlays.plan_of(facts[overlays.SAVED_STATE])
-            text += f"; its saved state {plan.name} of {plan.vm_name} may still be there"
+        if overlays.SNAPSHOT in facts and not published.is_published(facts):
+            plan = overlays.plan_of(facts[overlays.SNAPSHOT])
+            text += f"; its snapshot {plan.name} of {plan.vm_name} may still be there"
         if overlays.REMOVAL in facts:
             removing = removal.from_facts(facts[overlays.REMOVAL])
             text += f"; it was removing {', '.join(removing.names)} of {removing.vm_name}"

@@ -17,8 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _path
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, recover, way_back
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, recover, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import Seen
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
 AFTER = (
@@ -33,7 +33,7 @@ def plan(**changes):
         "vm_uuid": "u", "vm_name": "web", "name": "s", "description": "d", "overlays": (OVERLAY,),
         "excluded_targets": ("sda",), "memory_path": "", "quiesce": True, **changes,
     }  # fmt: skip
-    return overlays.SavedStatePlan(**values)
+    return overlays.SnapshotPlan(**values)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_only_unfinished_archives_are_removed(tmp_path):
 def test_pending_names_the_dead_run_and_changes_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
     journal = Journal.open(overlays.journal_key("u"), "backup", {})
-    journal.record(saved_state=overlays.to_facts(plan(), {}))
+    journal.record(snapshot=overlays.to_facts(plan(), {}))
     assert recover.pending("u") == []  # it is alive
     journal.close()
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "journal").iterdir())
     (text,) = recover.pending("u")
-    assert f"process {os.getpid()}" in text and "saved state s of web" in text
+    assert f"process {os.getpid()}" in text and "snapshot s of web" in text
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "journal").iterdir()) == before
     assert recover.pending("other") == []
 
@@ -142,7 +142,7 @@ WAITS = """
 import sys
 from ansible.module_utils import basic
 from ansible_collections.kvmops.backup.plugins.module_utils import _argspec, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import recover
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover
 
 class Domain:
     def UUIDString(self):

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Files of a VM that no saved state tells about: ``<state>/layers/<uuid>.json`` and ``<state>/copies/<uuid>.json``.
+"""Files of a VM that no snapshot tells about: ``<state>/layers/<uuid>.json`` and ``<state>/copies/<uuid>.json``.
 
-Layers that removed saved states had frozen and that stay for now, because several branches stand on them: nothing else tells
-them from the template below a thin clone, which is never merged into. And copies that reverts to internal saved states have
+Layers that removed snapshots had frozen and that stay for now, because several branches stand on them: nothing else tells
+them from the template below a thin clone, which is never merged into. And copies that reverts to internal snapshots have
 made. Where a record is lost, such a file stays for good and does no harm.
 """
 

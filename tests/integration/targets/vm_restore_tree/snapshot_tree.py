@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved states as an administrator makes and reverts them with libvirt 9.0 and qemu-img, and the truth about each of them."""
+"""Snapshots as an administrator makes and reverts them with libvirt 9.0 and qemu-img, and the truth about each of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.vm import Lab, LabVm
 
 SECURE = libvirt.VIR_DOMAIN_XML_SECURE
-MARKER = "/run/saved-state"  # in the guest's memory, on no disk
+MARKER = "/run/snapshot"  # in the guest's memory, on no disk
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved state: how it was made, and where its disks are: files (frozen, or with an internal snapshot in them)."""
+    """A snapshot: how it was made, and where its disks are: files (frozen, or with an internal snapshot in them)."""
 
     name: str
     internal: bool
@@ -30,7 +30,7 @@ class Saved:
 
 @dataclass
 class Truth:
-    """What every saved state of a VM has to show: digest of each disk by name of the saved state."""
+    """What every snapshot of a VM has to show: digest of each disk by name of the snapshot."""
 
     disks: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -42,7 +42,7 @@ def sources(xml: str) -> dict[str, Path]:
 
 
 def take(vm: LabVm, name: str, *, internal: bool = False, memory: bool = False) -> Saved:
-    """A new saved state; with memory, the guest knows its name."""
+    """A new snapshot; with memory, the guest knows its name."""
     files, running = vm.disks(), vm.is_running()
     if memory:
         vm.agent.shell(f"echo {name} >{MARKER}")
@@ -66,7 +66,7 @@ def take(vm: LabVm, name: str, *, internal: bool = False, memory: bool = False) 
 
 
 def digests(saved: Saved) -> dict[str, str]:
-    """What the disks of a saved state hold, from its files."""
+    """What the disks of a snapshot hold, from its files."""
     found = {}
     for target, path in saved.files.items():
         if not saved.internal:
@@ -85,7 +85,7 @@ def shown(vm: LabVm) -> dict[str, str]:
 
 
 def revert_outside(vm: LabVm, name: str, number: int, *, resume: bool = False) -> None:
-    """To an external saved state, as libvirt 9.0 cannot: fresh overlays on its files; with ``resume`` its memory too (paused)."""
+    """To an external snapshot, as libvirt 9.0 cannot: fresh overlays on its files; with ``resume`` its memory too (paused)."""
     snapshot = vm.domain.snapshotLookupByName(name)
     xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
     root = etree.fromstring(xml)
@@ -115,7 +115,7 @@ def revert_outside(vm: LabVm, name: str, number: int, *, resume: bool = False) -
 
 
 def revert_inside(vm: LabVm, name: str) -> None:
-    """To an internal saved state, paused if it has memory."""
+    """To an internal snapshot, paused if it has memory."""
     snapshot = vm.domain.snapshotLookupByName(name)
     vm.domain.revertToSnapshot(snapshot, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED if _runs(snapshot) else 0)
 
@@ -125,7 +125,7 @@ def _runs(snapshot: libvirt.virDomainSnapshot) -> bool:
 
 
 def remembers(vm: LabVm) -> str:
-    """The name of the saved state in the memory of a guest that goes on now."""
+    """The name of the snapshot in the memory of a guest that goes on now."""
     vm.domain.resume()
     return remembered(vm)
 
@@ -137,7 +137,7 @@ def remembered(vm: LabVm) -> str:
 
 
 def tree(lab: Lab, name: str) -> dict[str, tuple[str, bool]]:
-    """Parent of each saved state, and whether it is the current one."""
+    """Parent of each snapshot, and whether it is the current one."""
     found = {}
     for snapshot in lab.vm(name).domain.listAllSnapshots():
         parent = etree.fromstring(snapshot.getXMLDesc()).findtext("parent/name") or ""

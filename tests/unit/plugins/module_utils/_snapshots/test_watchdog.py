@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.watchdog import Watchdog
 
 
 def test_the_reason_is_told():

@@ -40,15 +40,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
     Overlay,
     Phase,
-    SavedStatePlan,
+    SnapshotPlan,
     Step,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import (
     Act,
     Action,
     Blocked,
@@ -64,7 +64,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situat
 
 # what a living libvirtd passes through in moments, and a dead one leaves for good
 CATCH_UP_S = 2.0
-# libvirt goes on with the saved state that a killed worker has asked for, the guest's freeze in it
+# libvirt goes on with the snapshot that a killed worker has asked for, the guest's freeze in it
 JOB_PATIENCE_S = 60.0
 _AFTERWARDS = frozenset({Act.FORGET, Act.UNLINK, Act.UNLINK_MEMORY})
 UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDEFINE})
@@ -73,7 +73,7 @@ UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDE
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def observe(conn: Connection, domain: Domain | None, plan: SavedStatePlan, facts: Facts) -> Situation:
+def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: Facts) -> Situation:
     """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
     seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
     all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
@@ -185,17 +185,17 @@ def _inside(overlay: Overlay) -> list[str]:
     return names
 
 
-def _is_listed(domain: Domain, plan: SavedStatePlan) -> bool:
-    """Whether libvirt lists our saved state: the name, and our overlays in it."""
+def _is_listed(domain: Domain, plan: SnapshotPlan) -> bool:
+    """Whether libvirt lists our snapshot: the name, and our overlays in it."""
     ours = {overlay.overlay_path for overlay in plan.overlays}
     for node in snapshots.tree(domain):
         if node.name == plan.name:
             files = {
-                source.get("file") for source in _xml.parse(node.xml, "A saved state").iterfind("disks/disk/source")
+                source.get("file") for source in _xml.parse(node.xml, "A snapshot").iterfind("disks/disk/source")
             }
             if not ours <= files:
                 raise SplitViewError(
-                    f"The saved state {plan.name} of {plan.vm_name}",
+                    f"The snapshot {plan.name} of {plan.vm_name}",
                     "it does not consist of the files that our journal names",
                     "Nothing was touched. Rename or remove it: virsh snapshot-delete --metadata.",
                 )
@@ -212,7 +212,7 @@ class _Work:
 
     conn: Connection
     domain: Domain
-    plan: SavedStatePlan
+    plan: SnapshotPlan
     formers: dict[str, Former]
     journal: Journal
     progress: Progress
@@ -226,26 +226,26 @@ class _Work:
 
 
 def bring_back(
-    conn: Connection, domain: Domain | None, plan: SavedStatePlan, journal: Journal, progress: Progress
+    conn: Connection, domain: Domain | None, plan: SnapshotPlan, journal: Journal, progress: Progress
 ) -> list[str]:
     """Bring the VM back to its own disks and remove everything of ours; returns what was done, one sentence each.
 
     Goes on where an earlier run stopped. A wish to cancel is not heard: a VM is not left between its disks.
     Raises BusyError, SplitViewError or RefusedError before the next act on what it cannot judge, else KvmopsError.
     """
-    formers = overlays.formers_of(journal.facts[overlays.SAVED_STATE])
+    formers = overlays.formers_of(journal.facts[overlays.SNAPSHOT])
     return _act(_Work(conn, domain, plan, formers, journal, progress))
 
 
 def merge_back(
     conn: Connection,
     domain: Domain | None,
-    plan: SavedStatePlan,
+    plan: SnapshotPlan,
     formers: dict[str, Former],
     journal: Journal,
     progress: Progress,
 ) -> list[str]:
-    """The same without what comes after the merges: saved states stay listed, and all files where they are.
+    """The same without what comes after the merges: snapshots stay listed, and all files where they are.
 
     Returns only what a person should know of it: that libvirtd had to be restarted.
     """
@@ -258,7 +258,7 @@ def _act(work: _Work) -> list[str]:
     done: list[str] = []
     mended: set[str] = set()
     actions: list[Action] = []
-    # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the saved state, its memory image, the thaw
+    # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the snapshot, its memory image, the thaw
     for _dummy in range(5 * len(plan.overlays) + 5):
         try:
             actions = _decide_lasting(work)
@@ -290,15 +290,15 @@ def _act(work: _Work) -> list[str]:
 
 
 def _stand_again(work: _Work) -> list[str]:
-    """The saved state that the VM stood on is the current one again; where libvirt refuses, the next increment is a full."""
+    """The snapshot that the VM stood on is the current one again; where libvirt refuses, the next increment is a full."""
     stood_on = work.journal.facts.get(overlays.STOOD_ON, "")
     if work.domain is None or not stood_on:
         return []
     try:
         told = snapshots.stand_on(work.domain, stood_on)
     except KvmopsError as error:
-        return [f"{work.plan.vm_name}: libvirt does not take it that the VM stands on saved state {stood_on}: {error}"]
-    return [f"{work.plan.vm_name}: told libvirt again that the VM stands on saved state {stood_on}"] if told else []
+        return [f"{work.plan.vm_name}: libvirt does not take it that the VM stands on snapshot {stood_on}: {error}"]
+    return [f"{work.plan.vm_name}: told libvirt again that the VM stands on snapshot {stood_on}"] if told else []
 
 
 def _decide_lasting(work: _Work) -> list[Action]:
@@ -349,7 +349,7 @@ def _mended(work: _Work, blocked: Blocked) -> _Work:
 
 
 def _blocked(
-    blocked: Blocked, conn: Connection, domain: Domain | None, plan: SavedStatePlan, unmended: str = ""
+    blocked: Blocked, conn: Connection, domain: Domain | None, plan: SnapshotPlan, unmended: str = ""
 ) -> KvmopsError:
     if not blocked.target:
         return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
@@ -385,7 +385,7 @@ def _first(chain: tuple[str, ...]) -> str:
     return chain[0] if chain else "nothing"
 
 
-def _sentence(action: Action, plan: SavedStatePlan) -> str:
+def _sentence(action: Action, plan: SnapshotPlan) -> str:
     texts = {
         Act.THAW: "thawed the guest's file systems",
         Act.MERGE: "merged the overlay of {} into its base",
@@ -397,7 +397,7 @@ def _sentence(action: Action, plan: SavedStatePlan) -> str:
         Act.REJOIN: "told libvirt and QEMU the same about {}",
         Act.MERGE_OFF: "merged the overlay of {} into its base while the VM is off",
         Act.REDEFINE: "pointed the persistent definition of {} back to its base",
-        Act.FORGET: "removed the saved state {}",
+        Act.FORGET: "removed the snapshot {}",
         Act.UNLINK: "removed the overlay file of {}",
         Act.UNLINK_MEMORY: "removed the memory image",
     }

@@ -11,8 +11,8 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor, snapshots
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import revert
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.revert import Fresh, Phase, RevertPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import revert
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.revert import Fresh, Phase, RevertPlan
 
 RUNNING, PAUSED, OFF = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_SHUTOFF
 BOOTED, UNPAUSED = libvirt.VIR_DOMAIN_RUNNING_BOOTED, libvirt.VIR_DOMAIN_RUNNING_UNPAUSED
@@ -127,7 +127,7 @@ def test_what_was_changed_since_stays(monkeypatch, fresh, status):
     assert resumed(vm, Phase.STOPPED, plan(fresh))[1] == [*["resume"][: status == "prelaunch"], "remove /p/x"]
 
 
-def test_the_saved_state_is_the_current_one_in_place_of_the_former(monkeypatch):
+def test_the_snapshot_is_the_current_one_in_place_of_the_former(monkeypatch):
     vm = FakeVm(monkeypatch, (RUNNING, UNPAUSED), runs_on=COPY.path, kept=definition(COPY.path, "then"))
     before = "<domainsnapshot><name>before</name></domainsnapshot>"
     vm.current = [before]

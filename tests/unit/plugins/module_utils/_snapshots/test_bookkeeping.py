@@ -12,8 +12,8 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import bookkeeping, left, request, revert
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import bookkeeping, left, request, revert
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     Layer,
     Layers,
@@ -66,7 +66,7 @@ def test_replaced_images(before, after):
         "<domainsnapshot><disks><disk name='vda'><source file='{0}'/></disk></disks>"
         "<domain><devices>{1}</devices></domain><inactiveDomain><devices>{1}</devices></inactiveDomain></domainsnapshot>"
     )
-    found = bookkeeping.replace_in_saved_state(state.format("/p/x", disk(before)), REPLACED)
+    found = bookkeeping.replace_in_snapshot(state.format("/p/x", disk(before)), REPLACED)
     assert found == state.format("/p/x", disk(after)).replace("'", '"')
 
 
@@ -153,7 +153,7 @@ def test_revert_plan():
 
 
 def test_what_a_revert_never_deletes():
-    """The file of a disk that stands on nothing, or on something that no saved state has frozen."""
+    """The file of a disk that stands on nothing, or on something that no snapshot has frozen."""
     other = {
         "/p/other": Layer("/p/other", "qcow2", "/p/template", 1),
         "/p/template": Layer("/p/template", "qcow2", "", 1),
@@ -164,13 +164,13 @@ def test_what_a_revert_never_deletes():
         assert revert.plan_revert(strange, "s", DOMAIN, 7).discarded == ()
 
 
-def test_a_saved_state_whose_file_is_written_to():
+def test_a_snapshot_whose_file_is_written_to():
     with pytest.raises(RefusedError) as caught:
         revert.plan_revert(layers_of(active="/p/a"), "s", DOMAIN, 7)
     assert "damaged" in str(caught.value)
 
 
-def test_a_saved_state_without_its_file():
+def test_a_snapshot_without_its_file():
     with pytest.raises(RefusedError) as caught:
         revert.plan_revert(layers_of(files=("/p/a.s",)), "s", DOMAIN, 7)
     assert "/p/a is not there" in str(caught.value).replace("its file ", "")

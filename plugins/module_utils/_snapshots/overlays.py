@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What a saved state that we take consists of, as values and as facts of the journal. Pure."""
+"""What a snapshot that we take consists of, as values and as facts of the journal. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-SAVED_STATE = "saved_state"  # names of facts in the journal
+SNAPSHOT = "snapshot"  # names of facts in the journal
 PHASE = "phase"
-STOOD_ON = "stood_on"  # the VM's current saved state before, "" for none
+STOOD_ON = "stood_on"  # the VM's current snapshot before, "" for none
 PARTIAL = "partial"  # path of the unfinished archive
-PUBLISHED = "published"  # true: the point is in its archive, and its saved state stays
-REMOVAL = "removal"  # the saved states that are being removed
-REVERT = "revert"  # the saved state that is being reverted to
+PUBLISHED = "published"  # true: the point is in its archive, and its snapshot stays
+REMOVAL = "removal"  # the snapshots that are being removed
+REVERT = "revert"  # the snapshot that is being reverted to
 
 
 class Phase(str, Enum):
@@ -39,9 +39,9 @@ class Step(str, Enum):
 
 @dataclass(frozen=True)
 class Overlay:
-    """One disk of the saved state: ``base_path`` is frozen, the guest goes on writing to ``overlay_path`` (a new qcow2).
+    """One disk of the snapshot: ``base_path`` is frozen, the guest goes on writing to ``overlay_path`` (a new qcow2).
 
-    ``between`` are the layers of older saved states that go with it, the one under the overlay first.
+    ``between`` are the layers of older snapshots that go with it, the one under the overlay first.
     """
 
     target: str
@@ -57,8 +57,8 @@ class Overlay:
 
 
 @dataclass(frozen=True)
-class SavedStatePlan:
-    """A saved state to take. Every disk of the VM is in ``overlays`` or in ``excluded_targets``."""
+class SnapshotPlan:
+    """A snapshot to take. Every disk of the VM is in ``overlays`` or in ``excluded_targets``."""
 
     vm_uuid: str
     vm_name: str
@@ -68,12 +68,12 @@ class SavedStatePlan:
     excluded_targets: tuple[str, ...]
     memory_path: str  # "" without a memory image
     quiesce: bool  # freeze the guest's file systems through its agent
-    expendable: tuple[str, ...] = ()  # internal saved states that may go with the overlays they lie in
+    expendable: tuple[str, ...] = ()  # internal snapshots that may go with the overlays they lie in
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Owner, mode and libvirt's labels of a base file before the saved state."""
+    """Owner, mode and libvirt's labels of a base file before the snapshot."""
 
     uid: int
     gid: int
@@ -89,7 +89,7 @@ class Former:
     owner: Owner
 
 
-def to_facts(plan: SavedStatePlan, formers: Mapping[str, Former]) -> dict[str, Any]:
+def to_facts(plan: SnapshotPlan, formers: Mapping[str, Former]) -> dict[str, Any]:
     """The plan as JSON values for the journal."""
     return {**asdict(plan), **formers_to_facts(formers)}
 
@@ -99,15 +99,15 @@ def formers_to_facts(formers: Mapping[str, Former]) -> dict[str, Any]:
     return {"formers": {target: asdict(former) for target, former in formers.items()}}
 
 
-def plan_of(facts: Mapping[str, Any]) -> SavedStatePlan:
-    """The plan in a journal's saved_state fact."""
+def plan_of(facts: Mapping[str, Any]) -> SnapshotPlan:
+    """The plan in a journal's snapshot fact."""
     values = {name: value for name, value in facts.items() if name != "formers"}
     values["overlays"] = tuple(
         Overlay(**{**each, "between": tuple(each.get("between", ()))}) for each in values["overlays"]
     )
     values["excluded_targets"] = tuple(values["excluded_targets"])
     values["expendable"] = tuple(values.get("expendable", ()))
-    return SavedStatePlan(**values)
+    return SnapshotPlan(**values)
 
 
 def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:

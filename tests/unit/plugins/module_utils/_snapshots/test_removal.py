@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import removal
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import (
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import removal
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     Layer,
     Layers,
@@ -24,7 +24,7 @@ TEMPLATE, ORIGINAL = "/t/template", "/p/a"
 
 
 class Model:
-    """A VM of one disk: what each file holds itself, what it stands on, and what each saved state has frozen."""
+    """A VM of one disk: what each file holds itself, what it stands on, and what each snapshot has frozen."""
 
     def __init__(self, thin=False):
         self.holds = {ORIGINAL: {0: "original"}}
@@ -32,7 +32,7 @@ class Model:
         if thin:
             self.holds[TEMPLATE], self.backing[TEMPLATE] = {9: "template"}, ""
         self.left = {}
-        self.inside = {}  # file: {internal saved state: what it saw}
+        self.inside = {}  # file: {internal snapshot: what it saw}
         self.active = ORIGINAL
         self.states = []  # name, kind, file, overlay, parent
         self.current = ""
@@ -78,7 +78,7 @@ class Model:
         }
         states = tuple(
             State(
-                SavedStateInfo(name, "", parent, name == self.current, kind is Kind.EXTERNAL, "no", "", "", number),
+                Snapshot(name, "", parent, name == self.current, kind is Kind.EXTERNAL, "no", "", "", number),
                 (StateDisk("vda", kind, path, overlay, f"<disk><source file='{path}'/></disk>"),),
             )
             for number, (name, kind, path, overlay, parent) in enumerate(self.states)
@@ -86,7 +86,7 @@ class Model:
         return Layers("u", "web", running, False, states, {"vda": self.active}, files, {}, self.left)
 
     def stays(self, gone):
-        """What the VM and every saved state that stays see."""
+        """What the VM and every snapshot that stays see."""
         found = {"now": self.seen(self.active)}
         for name, kind, path, _overlay, _parent in self.states:
             if name not in gone:

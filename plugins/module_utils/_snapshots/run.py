@@ -25,9 +25,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     find_domain,
     libvirt,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     layers,
     merge,
     overlays,
@@ -36,18 +36,18 @@ from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import
     removal,
     restores,
     revert,
-    saved_state,
+    snapshot,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.layers import Kind, Layers
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Overlay, SavedStatePlan
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.request import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Kind, Layers
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay, SnapshotPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import (
     ALL_NAME,
     SnapshotRequest,
     Wish,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
-_NAME_LETTERS = 80  # of a saved state in the names of its files
+_NAME_LETTERS = 80  # of a snapshot in the names of its files
 _BACKUPS_OWN = re.compile(r"kvmops-[0-9]+")
 
 
@@ -61,7 +61,7 @@ class _Run:
     unsettled: bool = False  # check mode: what a dead run left is still there, and nothing to judge the VM by
 
 
-def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
+def ensure(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_snapshot``; the module's return values. Raises KvmopsError."""
     conn = connect(request.uri)
     context.progress.merge_bps = request.bandwidth_bps
@@ -74,7 +74,7 @@ def snapshot(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     for text in restores.settle(conn, request.uri, request.vm):
         context.warn(f"left by an earlier run and put right: {text}")
     domain = find_domain(conn, request.vm)
-    what = f"saved state {request.snapshot} of VM {domain.name()}, {request.wish.value}"
+    what = f"snapshot {request.snapshot} of VM {domain.name()}, {request.wish.value}"
     with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
         return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
 
@@ -96,7 +96,7 @@ def _refuse_template(run: _Run) -> None:
     if mark.is_marked_xml(run.domain.XMLDesc(flags)):
         raise RefusedError(
             f"The VM {run.found.vm_name}",
-            "it is a template: thin clones stand on its disks, and saved states would change them",
+            "it is a template: thin clones stand on its disks, and snapshots would change them",
             "Take the mark away first: kvmops.backup.vm_template with state: absent.",
         )
 
@@ -111,16 +111,16 @@ def _present(run: _Run) -> dict[str, Any]:
     plan = plan_present(run.conn, run.domain, found, request, run.context.warn)
     if request.check_mode:
         if not run.unsettled:
-            saved_state.require_ready(run.conn, run.domain, plan)
+            snapshot.require_ready(run.conn, run.domain, plan)
         memory = "external" if request.memory else "no"
         current = next((state.name for state in found.states if state.info.current), "")
-        new = SavedStateInfo(request.snapshot, "", current, True, True, memory, plan.memory_path, "", int(time.time()))
+        new = Snapshot(request.snapshot, "", current, True, True, memory, plan.memory_path, "", int(time.time()))
         before = [replace(state.info, current=False) for state in found.states]
         return _values(_infos(found), [*before, new], changed=True)
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a saved state", facts)
+    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a snapshot", facts)
     try:
-        saved_state.take(run.conn, run.domain, plan, journal)
+        snapshot.take(run.conn, run.domain, plan, journal)
         journal.done()
     except (RefusedError, BusyError, QuiesceError):
         journal.done()
@@ -132,8 +132,8 @@ def _present(run: _Run) -> dict[str, Any]:
 
 def plan_present(
     conn: Connection, domain: Domain, found: Layers, request: SnapshotRequest, warn: Callable[[str], None]
-) -> SavedStatePlan:
-    """The saved state to take: every disk that can be frozen in a file. Raises RefusedError for one that cannot be left out."""
+) -> SnapshotPlan:
+    """The snapshot to take: every disk that can be frozen in a file. Raises RefusedError for one that cannot be left out."""
     flags = libvirt.VIR_DOMAIN_XML_SECURE | (0 if found.running else libvirt.VIR_DOMAIN_XML_INACTIVE)
     new, excluded = [], []
     for disk in domain_xml.parse(domain.XMLDesc(flags)).disks:
@@ -142,7 +142,7 @@ def plan_present(
             excluded.append(disk.target)
         elif disk.device == "lun" or disk.shareable:
             warn(
-                f"{disk.name} is not part of the saved state: {'it is a LUN' if disk.device == 'lun' else 'it is shared'}"
+                f"{disk.name} is not part of the snapshot: {'it is a LUN' if disk.device == 'lun' else 'it is shared'}"
             )
             excluded.append(disk.target)
         else:
@@ -151,12 +151,12 @@ def plan_present(
             overlay = free_name(found, path, request.snapshot)
             new.append(Overlay(disk.target, path, image_format, overlay))
     if not new:
-        raise RefusedError(f"The VM {found.vm_name}", "it has no disk that a saved state could freeze")
+        raise RefusedError(f"The VM {found.vm_name}", "it has no disk that a snapshot could freeze")
     memory_path = ""
     if request.memory:
         directory = os.path.dirname(new[0].overlay_path)
         memory_path = _unused(f"{directory}/{_letters(found.vm_name)}.{_letters(request.snapshot)}.memory")
-    return SavedStatePlan(
+    return SnapshotPlan(
         vm_uuid=found.vm_uuid,
         vm_name=found.vm_name,
         name=request.snapshot,
@@ -171,15 +171,15 @@ def plan_present(
 def _require_file(disk: domain_xml.Disk, path: str, found: Layers) -> None:
     what = f"The disk {disk.name} of {found.vm_name}"
     if disk.transient:
-        raise RefusedError(what, "it is transient: libvirt takes no saved states of such VMs")
+        raise RefusedError(what, "it is transient: libvirt takes no snapshots of such VMs")
     if not path or not os.path.isfile(path):
-        raise RefusedError(what, "it is no file, so there is no place for the overlay that a saved state needs")
+        raise RefusedError(what, "it is no file, so there is no place for the overlay that a snapshot needs")
     if disk.encrypted or disk.has_data_file or (disk.format or "raw") not in ("qcow2", "raw"):
         raise RefusedError(what, f"an overlay on it is not supported (format {disk.format or 'unknown'})")
 
 
 def free_name(found: Layers, path: str, name: str) -> str:
-    """An unused file name for the overlay of a saved state, beside the VM's original image."""
+    """An unused file name for the overlay of a snapshot, beside the VM's original image."""
     return _unused(f"{revert.original_of(found, os.path.realpath(path))}.{_letters(name)}")
 
 
@@ -213,14 +213,14 @@ def _absent(run: _Run) -> dict[str, Any]:
             run.context.warn(text)
         left = [state.info for state in found.states if state.name in plan.kept]
         return _values(_infos(found), _reparented(_infos(found), left), changed=True)
-    _end_cycle(found, plan.names, "saved states of the VM were removed")
-    removed = merge.remove_saved_states(run.conn, run.domain, names, run.context)
+    _end_cycle(found, plan.names, "snapshots of the VM were removed")
+    removed = merge.remove_snapshots(run.conn, run.domain, names, run.context)
     for text in removed.notes:
         run.context.warn(text)
     return _result(found, layers.look(run.conn, run.domain), changed=True)
 
 
-def _reparented(before: Sequence[SavedStateInfo], left: Sequence[SavedStateInfo]) -> list[SavedStateInfo]:
+def _reparented(before: Sequence[Snapshot], left: Sequence[Snapshot]) -> list[Snapshot]:
     """The tree without the removed ones: their children belong to the nearest ancestor that stays."""
     parents = {info.name: info.parent for info in before}
     names = {info.name for info in left}
@@ -235,7 +235,7 @@ def _reparented(before: Sequence[SavedStateInfo], left: Sequence[SavedStateInfo]
 
 
 def _end_cycle(found: Layers, names: Sequence[str], reason: str) -> None:
-    """Tell the backups, if the newest point of any archive had one of these saved states."""
+    """Tell the backups, if the newest point of any archive had one of these snapshots."""
     own = [state.info.created for state in found.states if _BACKUPS_OWN.fullmatch(state.name)]
     gone = [state.info.created for state in found.states if state.name in names]
     if own and gone and min(gone) <= max(own):
@@ -262,7 +262,7 @@ def _reverted(run: _Run) -> dict[str, Any]:
         after = [replace(state.info, current=state.name == request.snapshot) for state in found.states]
         return _values(_infos(found), after, changed=True)
     if any(_BACKUPS_OWN.fullmatch(state.name) for state in found.states):
-        _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its saved state {request.snapshot}")
+        _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its snapshot {request.snapshot}")
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
     journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a revert", facts)
     try:
@@ -290,10 +290,10 @@ def _stands_there(found: Layers, name: str) -> bool:
 
 # --- results -------------------------------------------------------------------------------------------------------
 
-_Infos = Sequence[SavedStateInfo]
+_Infos = Sequence[Snapshot]
 
 
-def _infos(found: Layers) -> list[SavedStateInfo]:
+def _infos(found: Layers) -> list[Snapshot]:
     return [state.info for state in found.states]
 
 
@@ -309,7 +309,7 @@ def _values(before: _Infos, after: _Infos, *, changed: bool) -> dict[str, Any]:
     }
 
 
-def _describe(info: SavedStateInfo) -> dict[str, Union[str, bool]]:
+def _describe(info: Snapshot) -> dict[str, Union[str, bool]]:
     return {
         "name": info.name,
         "parent": info.parent,

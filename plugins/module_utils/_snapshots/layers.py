@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The saved states of a VM and the files they lie in: which file stands on which, and who else needs them.
+"""The snapshots of a VM and the files they lie in: which file stands on which, and who else needs them.
 
 All paths are resolved (`views.real`), so that they can be compared.
 """
@@ -30,8 +30,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import SavedStateInfo
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import left
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
 
 _FORMATS = ("qcow2", "raw")
 
@@ -41,12 +41,12 @@ class Kind(str, Enum):
 
     EXTERNAL = "external"  # frozen in a file of its own
     INTERNAL = "internal"  # inside a qcow2
-    NONE = "no"  # not part of the saved state
+    NONE = "no"  # not part of the snapshot
 
 
 @dataclass(frozen=True)
 class StateDisk:
-    """One disk in a saved state.
+    """One disk in a snapshot.
 
     ``path`` is the file that the disk was then: what EXTERNAL has frozen, what INTERNAL lies in. ``overlay_path`` is the
     file that EXTERNAL made for the guest to write to, "" otherwise. ``definition`` is the <disk> as the VM's definition had it.
@@ -61,9 +61,9 @@ class StateDisk:
 
 @dataclass(frozen=True)
 class State:
-    """A saved state with its disks."""
+    """A snapshot with its disks."""
 
-    info: SavedStateInfo
+    info: Snapshot
     disks: tuple[StateDisk, ...]
 
     @property
@@ -78,7 +78,7 @@ class State:
 
 @dataclass(frozen=True)
 class Layer:
-    """One image file; ``backing`` is what it stands on, "" for nothing; ``internal`` are the saved states inside it."""
+    """One image file; ``backing`` is what it stands on, "" for nothing; ``internal`` are the snapshots inside it."""
 
     path: str
     format: str
@@ -90,7 +90,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """A VM with its saved states (parents first), its disks' active files and every file that belongs to either."""
+    """A VM with its snapshots (parents first), its disks' active files and every file that belongs to either."""
 
     vm_uuid: str
     vm_name: str
@@ -104,7 +104,7 @@ class Layers:
     copies: Mapping[str, str] = field(default_factory=dict)  # the same: copy and original
 
     def state(self, name: str) -> State | None:
-        """The saved state of that name."""
+        """The snapshot of that name."""
         return next((state for state in self.states if state.name == name), None)
 
     def chain(self, path: str) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ class Layers:
         return found
 
     def holders(self, path: str) -> tuple[State, ...]:
-        """Saved states that have frozen this file."""
+        """Snapshots that have frozen this file."""
         return tuple(
             state
             for state in self.states
@@ -224,8 +224,8 @@ def require_free(layers: Layers, paths: Iterable[str], what: str) -> None:
             )
 
 
-def _state(conn: Connection, info: SavedStateInfo) -> State:
-    root = _xml.parse(info.xml, f"The saved state {info.name}")
+def _state(conn: Connection, info: Snapshot) -> State:
+    root = _xml.parse(info.xml, f"The snapshot {info.name}")
     then = root.find("domain")
     if then is None:
         return State(info, ())

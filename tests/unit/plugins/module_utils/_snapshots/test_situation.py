@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, RefusedError, SplitViewError
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Step
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Step
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import (
     Act,
     Action,
     Blocked,
@@ -48,9 +48,9 @@ TABLE = {
     "nothing happened yet": (RUNNING, disk(B, B, B, Content.MISSING), []),
     "overlay file made, not used": (RUNNING, disk(B, B, B, Content.EMPTY), ["unlink vda"]),
     "overlay opened by QEMU, not used": (RUNNING, disk(B, B, B, Content.EMPTY, stray=True), ["drop vda", "unlink vda"]),
-    "saved state taken": (RUNNING, disk(O, O, O, Content.DATA), ["merge vda", "unlink vda"]),
-    "saved state taken, definition not written": (RUNNING, disk(O, O, B, Content.DATA), ["merge vda", "unlink vda"]),
-    "saved state of a transient VM": (RUNNING, disk(O, O, N, Content.DATA), ["merge vda", "unlink vda"]),
+    "snapshot taken": (RUNNING, disk(O, O, O, Content.DATA), ["merge vda", "unlink vda"]),
+    "snapshot taken, definition not written": (RUNNING, disk(O, O, B, Content.DATA), ["merge vda", "unlink vda"]),
+    "snapshot of a transient VM": (RUNNING, disk(O, O, N, Content.DATA), ["merge vda", "unlink vda"]),
     "libvirtd died in QEMU's transaction": (RUNNING, disk(O, B, B, Content.DATA), ["merge_qemu vda", "unlink vda"]),
     "the same, killed in our own merge": (
         RUNNING,
@@ -165,7 +165,7 @@ def test_other_work_on_the_whole_vm_is_waited_for() -> None:
     assert caught.value.kind is BusyError and "a backup job" in caught.value.why
     assert acts(situation(RUNNING, disk(B, B, B, Content.MISSING), domain_job="a backup job")) == []
     with pytest.raises(Blocked):  # nothing to be seen yet, but libvirt may be about to make it
-        decide(situation(RUNNING, disk(B, B, B, Content.MISSING), domain_job="a saved state being taken", taking=True))
+        decide(situation(RUNNING, disk(B, B, B, Content.MISSING), domain_job="a snapshot being taken", taking=True))
 
 
 @functools.cache
@@ -296,7 +296,7 @@ def test_every_way_comes_to_its_end() -> None:
         (OFF, disk(N, N, O, Content.EMPTY, inside=("mine",))),
     ],
 )
-def test_no_merge_loses_an_internal_saved_state(power: Power, found: DiskSituation) -> None:
+def test_no_merge_loses_an_internal_snapshot(power: Power, found: DiskSituation) -> None:
     with pytest.raises(Blocked) as caught:
         decide(situation(power, disk(B, B, B, Content.MISSING), found))
     assert caught.value.kind is RefusedError and "mine" in caught.value.why

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The temporary saved state of a backup: from three agreeing views of the VM's disks back to three agreeing views."""
+"""The temporary snapshot of a backup: from three agreeing views of the VM's disks back to three agreeing views."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import former, overlays, way_back
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import (
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
     Overlay,
     Phase,
-    SavedStatePlan,
+    SnapshotPlan,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.watchdog import Watchdog
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.watchdog import Watchdog
 
-__all__ = ("Overlay", "SavedStatePlan", "Taken", "remove", "require_ready", "take")
+__all__ = ("Overlay", "SnapshotPlan", "Taken", "remove", "require_ready", "take")
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The saved state as libvirt describes it; the guest was frozen for at most ``frozen_ms``; ``timestamp`` is unix time."""
+    """The snapshot as libvirt describes it; the guest was frozen for at most ``frozen_ms``; ``timestamp`` is unix time."""
 
     snapshot_xml: str
     frozen_ms: int
     timestamp: int
 
 
-def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journal) -> Taken:
-    """Take the saved state (VM running or off). Everything it makes is in the journal before it exists.
+def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal) -> Taken:
+    """Take the snapshot (VM running or off). Everything it makes is in the journal before it exists.
 
     Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError:
     after everything was put back, or with exactly what is left in its text (the next recover.settle() deals with it).
@@ -59,7 +59,7 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
     require_ready(conn, domain, plan)
     journal.record(
         **{
-            overlays.SAVED_STATE: overlays.to_facts(plan, _formers(domain, plan)),
+            overlays.SNAPSHOT: overlays.to_facts(plan, _formers(domain, plan)),
             overlays.STOOD_ON: next((node.name for node in snapshots.tree(domain) if node.current), ""),
             overlays.PHASE: Phase.TAKING,
         }
@@ -68,7 +68,7 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
         taken = _create(conn, domain, plan)
         _require_agreement(conn, domain, plan)
     except (KvmopsError, libvirt.libvirtError) as error:
-        what = f"The saved state {plan.name} of {plan.vm_name}"
+        what = f"The snapshot {plan.name} of {plan.vm_name}"
         if is_connection_lost(error):
             why = f"{error}; whether it was made is not known"
             raise KvmopsError(what, why, "The next run of this task puts the VM back on its disks.") from error
@@ -86,8 +86,8 @@ def take(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journa
     return taken
 
 
-def remove(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Journal, progress: Progress) -> None:
-    """Merge the overlays back into their bases, one disk at a time, and forget the saved state; resumes what was begun.
+def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal, progress: Progress) -> None:
+    """Merge the overlays back into their bases, one disk at a time, and forget the snapshot; resumes what was begun.
 
     The memory image is removed too. libvirtd may have been restarted since take(). Raises BusyError when somebody else's
     job is at work on a disk, SplitViewError when QEMU, the live and the persistent definition disagree, else KvmopsError;
@@ -98,7 +98,7 @@ def remove(conn: Connection, domain: Domain, plan: SavedStatePlan, journal: Jour
     way_back.bring_back(conn, domain, plan, journal, progress)
 
 
-def _create(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Taken:
+def _create(conn: Connection, domain: Domain, plan: SnapshotPlan) -> Taken:
     pairs = [(each.target, each.overlay_path) for each in plan.overlays]
     document = snapshots.document(plan.name, plan.description, pairs, plan.excluded_targets, plan.memory_path)
     memory = bool(plan.memory_path)
@@ -115,7 +115,7 @@ def _create(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Taken:
     return Taken(xml, frozen_ms, snapshots.describe(xml, current=True).created)
 
 
-def require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> None:
+def require_ready(conn: Connection, domain: Domain, plan: SnapshotPlan) -> None:
     """Everything that can be known to go wrong, before anything is touched. Raises RefusedError, BusyError or SplitViewError."""
     what = f"The VM {plan.vm_name}"
     seen = views.gather(conn, domain)
@@ -128,7 +128,7 @@ def require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Non
         if plan.quiesce or plan.memory_path:
             raise RefusedError(what, "it is off: there is neither memory nor a guest agent")
     if snapshots.exists(domain, plan.name):
-        raise RefusedError(what, f"it already has a saved state {plan.name}")
+        raise RefusedError(what, f"it already has a snapshot {plan.name}")
     for path in [each.overlay_path for each in plan.overlays] + [plan.memory_path]:
         if path and os.path.lexists(path):
             raise RefusedError(what, f"{path} already exists", "Move it away: nothing is ever written over.")
@@ -154,7 +154,7 @@ def require_ready(conn: Connection, domain: Domain, plan: SavedStatePlan) -> Non
             raise RefusedError(what, state.value)
 
 
-def _require_all_disks(domain: Domain, plan: SavedStatePlan) -> None:
+def _require_all_disks(domain: Domain, plan: SnapshotPlan) -> None:
     """A disk that is not listed would be given an overlay by libvirt itself."""
     there = {disk.target for disk in domain_xml.parse(domain.XMLDesc(0)).disks}
     listed = {each.target for each in plan.overlays} | set(plan.excluded_targets)
@@ -166,7 +166,7 @@ def _require_all_disks(domain: Domain, plan: SavedStatePlan) -> None:
         )
 
 
-def _require_agreement(conn: Connection, domain: Domain, plan: SavedStatePlan) -> None:
+def _require_agreement(conn: Connection, domain: Domain, plan: SnapshotPlan) -> None:
     """After the snapshot: the guest writes to the overlays in all views, each directly on its base."""
     seen = views.gather(conn, domain)
     for overlay in plan.overlays:
@@ -176,7 +176,7 @@ def _require_agreement(conn: Connection, domain: Domain, plan: SavedStatePlan) -
         if not fine or (seen.running and chain[1:2] != (views.real(overlay.base_path),)):
             raise SplitViewError(
                 f"The disk {overlay.target} of {plan.vm_name}",
-                f"after the saved state QEMU has {_name(disk.qemu)}, the live definition {_name(disk.live)}, the "
+                f"after the snapshot QEMU has {_name(disk.qemu)}, the live definition {_name(disk.live)}, the "
                 f"persistent one {_name(disk.persistent)}",
             )
 
@@ -189,7 +189,7 @@ def _name(chain: tuple[str, ...]) -> str:
     return chain[0] if chain else "nothing"
 
 
-def _formers(domain: Domain, plan: SavedStatePlan) -> dict[str, Former]:
+def _formers(domain: Domain, plan: SnapshotPlan) -> dict[str, Former]:
     disks: dict[str, str] = {}
     if domain.isPersistent():
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE

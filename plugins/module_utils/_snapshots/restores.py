@@ -5,7 +5,7 @@
 
 The one question is whether the VM carries the mark of the restore: the definition with it is its commit. Before it, the old
 files have kept their content under another name; after it, they are what is left to remove. Every step can be repeated.
-A VM whose saved states are still being defined carries a mark that is not the final one (`pending_token`). Of a replaced VM
+A VM whose snapshots are still being defined carries a mark that is not the final one (`pending_token`). Of a replaced VM
 the journal then holds the only whole copy, until `_complete` has given it back everything.
 """
 
@@ -62,7 +62,7 @@ class FileStep:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """A saved state as libvirt takes it, of the replaced VM or of the new one."""
+    """A snapshot as libvirt takes it, of the replaced VM or of the new one."""
 
     name: str
     xml: str
@@ -86,7 +86,7 @@ class Operation:
     """What the journal of a restore says.
 
     `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files.
-    `states`: saved states of the new VM, parents first. `inodes`: those of the new files, known once they are complete.
+    `states`: snapshots of the new VM, parents first. `inodes`: those of the new files, known once they are complete.
     `autostart`: the new VM starts with the host, where the replaced one's does not decide it. `defining`: what libvirt knows of the
     replaced VM is being replaced, and may lack anything since.
     """
@@ -107,7 +107,7 @@ class Operation:
 
     @property
     def pending_token(self) -> str:
-        """The mark's token while the saved states of the new VM are still being defined."""
+        """The mark's token while the snapshots of the new VM are still being defined."""
         return f"{self.token}-pending"
 
     def concerns(self, vm: str) -> bool:
@@ -258,14 +258,14 @@ def roll_back(conn: Connection, operation: Operation) -> None:
 
 
 def _take_back_definition(conn: Connection, operation: Operation) -> None:
-    """A VM that was defined, but does not have all its saved states yet, is not the new one."""
+    """A VM that was defined, but does not have all its snapshots yet, is not the new one."""
     domain, old = _lookup(conn, operation.uuid), operation.old
     if domain is None or _token(domain) != operation.pending_token:
         return
     if domain.isActive():
         raise SplitViewError(
             f"The interrupted restore of {operation.name}",
-            "the VM was started before its saved states were complete",
+            "the VM was started before its snapshots were complete",
             "Shut it down and restore again.",
         )
     forget(domain, operation.states)
@@ -278,13 +278,13 @@ def _take_back_definition(conn: Connection, operation: Operation) -> None:
 
 
 def forget(domain: Domain, states: Sequence[StateRecord]) -> None:
-    """Removes the bookkeeping of saved states, children first; those that are not there are fine."""
+    """Removes the bookkeeping of snapshots, children first; those that are not there are fine."""
     for state in reversed(states):
         snapshots.forget(domain, state.name)
 
 
 def define_states(domain: Domain, states: Sequence[StateRecord]) -> None:
-    """Gives a VM its saved states, parents first, without touching any file."""
+    """Gives a VM its snapshots, parents first, without touching any file."""
     for state in states:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         if state.current:
@@ -311,7 +311,7 @@ def _complete(conn: Connection, old: OldVm) -> None:
         domain = conn.defineXML(old.xml)
     lacking = _lacking(domain, old.states)
     if lacking:
-        # libvirt takes no saved state of a VM that is off and has checkpoints
+        # libvirt takes no snapshot of a VM that is off and has checkpoints
         if not domain.isActive():
             forget_checkpoints(domain, old)
         define_states(domain, lacking)

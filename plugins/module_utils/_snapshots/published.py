@@ -10,18 +10,18 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import overlays
 
-KEEP = "keep"  # fact of a journal: the archive and the point (unix time) that the saved state is to stay for
+KEEP = "keep"  # fact of a journal: the archive and the point (unix time) that the snapshot is to stay for
 
 
 def keep_facts(archive: str, point: int) -> dict[str, Any]:
-    """The fact that goes into the journal before the saved state is taken."""
+    """The fact that goes into the journal before the snapshot is taken."""
     return {KEEP: {"archive": archive, "point": point}}
 
 
 def is_published(facts: Mapping[str, Any]) -> bool:
-    """Whether the saved state in this journal stays, because the point that it was taken for is in its archive."""
+    """Whether the snapshot in this journal stays, because the point that it was taken for is in its archive."""
     if facts.get(overlays.PHASE) == overlays.Phase.REMOVING:
         return False  # the run had given it up, and part of it may be gone
     if facts.get(overlays.PUBLISHED):

@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states import way_back
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.overlays import Overlay
-from ansible_collections.kvmops.backup.plugins.module_utils._saved_states.situation import Content
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import Content
 
 
 def tool(*argv):
