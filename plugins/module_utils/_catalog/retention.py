@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _retention
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
@@ -30,6 +30,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._units import human_
 
 #: Of the archives of one VM, the path of the one that a backup with mode auto would go on with; "" for none.
 Continued = Callable[[Sequence[catalog.View]], str]
+Verdicts = list[_retention.Verdict]
+Decide = Callable[[Sequence[_retention.Archive]], Optional[Verdicts]]
 _OTHERS_TIMEOUT_S = 600.0
 
 
@@ -49,13 +51,40 @@ class Removed:
 @dataclass(frozen=True)
 class Place:
     """A directory as it was looked at. `views`: its native archives by path. `twins`: the other names that an archive has while
-    it is converted. `evidence`: how each file was then; what has changed since is not removed."""
+    it is converted. `evidence`: how each file was then; what has changed since is not removed. `continued`: see Continued;
+    `goes_on`: its answers so far, by VM.
+    """
 
     directory: str
     archives: tuple[_retention.Archive, ...]
     views: dict[str, catalog.View] = field(default_factory=dict)
     twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    continued: Continued = lambda _views: ""
+    goes_on: dict[str, str] = field(default_factory=dict)
+
+    def decide(self, archives: Sequence[_retention.Archive], verdicts_of: Decide) -> Verdicts | None:
+        """What is decided about archives of this place once it is known which of them mode auto would go on with.
+
+        To know that, a VM is looked at with all its files; so only VMs are of which an archive would go otherwise.
+        """
+        asked: set[str] = set()
+        while True:
+            verdicts = verdicts_of([replace(each, continued=self._is_continued(each, asked)) for each in archives])
+            going = {each.path for each in verdicts or () if not each.keep}
+            more = {each.vm_uuid for each in archives if each.path in going} - asked
+            if not more:
+                return verdicts
+            asked |= more
+
+    def _is_continued(self, archive: _retention.Archive, asked: Collection[str]) -> bool:
+        uuid = archive.vm_uuid
+        if archive.continued or uuid not in asked:
+            return archive.continued
+        if uuid not in self.goes_on:
+            own = [view for view in self.views.values() if view.newest.vm_uuid == uuid]
+            self.goes_on[uuid] = self.continued(own) if own else ""
+        return archive.path == self.goes_on[uuid]
 
     def of_vms(self, uuids: Collection[str]) -> list[_retention.Archive]:
         """The archives of some VMs."""
@@ -133,11 +162,7 @@ def look(directory: str, uri: str, context: Context, continued: Continued) -> Pl
         view.path: tuple(each.path for each in views if each.path not in names and each.identity == view.identity)
         for view in single
     }
-    goes_on = {
-        continued([view for view in single if view.newest.vm_uuid == uuid])
-        for uuid in {view.newest.vm_uuid for view in single}
-    }
-    archives = [*(_facts(view, twins[view.path], view.path in goes_on) for view in single), *unknown]
+    archives = [*(_facts(view, twins[view.path]) for view in single), *unknown]
     if any(each.provides for each in archives):
         try:
             archives += _clones_elsewhere(directory, uri, context)
@@ -148,14 +173,15 @@ def look(directory: str, uri: str, context: Context, continued: Continued) -> Pl
             context.warn(f"Archives of templates stay: {error}")
             archives = [replace(each, in_use=why) if each.provides else each for each in archives]
     archives.sort(key=lambda each: each.path)
-    return Place(directory, tuple(archives), {view.path: view for view in single}, twins, evidence)
+    return Place(directory, tuple(archives), {view.path: view for view in single}, twins, evidence, continued)
 
 
 def judge(
     place: Place, rules: _retention.Rules, vm_uuids: Collection[str] | None = None, now: int | None = None
-) -> list[_retention.Verdict]:
+) -> Verdicts:
     """What the rules say, in the host's time zone."""
-    return _retention.judge(place.archives, rules, now=now or int(time.time()), tz=None, vm_uuids=vm_uuids)
+    now = now or int(time.time())
+    return place.decide(place.archives, lambda each: _retention.judge(each, rules, now=now, tz=None, vm_uuids=vm_uuids)) or []
 
 
 def carry_out(
@@ -204,13 +230,8 @@ def carry_out(
             for each in archives
             if each.path not in gone
         ]
-        more = _retention.make_room(
-            archives,
-            [replace(decided[each.path], keep=True) for each in archives],
-            wanted_bytes=wanted_bytes,
-            free_bytes=free(),
-            now=int(time.time()),
-        )
+        kept = [replace(decided[each.path], keep=True) for each in archives]
+        more = _more_room(place, archives, kept, wanted_bytes, free())
         if more is None:
             return removed
         decided = {each.path: each for each in more}
@@ -225,11 +246,22 @@ def _remove(path: str, evidence: tuple[int, ...]) -> None:
         edit.remove(path)
 
 
-def make_room(place: Place, wanted_bytes: int, free_bytes: int) -> list[_retention.Verdict] | None:
+def make_room(place: Place, wanted_bytes: int, free_bytes: int) -> Verdicts | None:
     """Verdicts that free `wanted_bytes` in the place at the cost of the oldest archives; None where that cannot be."""
-    verdicts = judge(place, _retention.Rules())
-    return _retention.make_room(
-        place.archives, verdicts, wanted_bytes=wanted_bytes, free_bytes=free_bytes, now=int(time.time())
+    return _more_room(place, place.archives, judge(place, _retention.Rules()), wanted_bytes, free_bytes)
+
+
+def _more_room(
+    place: Place,
+    archives: Sequence[_retention.Archive],
+    verdicts: Sequence[_retention.Verdict],
+    wanted_bytes: int,
+    free_bytes: int,
+) -> Verdicts | None:
+    now = int(time.time())
+    return place.decide(
+        archives,
+        lambda each: _retention.make_room(each, verdicts, wanted_bytes=wanted_bytes, free_bytes=free_bytes, now=now),
     )
 
 
@@ -250,11 +282,9 @@ def alone(directory: str, context: Context, what: str = "retention") -> Iterator
         yield
 
 
-def _with_room(place: Place, verdicts: Sequence[_retention.Verdict], wanted_bytes: int) -> list[_retention.Verdict]:
+def _with_room(place: Place, verdicts: Sequence[_retention.Verdict], wanted_bytes: int) -> Verdicts:
     free = _files.free_bytes(place.directory)
-    made = _retention.make_room(
-        place.archives, verdicts, wanted_bytes=wanted_bytes, free_bytes=free, now=int(time.time())
-    )
+    made = _more_room(place, place.archives, verdicts, wanted_bytes, free)
     if made is None:
         raise TargetError(
             f"The directory {place.directory}",
@@ -309,7 +339,7 @@ def _not_ours(view: catalog.View) -> str:
     return "" if view.newest.vm_uuid else "it does not say whose it is"
 
 
-def _facts(view: catalog.View, twins: Sequence[str], continued: bool) -> _retention.Archive:
+def _facts(view: catalog.View, twins: Sequence[str]) -> _retention.Archive:
     names = (view.path, *twins)
     return _retention.Archive(
         path=view.path,
@@ -319,7 +349,6 @@ def _facts(view: catalog.View, twins: Sequence[str], continued: bool) -> _retent
         damaged=not view.good,
         protected=any(map(edit.is_protected, names)),
         in_use=next(filter(None, map(busy.users, names)), ""),
-        continued=continued,
         needs=_needs(view),
         provides=frozenset(_version(point.provides) for point in view.points if point.provides),
     )
