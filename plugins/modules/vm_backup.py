@@ -358,10 +358,8 @@ duration:
   returned: when a backup was made
   type: float
   sample: 1.52
-skipped:
-  description:
-    - Devices that are not in the archive.
-    - Ansible shows a task that returns some as skipped, and notifies no handlers for it, although it has done its work.
+skipped_devices:
+  description: Devices that are not in the archive.
   returned: when a backup is made
   type: list
   elements: dict

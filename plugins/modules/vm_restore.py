@@ -192,10 +192,8 @@ snapshots:
   type: list
   elements: str
   sample: [before-upgrade]
-skipped:
-  description:
-    - Devices that the restored VM does not have.
-    - Ansible shows a task that returns some as skipped, and notifies no handlers for it, although it has done its work.
+skipped_devices:
+  description: Devices that the restored VM does not have.
   returned: success
   type: list
   elements: dict

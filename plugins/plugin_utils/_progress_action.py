@@ -17,7 +17,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,15 +139,6 @@ def _bytes(count: int) -> str:
     return f"{count} B"
 
 
-def left_out(result: Mapping[str, Any]) -> str:
-    """What to say of a result that names devices as skipped, as Ansible then calls the whole task skipped; "" for others."""
-    devices = result.get("skipped")
-    if not isinstance(devices, list) or not devices or result.get("failed"):
-        return ""
-    named = "; ".join(f"{each['device']}: {each['reason']}" for each in devices)
-    return f"is done ({'changed' if result.get('changed') else 'no change'}), shown as skipped because of what it left out: {named}"
-
-
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
@@ -212,10 +203,6 @@ class ProgressActionModule(ActionBase):
         else:
             with _cancel_before_the_end():
                 result.update(self._run_with_progress(task_vars or {}))
-        said = left_out(result)
-        if said:
-            host = (task_vars or {}).get("inventory_hostname", "")
-            display.display(_printable(f"[{host}] {self._task.action.rpartition('.')[2]} {said}"))
         return result
 
     def _run_with_progress(self, task_vars: dict[str, Any]) -> dict[str, Any]:

@@ -500,7 +500,7 @@ def _result(
         "reason": planned.reason,
         "consistency": planned.consistency.value,
         "estimated_bytes": planned.estimated_bytes,
-        "skipped": [{"device": each.device, "reason": each.reason} for each in planned.configuration.skipped],
+        "skipped_devices": [{"device": each.device, "reason": each.reason} for each in planned.configuration.skipped],
         "diff": _diff(planned, done),
     }
     if done is None:

@@ -175,7 +175,7 @@ def _values(result: RestoreResult, plan: RestorePlan, request: RestoreRequest) -
         "point": result.point,
         "disks": [asdict(disk) for disk in result.disks],
         "snapshots": list(result.snapshots),
-        "skipped": [asdict(item) for item in result.skipped],
+        "skipped_devices": [asdict(item) for item in result.skipped],
         "bytes_written": result.bytes_written,
         "estimated_bytes": plan.estimated_bytes,
         "duration": round(result.duration_s, 3),

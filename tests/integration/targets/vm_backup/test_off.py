@@ -40,7 +40,7 @@ def test_every_reader_gets_the_same_bytes(lab, varied, run_module, compress):
     result = run_module("vm_backup", vm="varied", path=str(lab.path("backups")), compress=compress)
     assert (fingerprint.definition(varied), fingerprint.files(varied.disks()["vda"].parent)) == before
     assert result["consistency"] == "off"
-    assert [skipped["device"] for skipped in result["skipped"]] == ["sdz"]
+    assert [skipped["device"] for skipped in result["skipped_devices"]] == ["sdz"]
     assert any("sdz" in warning for warning in result.warnings)
     archive = result["archive"]["path"]
 
@@ -72,10 +72,30 @@ def test_every_reader_gets_the_same_bytes(lab, varied, run_module, compress):
     lab.connection.defineXMLFlags(config, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)  # against libvirt's own schema
 
 
-def test_iso_left_out(lab, varied, run_module):
-    result = run_module("vm_backup", vm="varied", path=str(lab.path("backups")), include_iso=False)
+_RESTORE = """
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - name: Restore
+      kvmops.backup.vm_restore: {source: "{{ archive }}", path: "{{ place }}", name: copy}
+      notify: Told
+  handlers:
+    - name: Told
+      ansible.builtin.debug: {msg: a handler ran}
+"""
+
+
+def test_what_is_left_out_is_told_and_the_task_is_not_skipped(lab, varied, ansible):
+    """Ansible takes a result with the key `skipped` for that of a task which was not run."""
+    result = ansible.module("vm_backup", vm="varied", path=str(lab.path("backups")), include_iso=False)
     assert not [name for name in run("tar", "-tf", result["archive"]["path"]).split() if name.endswith(".iso")]
-    assert {skipped["device"] for skipped in result["skipped"]} == {"sda", "sdz"}
+    assert {device["device"] for device in result["skipped_devices"]} == {"sda", "sdz"}
+    assert "localhost | CHANGED => {" in result.output and '"skipped_devices": [' in result.output
+    done = ansible.playbook(_RESTORE, archive=result["archive"]["path"], place=str(lab.path("restored")))
+    lab.adopt("copy")
+    assert done.task("Restore").status == "ok" and done.task("Told").data["msg"] == "a handler ran"
+    assert "sdz" in {device["device"] for device in done.task("Restore").data["skipped_devices"]}
+    assert "skipped=0" in done.output
 
 
 def test_managed_save_is_refused(lab, run_module):

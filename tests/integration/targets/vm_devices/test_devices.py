@@ -61,7 +61,7 @@ def test_a_lun_comes_back_where_it_is_there_and_free(lab: Lab, run_module, loops
     wanted, other = loops
     lab.create_vm("web", extra_devices=lun(wanted), start=False)
     done = run_module("vm_backup", vm="web", path=str(lab.path("backups")))
-    assert [item["device"] for item in done["skipped"]] == ["sdx"] and any("sdx" in text for text in done.warnings)
+    assert [item["device"] for item in done["skipped_devices"]] == ["sdx"] and any("sdx" in text for text in done.warnings)
     archive = done["archive"]["path"]
     shown = run_module("backup_info", archive=archive)["archives"][0]
     assert any("sdx" in text for text in shown["warnings"])
@@ -70,7 +70,7 @@ def test_a_lun_comes_back_where_it_is_there_and_free(lab: Lab, run_module, loops
     def restored(name: str) -> str:
         """Why the LUN was left out; "" if it is there."""
         result = run_module("vm_restore", source=archive, name=name, path=place)
-        reasons = [item["reason"] for item in result["skipped"] if item["device"] == "sdx"]
+        reasons = [item["reason"] for item in result["skipped_devices"] if item["device"] == "sdx"]
         assert luns(lab, name) == ([] if reasons else [wanted])
         assert all(any(reason in text for text in result.warnings) for reason in reasons)
         return "".join(reasons)
@@ -103,12 +103,12 @@ def test_a_lun_comes_back_where_it_is_there_and_free(lab: Lab, run_module, loops
 def test_host_devices_are_recorded_and_left_out_where_they_are_not(lab: Lab, run_module) -> None:
     lab.create_vm("web", extra_devices=PCI + USB + MDEV + VSOCK + SHARED, start=False)
     done = run_module("vm_backup", vm="web", path=str(lab.path("backups")))
-    assert {item["device"] for item in done["skipped"]} == {"pci device", "usb device", "mdev device", "filesystem tag"}
+    assert {item["device"] for item in done["skipped_devices"]} == {"pci device", "usb device", "mdev device", "filesystem tag"}
     archive = done["archive"]["path"]
     shown = run_module("backup_info", archive=archive)["archives"][0]
     assert len(shown["config"]["hostdevs"]) == 3
     restored = run_module("vm_restore", source=archive, name="copy", path=str(lab.path("restored")))
-    left = {item["device"]: item["reason"] for item in restored["skipped"]}
+    left = {item["device"]: item["reason"] for item in restored["skipped_devices"]}
     assert left == {
         "pci:0000:7f:1e.7": "it is not on this host",
         "usb:dead:beef": "it is not on this host",

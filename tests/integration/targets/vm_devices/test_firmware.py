@@ -103,7 +103,7 @@ def test_every_point_has_its_nvram_and_tpm(lab: Lab, run_module) -> None:
         done = run_module("vm_backup", vm="uefi", path=str(target), mode="auto")
         assert done["mode"] == ("incremental" if number else "full"), done["reason"]
         wanted[done["point"]] = state(vm)
-        assert not [item for item in done["skipped"] if item["device"] == "tpm"]
+        assert not [item for item in done["skipped_devices"] if item["device"] == "tpm"]
     archive = done["archive"]["path"]
     assert len({each.nvram for each in wanted.values()}) == 3 and len({str(each.tpm) for each in wanted.values()}) == 2
     assert {point: stored(archive, point) for point in wanted} == wanted

@@ -158,8 +158,8 @@ def test_a_foreign_definition_does_not_reach_the_host(lab: Lab, run_module: Run)
     xml = lab.adopt("grabby").xml(inactive=True)
     assert "/etc" not in xml and "/root/evil" not in xml
     assert len(etree.fromstring(xml).findall("devices/serial")) == 2
-    assert {item["device"] for item in done["skipped"]} == {"vdz", "filesystem /etc", "serial /root/evil"}
-    for item in done["skipped"]:
+    assert {item["device"] for item in done["skipped_devices"]} == {"vdz", "filesystem /etc", "serial /root/evil"}
+    for item in done["skipped_devices"]:
         assert any(item["device"] in warning for warning in done.warnings)
 
 

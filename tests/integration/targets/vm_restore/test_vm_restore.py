@@ -121,7 +121,7 @@ def test_internal_snapshots_sparse_raw_iso_and_lun(lab: Lab, run_module: Run) ->
         assert "inside" in run("qemu-img", "snapshot", "-l", str(copy.disks()["vda"]))
         cd = etree.fromstring(copy.xml()).find("devices/disk[@device='cdrom']/source")
         assert cd.get("file") == str(iso)
-        assert [item["device"] for item in beside["skipped"]] == ["sdz"] and "mixed" in beside["skipped"][0]["reason"]
+        assert [item["device"] for item in beside["skipped_devices"]] == ["sdz"] and "mixed" in beside["skipped_devices"][0]["reason"]
         assert any("sdz" in warning for warning in beside.warnings)
         volumes = {volume.name() for volume in lab.connection.storagePoolLookupByName("rt-pool").listAllVolumes()}
         assert {"beside-vda.qcow2", "beside-vdb.raw"} <= volumes
@@ -132,7 +132,7 @@ def test_internal_snapshots_sparse_raw_iso_and_lun(lab: Lab, run_module: Run) ->
         back = run_module("vm_restore", source=archive)
         again = lab.adopt("mixed")
         assert {target: truth.file_sha256(path) for target, path in again.disks().items()} == before
-        assert back["skipped"] == [] and f"dev='{device}'" in again.xml()
+        assert back["skipped_devices"] == [] and f"dev='{device}'" in again.xml()
         assert iso.read_bytes().startswith(b"install me")
         assert again.disks() == vm.disks()
         raw_disk = again.disks()["vdb"]
@@ -140,7 +140,7 @@ def test_internal_snapshots_sparse_raw_iso_and_lun(lab: Lab, run_module: Run) ->
 
     lost = run_module("vm_restore", source=archive, name="elsewhere", pool="rt-pool", disk_format="qcow2", force=True)
     last = lab.adopt("elsewhere")
-    assert [item["device"] for item in lost["skipped"]] == ["sdz"] and "nothing behind" in lost["skipped"][0]["reason"]
+    assert [item["device"] for item in lost["skipped_devices"]] == ["sdz"] and "nothing behind" in lost["skipped_devices"][0]["reason"]
     assert {disk["format"] for disk in lost["disks"] if disk["target"] in ("vda", "vdb")} == {"qcow2"}
     assert truth.content_sha256(last.disks()["vdb"], "qcow2") == truth.raw_sha256(raw_disk)
 
@@ -322,7 +322,7 @@ def test_a_bare_configuration_gives_a_vm_without_disks(lab: Lab, run_module: Run
     done = run_module("vm_restore", source=str(file))
     root = etree.fromstring(lab.adopt("bare").xml())
     assert root.find("devices/disk") is None and done["disks"] == []
-    assert {item["device"] for item in done["skipped"]} == {"vda", "sda"}
+    assert {item["device"] for item in done["skipped_devices"]} == {"vda", "sda"}
     assert not run_module("vm_restore", source=str(file)).changed
 
 

@@ -226,7 +226,7 @@ def test_row(lab: Lab, bench: Bench, run_module, row: str, make: Callable[[Bench
     options = {"consistency": "crash", "include_iso": "false" not in row}
     done = run_module("vm_backup", vm="web", path=str(archives), fails=told.startswith("refused"), **options)
     assert fingerprint.definition(vm) == before
-    skipped = {item["device"]: item["reason"] for item in done.data.get("skipped", [])}
+    skipped = {item["device"]: item["reason"] for item in done.data.get("skipped_devices", [])}
     word = told.split()[0].rstrip(",")
     if word == "refused":
         assert f"disk {target}" in done.message and fingerprint.names(archives) == []
@@ -266,7 +266,7 @@ def test_disks_of_the_running_vm_only_and_of_its_next_start(lab: Lab, bench: Ben
     assert fingerprint.definition(vm) == before
     with tarfile.open(done["archive"]["path"]) as members:
         assert {"vda_0.qcow2", "vdx_0.qcow2"} <= set(members.getnames()) and "vdy_0.qcow2" not in members.getnames()
-    assert [item["device"] for item in done["skipped"]] == ["vdy"]
+    assert [item["device"] for item in done["skipped_devices"]] == ["vdy"]
     assert any("vdx" in text and "running VM only" in text for text in done.warnings)
     run_module("vm_restore", source=done["archive"]["path"], name="copy", path=str(lab.path("restored")))
     assert set(lab.adopt("copy").disks()) == {"vda", "vdx"}

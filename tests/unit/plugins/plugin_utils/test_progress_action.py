@@ -120,30 +120,6 @@ def test_describe(changes: dict[str, object], text: str) -> None:
     assert action.describe(json.loads(json.dumps({**whole, **changes}))) == text
 
 
-LUN = {"device": "sdb", "reason": "LUN disks are passed through"}
-
-
-@pytest.mark.parametrize(
-    ("result", "text"),
-    [
-        ({"changed": True, "skipped": []}, ""),
-        ({"changed": True}, ""),
-        ({"skipped": True}, ""),  # a condition that was not met
-        ({"failed": True, "skipped": [LUN]}, ""),
-        (
-            {"changed": True, "skipped": [LUN, {"device": "sdc", "reason": "so is this"}]},
-            "is done (changed), shown as skipped because of what it left out: sdb: LUN disks are passed through; sdc: so is this",
-        ),
-        (
-            {"changed": False, "skipped": [LUN]},
-            "is done (no change), shown as skipped because of what it left out: sdb: LUN disks are passed through",
-        ),
-    ],
-)
-def test_a_result_that_ansible_takes_for_a_skipped_task(result: dict[str, object], text: str) -> None:
-    assert action.left_out(result) == text
-
-
 ORPHANED = """
 import os, sys, time
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as action
