@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _deps
+from ansible_collections.kvmops.backup.plugins.module_utils import _deps, _names
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, for_module
@@ -47,6 +47,7 @@ def run_module(
     A KvmopsError ends the module with ``msg``, ``what``, ``why`` and ``hint``; operating system errors likewise,
     and results with ``failed`` set.
     A signal that asks the process to end makes the operation stop at its next step, cleaned up.
+    File names that are not UTF-8 are escaped in what comes out, and options of type path may be escaped so (_names).
     """
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **rules)
     needed = [library for option, library in (libraries_for or {}).items() if module.params[option] is not None]
@@ -62,10 +63,12 @@ def run_module(
     def warn(text: str) -> None:
         if text not in told:
             told.add(text)
-            module.warn(text)
+            module.warn(_names.shown(text))
 
     try:
         _check_compression(params)
+        paths = (option for option, spec in argument_spec.items() if spec.get("type") == "path" and params[option])
+        params.update({option: _names.meant(params[option]) for option in paths})
         result = operation(params, Context(progress, warn))
     except KvmopsError as error:
         result = _failure(error)
@@ -75,6 +78,7 @@ def run_module(
         result = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
     finally:
         progress.close()
+    result = _names.all_shown(result)
     if result.get("failed"):
         module.fail_json(**result)
     module.exit_json(**{"changed": False, **result})

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _names, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
 
 SCHEMA = 1
@@ -143,7 +143,7 @@ class Progress:
             "schema": SCHEMA,
             "phase": self._phase,
             "vm": self._vm,
-            "disk": self._disk,
+            "disk": _names.shown(self._disk),
             "bytes_done": done,
             "bytes_total": total,
             "percent": round(100 * done / total, 1) if total else None,

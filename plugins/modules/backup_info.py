@@ -17,6 +17,8 @@ description:
     archive is read once in full; the result is kept in C(/var/cache/kvmops-backup).
   - A damaged or half archive is listed with a warning and does not hide the others. A directory that cannot be read
     is an error, never an empty list.
+  - Bytes of a file name that are not UTF-8 are shown as C(%FC) in all results and messages of this collection; a path
+    shown like this may be handed back to any option that takes a path.
   - Warns where a run that was interrupted has left something on the VM of an archive; the next run that changes the VM puts
     it right.
 extends_documentation_fragment:

@@ -212,7 +212,8 @@ def _qemu_check(
     if not reader.compressed:
         # QEMU wants whole sectors, and a qcow2 may end within one: the tar has zeros up to the next.
         window = (reader.entry(member.name).offset, -(-member.size_bytes // 512) * 512)
-        return qemu_img.check(os.path.abspath(reader.path), image_format, untrusted=True, window=window)
+        # By its descriptor: QEMU takes no names that are not UTF-8.
+        return qemu_img.check(f"/proc/{os.getpid()}/fd/{reader.bytes.fd}", image_format, untrusted=True, window=window)
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     free = shutil.disk_usage(directory).free
     if free < member.size_bytes:

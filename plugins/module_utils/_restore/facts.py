@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _names, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     CHUNK_BYTES,
@@ -141,7 +141,12 @@ def _place(conn: Connection, pools: Mapping[str, str], *, pool: str = "", path: 
 
 
 def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> Place:
-    """``path`` is how the user or the archive spells the directory; a pool's spelling wins, libvirt compares names."""
+    """``path`` is how the user or the archive spells the directory; a pool's spelling wins, libvirt compares names.
+
+    Raises TargetError for names that libvirt cannot have.
+    """
+    if _names.shown(path) != path:
+        raise TargetError(f"The directory {path}", "its name is not UTF-8, and libvirt knows no others", "Rename it.")
     # files of a directory below a pool's are no volumes of the pool
     of_pool = os.path.realpath(pools.get(place.pool, "/")) == place.directory
     return Place(

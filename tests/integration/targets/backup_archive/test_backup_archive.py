@@ -80,3 +80,46 @@ def test_a_backup_that_waits_for_its_vm_says_for_whom_and_can_be_stopped(lab, of
     result = modules.module_result("vm_backup", stdout, stderr)
     assert result.failed and result["cancelled"]
     assert fingerprint.names(target) == []
+
+
+_ODD = """
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - kvmops.backup.backup_info: {path: "{{ nas }}"}
+      register: listed
+    - ansible.builtin.set_fact: {odd: "{{ listed.archives[0].path }}"}
+    - name: Go on with it
+      kvmops.backup.vm_backup: {vm: web01, path: "{{ nas }}", mode: auto}
+    - name: Verify
+      kvmops.backup.backup_verify: {path: "{{ nas }}", deep: true}
+    - name: Protect
+      kvmops.backup.backup_archive: {archive: "{{ odd }}", protected: true, notes: from the old share}
+    - name: Keep
+      kvmops.backup.backup_retention: {path: "{{ nas }}", keep_last: 1}
+    - name: Restore
+      kvmops.backup.vm_restore: {source: "{{ odd }}", name: copy, path: "{{ restored }}"}
+    - name: Restore there
+      kvmops.backup.vm_restore: {source: "{{ odd }}", name: other, path: "{{ nas }}"}
+      ignore_errors: true
+    - name: Remove
+      kvmops.backup.backup_archive: {archive: "{{ odd }}", state: absent, force: true}
+"""
+
+
+def test_names_that_are_not_utf8_are_shown_and_can_be_handed_back(lab, off, run_module, ansible):
+    share = lab.path("nas")
+    nas = os.fsencode(share) + b"/caf\xe9"
+    os.mkdir(nas)
+    written = run_module("vm_backup", vm="web01", path=str(share), incrementable=True)["archive"]["path"]
+    os.rename(written, nas + b"/M\xfcller.tar")
+    shown = f"{share}/caf%E9/M%FCller.tar"
+    done = ansible.playbook(_ODD, nas=f"{share}/caf%E9", restored=str(lab.path("restored")))
+    lab.adopt("copy")
+    grown = done.task("Go on with it").data
+    assert (grown["mode"], grown["archive"]["path"]) == ("incremental", shown), grown["reason"]
+    assert [(each["path"], each["ok"]) for each in done.task("Verify").data["archives"]] == [(shown, True)]
+    assert done.task("Keep").data["kept"][0]["path"] == shown
+    assert "not UTF-8" in done.task("Restore there").data["msg"]
+    assert done.task("Remove").data["archive"]["path"] == shown and os.listdir(nas) == []
+    assert any(shown in state.getXMLDesc(0) for state in off.domain.listAllSnapshots(0))
