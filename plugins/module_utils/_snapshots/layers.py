@@ -157,7 +157,7 @@ def look(conn: Connection, domain: Domain) -> Layers:
             if each.kind is not Kind.NONE:
                 _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
-    others = _other_vms(conn, uuid)
+    others = other_vms(conn, uuid)
     copies = left.load(uuid, left.COPIES)
     for path in copies:
         _follow(path, "qcow2", files)
@@ -276,7 +276,7 @@ def _probed_format(path: str) -> str:
     return "qcow2" if found.format == "qcow2" else "raw"
 
 
-def _other_vms(conn: Connection, uuid: str) -> dict[str, str]:
+def other_vms(conn: Connection, uuid: str) -> dict[str, str]:
     """Every file that another VM's disk is or stands on."""
     found: dict[str, str] = {}
     for other in conn.listAllDomains():

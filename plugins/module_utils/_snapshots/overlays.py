@@ -35,6 +35,7 @@ class Step(str, Enum):
     PIVOTING = "pivoting"  # the persistent definition was on the overlay: it will tell whether libvirt saw the end
     PIVOTING_BLIND = "pivoting_blind"  # the persistent definition was on the base all the time: it tells nothing
     PIVOTED = "pivoted"
+    LEFT = "left"  # the disk was unplugged, and its files stay for a person to judge
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,12 @@ class DiskSituation:
     ghost: bool = False  # libvirt believes in a block job that QEMU does not have
     stray: bool = False  # QEMU has block nodes of the overlay, but the disk does not stand on them
     inside: tuple[str, ...] = ()  # internal snapshots in the layers to merge: a merge would lose them
+    claimed: str = ""  # the disk was unplugged, and this uses one of its files now
+
+    @property
+    def unplugged(self) -> bool:
+        """Whether the VM does not have the disk any more, under either file."""
+        return (self.qemu, self.live) == (Seen.NONE, Seen.NONE) and self.persistent in (Seen.NONE, Seen.OTHER)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class Act(str, Enum):
     REJOIN = "rejoin"  # QEMU is back on the base, libvirt does not know
     MERGE_OFF = "merge_off"
     REDEFINE = "redefine"  # the persistent definition back to the base
+    LEAVE = "leave"  # the files of an unplugged disk stay as they are
     FORGET = "forget"  # the snapshot's bookkeeping
     UNLINK = "unlink"  # the overlay's file
     UNLINK_MEMORY = "unlink_memory"
@@ -111,10 +118,11 @@ class Act(str, Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """One act, on one disk where it is about a disk."""
+    """One act, on one disk where it is about a disk; ``why`` where a person has to know."""
 
     act: Act
     target: str = ""
+    why: str = ""
 
 
 class Blocked(Exception):
@@ -150,14 +158,21 @@ def decide(situation: Situation) -> list[Action]:
     """
     actions = [Action(Act.THAW)] if situation.thaw else []
     merges = []
+    staying = set()
     for disk in situation.disks:
         attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
-        act = _attached(disk) if attached else _detached(disk, situation.power)
+        why = ""
+        if disk.unplugged and situation.power is not Power.GONE:
+            act, why = _unplugged(disk, situation.power)
+            if why:
+                staying.add(disk.target)
+        else:
+            act = _attached(disk) if attached else _detached(disk, situation.power)
         if disk.inside and act in _ENDS_OF_OVERLAYS:
             why = f"the merge would lose internal snapshots in its overlay: {', '.join(disk.inside)}"
             raise Blocked(RefusedError, why, disk.target, WayOut.REMOVE)
         if act is not None:
-            merges.append(Action(act, disk.target))
+            merges.append(Action(act, disk.target, why))
     if situation.domain_job and (merges or situation.taking):
         raise Blocked(BusyError, f"{situation.domain_job} is at work on it")
     if situation.stale_jobs:
@@ -168,7 +183,11 @@ def decide(situation: Situation) -> list[Action]:
     actions += [Action(Act.DROP, disk.target) for disk in situation.disks if disk.stray]
     if situation.listed:
         actions.append(Action(Act.FORGET))
-    actions += [Action(Act.UNLINK, disk.target) for disk in situation.disks if disk.content is not Content.MISSING]
+    actions += [
+        Action(Act.UNLINK, disk.target)
+        for disk in situation.disks
+        if disk.content is not Content.MISSING and disk.target not in staying
+    ]
     if situation.memory_image:
         actions.append(Action(Act.UNLINK_MEMORY))
     return actions
@@ -207,9 +226,7 @@ def _attached(disk: DiskSituation) -> Act | None:
 
 def _detached(disk: DiskSituation, power: Power) -> Act | None:
     """A disk that no running QEMU known to libvirt has."""
-    if disk.in_use:
-        why = "libvirt says the VM is off or without this disk, but a process has its images open"
-        raise Blocked(SplitViewError, why, disk.target, WayOut.FIND)
+    _refuse_in_use(disk)
     if power is Power.SAVED and disk.persistent is Seen.OVERLAY:
         raise Blocked(RefusedError, "the VM was saved to disk while it ran on the overlay", disk.target, WayOut.START)
     if disk.content is Content.MISSING:
@@ -233,6 +250,33 @@ def _detached(disk: DiskSituation, power: Power) -> Act | None:
         raise Blocked(SplitViewError, why, disk.target)
     if disk.content in _NOTHING_MORE:
         return None
-    raise Blocked(
-        SplitViewError, "the definition has neither file, and the overlay holds what the guest wrote", disk.target
-    )
+    raise Blocked(SplitViewError, "the VM is not defined any more, and the overlay holds what it wrote", disk.target)
+
+
+def _refuse_in_use(disk: DiskSituation) -> None:
+    if disk.in_use:
+        why = "libvirt says the VM is off or without this disk, but a process has its images open"
+        raise Blocked(SplitViewError, why, disk.target, WayOut.FIND)
+
+
+def _unplugged(disk: DiskSituation, power: Power) -> tuple[Act | None, str]:
+    """A disk that the VM does not have any more; the text says why its files stay, "" if they do not."""
+    if disk.content is Content.MISSING:
+        return None, ""
+    if disk.step is Step.LEFT:
+        return None, "a person was told"
+    if disk.claimed:
+        return Act.LEAVE, f"{disk.claimed} uses them now"
+    if disk.in_use and power is Power.RUNNING:
+        return Act.LEAVE, "another process has them open"
+    _refuse_in_use(disk)
+    if disk.content in _NOTHING_MORE:
+        return None, ""
+    if power is Power.SAVED:
+        why = "the VM was saved to disk, and may have been on the overlay of this disk then"
+        raise Blocked(RefusedError, why, disk.target, WayOut.START)
+    if disk.inside:
+        return Act.LEAVE, f"internal snapshots lie in the overlay ({', '.join(disk.inside)}), which a merge would lose"
+    if disk.content is Content.NEWER and disk.step is not Step.PIVOTED:
+        return Act.MERGE_OFF, ""
+    return Act.LEAVE, "both were written to since, and either may be the right one"

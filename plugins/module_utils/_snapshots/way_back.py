@@ -41,6 +41,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import other_vms
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
     Overlay,
@@ -89,6 +90,8 @@ def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: 
         detached = not attached and not in_use
         on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
         kept = _seen(disk.persistent, overlay)
+        gone = domain is not None and not attached and kept in (Seen.NONE, Seen.OTHER) and step is not Step.LEFT
+        claimed = _claimed(conn, domain, plan, overlay, seen) if gone else ""
         disks.append(
             DiskSituation(
                 target=overlay.target,
@@ -100,13 +103,14 @@ def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: 
                 # on the overlay in QEMU, all that matters is that it is not a leftover; in use by others, it is not looked into
                 content=Content.DATA
                 if on_overlay or in_use
-                else _content(overlay, compare=detached and _is_open(kept, step)),
+                else _content(overlay, compare=detached and not claimed and _is_open(kept, step)),
                 in_use=in_use,
                 ghost=disk.mirror and overlay.target not in jobs,
                 stray=seen.running
                 and not on_overlay
                 and any(blockjobs.has_nodes(domain, path) for path in overlay.layers),
                 inside=tuple(name for name in _inside(overlay) if name not in plan.expendable),
+                claimed=claimed,
             )
         )
     asleep = seen.running and plan.quiesce and taking and agent.freeze_status(domain)
@@ -152,7 +156,25 @@ def _is_open(persistent: Seen, step: Step) -> bool:
         return step not in (Step.NONE, Step.COMMITTING)
     if persistent is Seen.BASE:
         return step not in (Step.PIVOTING, Step.PIVOTED)
-    return True
+    return step is not Step.LEFT
+
+
+def _claimed(conn: Connection, domain: Domain, plan: SnapshotPlan, overlay: Overlay, seen: views.VmView) -> str:
+    """Which VM, other disk or snapshot has the files of an unplugged disk, or stands on them; "" for none."""
+    files_of_disk = {views.real(path) for path in (*overlay.layers, overlay.base_path)}
+    others = other_vms(conn, plan.vm_uuid)
+    for path in files_of_disk & others.keys():
+        return f"the VM {others[path]}"
+    for disk in seen.disks:
+        tops = [chain[0] for chain in (disk.live, disk.persistent) if chain]
+        if any(files_of_disk & {views.real(path) for path in layers.below(top)} for top in tops):
+            return f"its disk {disk.target}"
+    merged = {views.real(path) for path in overlay.layers}  # its older snapshots may well name the base
+    for node in snapshots.tree(domain):
+        sources = _xml.parse(node.xml, f"The snapshot {node.name}").iterfind(".//disk/source")
+        if node.name != plan.name and merged & {views.real(source.get("file", "")) for source in sources}:
+            return f"its snapshot {node.name}"
+    return ""
 
 
 def _content(overlay: Overlay, *, compare: bool) -> Content:
@@ -270,12 +292,15 @@ def _act(work: _Work) -> list[str]:
             done.append(f"{plan.vm_name}: {_MENDED[blocked.way_out].format(blocked.target)}")
             continue
         if work.merge_only:
+            _refuse_to_leave(work, actions)
             actions = [action for action in actions if action.act not in _AFTERWARDS]
         if not actions:
             _restore_definition(work)
             done += _stand_again(work)
             running = work.domain is not None and bool(work.domain.isActive())
             for overlay in plan.overlays:
+                if work.journal.facts.get(overlays.step_fact(overlay.target)) == Step.LEFT:
+                    continue  # others may have it now
                 former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
             return done
         action = actions[0]
@@ -287,6 +312,14 @@ def _act(work: _Work) -> list[str]:
         f"{actions[0].act.value} {actions[0].target} has no lasting effect",
         "Look at the VM by hand.",
     )
+
+
+def _refuse_to_leave(work: _Work, actions: list[Action]) -> None:
+    """Whoever merges only goes on with removing the files."""
+    for action in actions:
+        if action.act is Act.LEAVE:
+            blocked = Blocked(SplitViewError, f"the VM has it no more, and its files cannot be merged: {action.why}", action.target)
+            raise _blocked(blocked, work.conn, work.domain, work.plan)
 
 
 def _stand_again(work: _Work) -> list[str]:
@@ -395,12 +428,18 @@ def _sentence(action: Action, plan: SnapshotPlan) -> str:
         Act.DISMISS: "dismissed ended jobs of {}",
         Act.DROP: "removed unused block nodes of {}",
         Act.REJOIN: "told libvirt and QEMU the same about {}",
-        Act.MERGE_OFF: "merged the overlay of {} into its base while the VM is off",
+        Act.MERGE_OFF: "merged the overlay of {} into its base with qemu-img",
         Act.REDEFINE: "pointed the persistent definition of {} back to its base",
         Act.FORGET: "removed the snapshot {}",
         Act.UNLINK: "removed the overlay file of {}",
         Act.UNLINK_MEMORY: "removed the memory image",
     }
+    if action.act is Act.LEAVE:
+        overlay = next(each for each in plan.overlays if each.target == action.target)
+        return (
+            f"{plan.vm_name}: {action.target} was unplugged, and its files stay as they are because {action.why}: "
+            f"{overlay.overlay_path} holds what the guest wrote last, and stands on {overlay.base_path}"
+        )
     return f"{plan.vm_name}: " + texts[action.act].format(action.target or plan.name)
 
 
@@ -502,6 +541,10 @@ def _merge_off(work: _Work, target: str) -> None:
     work.step(target, Step.PIVOTED)
 
 
+def _leave(work: _Work, target: str) -> None:
+    work.step(target, Step.LEFT)
+
+
 def _redefine(work: _Work, target: str) -> None:
     _define_formers(work, [work.overlay(target)])
 
@@ -553,6 +596,7 @@ _ACTS: dict[Act, Callable[[_Work, str], None]] = {
     Act.REJOIN: _rejoin,
     Act.MERGE_OFF: _merge_off,
     Act.REDEFINE: _redefine,
+    Act.LEAVE: _leave,
     Act.FORGET: _forget,
     Act.UNLINK: _unlink,
     Act.UNLINK_MEMORY: _unlink_memory,

@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import cycle
 import libvirt
 import pytest
-from cycle import Before, Cycle
+from cycle import Before, Cycle, open_journal
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, domain, monitor, views
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
@@ -194,19 +196,38 @@ def test_managed_save_in_between(vm):
     cycle.assert_writing(vm, ["vda"])
 
 
-def test_overlay_of_a_disk_that_was_detached(vm):
-    before = Before(vm)
+def test_a_disk_that_was_unplugged(vm, lab):
+    """From the running VM and its definition, while the snapshot exists: nobody has it, so its overlay is merged outside."""
     run = Cycle(vm, "crash")
     run.take()
-    run.die()
     vm.wait_for_marker(vm.last_marker().number + 2)
-    vm.destroy()
-    content = visible(run.plan, "overlay")
-    xml = vm.xml(inactive=True)
-    start = xml.index("<disk", xml.index("vdb.overlay") - 200)
-    connection.connect(daemons.URI).defineXML(xml[:start] + xml[xml.index("</disk>", start) + len("</disk>") :])
-    with pytest.raises(SplitViewError):
-        cycle.settle(vm)
-    assert visible(run.plan, "overlay") == content
-    connection.connect(daemons.URI).defineXML(xml)
-    assert_settles_to(vm, before, run.plan, content)
+    vdb = next(each for each in run.plan.overlays if each.target == "vdb")
+    xml = vm.xml()
+    start = xml.rindex("<disk", 0, xml.index("vdb.overlay"))
+    element = xml[start : xml.index("</disk>", start) + len("</disk>")]
+
+    def unplug():
+        vm.agent.shell("kill -STOP -$(cat /run/writer.pid); umount -l /disk/vdb; sync")
+        vm.domain.detachDeviceFlags(element, libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        wait_for("vdb to be gone", lambda: "vdb" not in vm.disks(), 180)
+        return truth.content_sha256(vdb.overlay_path, "qcow2")
+
+    content = unplug()
+    run.die()
+    # taken over by another VM, as a person would who reads the path in the definition
+    other = lab.create_vm("other", [Disk("qcow2", path=Path(vdb.overlay_path))], start=False)
+    told = cycle.settle(vm)
+    assert any(vdb.overlay_path in text and vdb.base_path in text and "the VM other" in text for text in told), told
+    assert truth.content_sha256(vdb.overlay_path, "qcow2") == content
+    assert recover.pending(run.plan.vm_uuid) == [] and vm.domain.snapshotListNames() == []
+    assert vm.disks() == {"vda": Path(run.plan.overlays[0].base_path)}
+    other.remove()
+
+    # the same run again, and nobody takes it
+    again = open_journal(run.plan)
+    again.record(snapshot=cycle.overlays.to_facts(run.plan, cycle.snapshot._formers(run.domain, run.plan)), phase="taken")
+    again.close()
+    print(cycle.settle(vm))
+    assert not os.path.exists(vdb.overlay_path)
+    assert truth.content_sha256(vdb.base_path, vdb.base_format) == content
+    assert recover.pending(run.plan.vm_uuid) == []
