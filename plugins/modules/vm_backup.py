@@ -123,8 +123,10 @@ options:
       - V(memory) saves the guest's memory together with the disks; a restore resumes it there.
       - V(crash) shows the disks as they would be after a power cut.
       - V(auto) uses the agent where there is one, memory otherwise. Should the agent not answer or not freeze, memory
-        is used with a warning. For VMs with PCI or USB host devices, of which no memory image can be made, V(auto)
-        without an agent is refused.
+        is used with a warning. For VMs of which no memory image can be made (PCI or USB host devices, and whatever QEMU
+        names as not migratable, such as ivshmem or emulated NVMe), V(auto) without an agent is refused.
+      - A VM that is paused, by a person or by an I/O error, or has crashed, gets V(crash) with a warning. One that is
+        suspended to RAM is refused, because libvirt takes no snapshot of it.
       - A named kind that cannot be had is an error before anything is touched.
     type: str
     choices: [auto, agent, memory, crash]

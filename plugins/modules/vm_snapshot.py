@@ -67,7 +67,7 @@ options:
   memory:
     description:
       - Whether a new snapshot has the memory of the running VM, so that a revert resumes it.
-      - Refused for a VM that is off.
+      - Refused for a VM that is off, and for one with devices or features that QEMU cannot migrate.
     type: bool
     default: false
   quiesce:

@@ -22,8 +22,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
     blockjobs,
     firmware_state,
+    memory_blockers,
     place_rules,
     snapshots,
+    standing,
     storage,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -47,7 +49,6 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         live = domain.XMLDesc(flags) if running else ""
         persistent = domain.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
         autostart = bool(persistent) and bool(domain.autostart())
-        paused = domain.state()[0] in _standing_still()
         managed_save = bool(domain.hasManagedSaveImage(0))
         jobs = _jobs(domain) if running else ()
         checkpoints = () if running else snapshots.checkpoints(domain)
@@ -69,7 +70,8 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         name=view.name,
         uuid=view.uuid,
         running=running,
-        paused=paused,
+        standing=standing.of(domain),
+        memory_blockers=memory_blockers.of(domain) if running else (),
         autostart=autostart,
         persistent_xml=persistent,
         live_xml=live,
@@ -87,16 +89,6 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         tpm_path=tpm_path,
         file_bytes=_file_bytes([view.nvram_path, *(state.memory_path for state in states)], tpm_path),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
-    )
-
-
-def _standing_still() -> tuple[int, ...]:
-    """States of a VM that has a QEMU, but does not run: libvirt does not resume it after its memory was saved."""
-    return (
-        libvirt.VIR_DOMAIN_PAUSED,
-        libvirt.VIR_DOMAIN_PMSUSPENDED,
-        libvirt.VIR_DOMAIN_CRASHED,
-        libvirt.VIR_DOMAIN_SHUTDOWN,
     )
 
 

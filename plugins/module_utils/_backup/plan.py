@@ -27,12 +27,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snap
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _REFLINK_FILE_SYSTEMS = ("xfs", "btrfs", "bcachefs", "ocfs2")
 _OVERHEAD_BYTES = 2**20  # headers, digests and XML of an ordinary VM
 _LOW_SPACE_BYTES = 2**30
+_OVERLAY_BYTES = 2**20  # of an empty one: header and tables
 _UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")
 
 
@@ -40,13 +42,14 @@ _UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")
 class VmFacts:
     """What is known about a VM before anything is touched.
 
-    `paused`: it has a QEMU, but stands still (paused, suspended, crashed). `autostart`: it starts with the host.
+    `standing`: whether a running one stands still, and why. `autostart`: it starts with the host.
     `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and snapshots
     stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
     stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
-    `thin`: the template that it stands on, or is.
+    `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `thin`: the template that it
+    stands on, or is.
     """
 
     name: str
@@ -56,7 +59,7 @@ class VmFacts:
     live_xml: str
     view: DomainView
     images: Mapping[str, Image]
-    paused: bool = False
+    standing: Standing = Standing.RUNS
     autostart: bool = False
     snapshots: tuple[Snapshot, ...] = ()
     snapshot_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class VmFacts:
     tpm_path: str = ""
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     checkpoints: tuple[str, ...] = ()
+    memory_blockers: tuple[str, ...] = ()
     thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
@@ -151,6 +155,8 @@ def plan(
     snapshot = _snapshot(
         facts, judgements, consistency, timestamp, os.path.join(target.directory, archive), stays=stays
     )
+    if snapshot is not None and facts.running:
+        require_freezable(facts.standing, facts.name, what)
     if snapshot is None and facts.running:
         consistency = Consistency.CRASH
     if snapshot is None and stays:
@@ -351,23 +357,26 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
     """What will be reached, and a warning where that is less than could be expected."""
     if not facts.running:
         return Consistency.OFF, []
+    trouble = []
+    if facts.standing is Standing.IO_ERROR:
+        trouble = [f"{facts.standing.value}: mend that (often there is no space left), then: virsh resume {facts.name}"]
     if wish is ConsistencyWish.CRASH:
-        return Consistency.CRASH, []
-    if facts.paused and wish is not ConsistencyWish.AGENT:
+        return Consistency.CRASH, trouble
+    if facts.standing is not Standing.RUNS and wish is not ConsistencyWish.AGENT:
         # After its memory was saved, a VM that is not resumed keeps its disks inactive, and nothing can be merged.
-        why = "it is paused, suspended or crashed: neither its agent answers nor can its memory be saved"
+        why = f"{facts.standing.value}: neither its agent answers nor can its memory be saved"
         if wish is ConsistencyWish.MEMORY:
             raise RefusedError(
-                f"{what} with consistency memory", why, f"Resume it (virsh resume {facts.name}) or use crash."
+                f"{what} with consistency memory", why, f"Let it run (virsh resume {facts.name}) or use crash."
             )
-        return Consistency.CRASH, [f"{why}; its disks are as after a power failure"]
+        return Consistency.CRASH, [f"{why}; its disks are as after a power failure", *trouble]
     if wish is ConsistencyWish.AGENT and facts.agent is not AgentState.OK:
         raise RefusedError(
             f"{what} with consistency agent", facts.agent.value, "Use auto, memory or crash, or mend the agent."
         )
     if wish is not ConsistencyWish.MEMORY and facts.agent is AgentState.OK:
         return Consistency.AGENT, []
-    obstacle = _keeps_memory_from_being_saved(facts.view)
+    obstacle = _keeps_memory_from_being_saved(facts)
     if obstacle:
         raise RefusedError(
             what,
@@ -382,8 +391,9 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
     return Consistency.MEMORY, []
 
 
-def _keeps_memory_from_being_saved(view: DomainView) -> str:
+def _keeps_memory_from_being_saved(facts: VmFacts) -> str:
     """The first device whose state QEMU cannot put into a memory image; "" if there is none."""
+    view = facts.view
     found = [
         f"a {device.kind} host device ({device.description})"
         for device in view.hostdevs
@@ -395,6 +405,7 @@ def _keeps_memory_from_being_saved(view: DomainView) -> str:
     found += [
         f"the shared host directory {each.source} (virtiofs)" for each in view.filesystems if each.driver == "virtiofs"
     ]
+    found += [f"a device or feature that QEMU cannot migrate ({reason})" for reason in facts.memory_blockers]
     return next(iter(found), "")
 
 
@@ -499,6 +510,11 @@ def _space_beside(facts: VmFacts, snapshot: SnapshotPlan) -> list[str]:
         beside.setdefault(facts.images[overlay.base_path].device_id, overlay.base_path)
     warnings = []
     for device, path in beside.items():
+        if device in facts.free_bytes and facts.free_bytes[device] < _OVERLAY_BYTES * len(snapshot.overlays):
+            resume = f", and let the VM go on: virsh resume {facts.name}" if facts.standing is Standing.IO_ERROR else "."
+            there = human_bytes(facts.free_bytes[device])
+            why = f"only {there} are free beside {path}, too little for the overlay of a snapshot"
+            raise RefusedError(f"Backup of VM {facts.name}", why, f"Free space there{resume}")
         holds_memory = snapshot.memory_path and path == snapshot.overlays[0].base_path
         free = facts.free_bytes.get(device, 0) - (facts.view.memory_bytes if holds_memory else 0)
         if free < _LOW_SPACE_BYTES:

@@ -42,7 +42,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     KvmopsError,
     QuiesceError,
-    RefusedError,
     SourceError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
@@ -176,7 +175,8 @@ def _reaches_limit(planned: BackupPlan, request: BackupRequest) -> bool:
 
 def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
     """What the run would do, without doing any of it."""
-    for text in recover.pending(uuid):
+    pending = recover.pending(uuid)
+    for text in pending:
         run.context.warn(f"the next run will put right: {text}")
     left = [each.partition(" ")[2] for each in _vm_state.load(uuid).to_merge]
     if left:
@@ -187,6 +187,8 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
         return {**_unchanged(run, *fresh), "changed": bool(run.keeper.removed), **run.went(())}
     facts = _facts(run, agent=True)
     planned = _plan(run, facts, _decide(run, facts))
+    if planned.snapshot and not pending and not left:
+        snapshot.require_ready(run.conn, run.domain, planned.snapshot)
     names: list[str] = []
     if planned.stays and planned.base is None:
         served = cycles.served_archives(run.conn, run.domain, facts, run.place.directory, run.context)
@@ -293,8 +295,8 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
         clean = False
         try:
             taken = snapshot.take(run.conn, run.domain, planned.snapshot, journal)
-        except (RefusedError, BusyError, QuiesceError):
-            clean = True
+        except KvmopsError:
+            clean = overlays.is_clean(journal.facts)
             raise
         stays = False
         try:

@@ -25,6 +25,7 @@ class Phase(str, Enum):
     TAKING = "taking"
     TAKEN = "taken"
     REMOVING = "removing"
+    PUT_BACK = "put back"  # taking it failed, and nothing of it is left
 
 
 class Step(str, Enum):
@@ -119,6 +120,11 @@ def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:
         labels = tuple((name, value) for name, value in owner["labels"])
         formers[target] = Former(each["disk_xml"], Owner(owner["uid"], owner["gid"], owner["mode"], labels))
     return formers
+
+
+def is_clean(facts: Mapping[str, Any]) -> bool:
+    """Whether nothing of the snapshot in a journal can be on the VM: it was never asked for, or all was put back."""
+    return SNAPSHOT not in facts or facts.get(PHASE) == Phase.PUT_BACK
 
 
 def journal_key(vm_uuid: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, QuiesceError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -122,8 +122,9 @@ def _present(run: _Run) -> dict[str, Any]:
     try:
         snapshot.take(run.conn, run.domain, plan, journal)
         journal.done()
-    except (RefusedError, BusyError, QuiesceError):
-        journal.done()
+    except KvmopsError:
+        if overlays.is_clean(journal.facts):
+            journal.done()
         raise
     finally:
         journal.close()

@@ -18,7 +18,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, files, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
+    agent,
+    blockjobs,
+    files,
+    memory_blockers,
+    snapshots,
+    standing,
+    views,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -54,7 +62,8 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
     """Take the snapshot (VM running or off). Everything it makes is in the journal before it exists.
 
     Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError:
-    after everything was put back, or with exactly what is left in its text (the next recover.settle() deals with it).
+    after everything was put back (overlays.is_clean(journal.facts) then), or with exactly what is left in its text (the next
+    recover.settle() deals with it).
     """
     require_ready(conn, domain, plan)
     journal.record(
@@ -76,6 +85,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
             way_back.bring_back(conn, domain, plan, journal, Progress())
         except KvmopsError as left:
             raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
+        journal.record(**{overlays.PHASE: Phase.PUT_BACK})
         if isinstance(error, KvmopsError):
             raise
         if plan.quiesce and agent.is_agent_failure(error):
@@ -133,6 +143,9 @@ def require_ready(conn: Connection, domain: Domain, plan: SnapshotPlan) -> None:
         if path and os.path.lexists(path):
             raise RefusedError(what, f"{path} already exists", "Move it away: nothing is ever written over.")
     if seen.running:
+        standing.require_freezable(standing.of(domain), plan.vm_name, what)
+        if plan.memory_path:
+            memory_blockers.require_none(domain, what)
         blockjobs.require_idle(domain, what)
         blockjobs.require_open(domain, what)
     _require_all_disks(domain, plan)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.tests.lab import fingerprint, markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
-from ansible_collections.kvmops.backup.tests.lab.vm import Disk
+from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_image
 
 
 def members(archive):
@@ -140,17 +141,63 @@ def test_agent_that_cannot_freeze_falls_back_to_memory(lab, run_module):
     vm.wait_until_thawed()
 
 
-def test_paused_vm(lab, run_module):
-    vm = lab.create_vm("asleep", [Disk()])
-    vm.wait_for_marker(1)
+SHMEM = "<shmem name='shared'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>"
+
+
+def test_a_vm_that_stands_still_or_cannot_save_its_memory(lab, run_module):
+    """Check mode says what a run does, and a refusal leaves nothing on the VM nor in the journal."""
+    vm = lab.create_vm("asleep", [Disk()], extra_devices=SHMEM, start=False)
+    sleeps = "<pm><suspend-to-mem enabled='yes'/></pm>"
+    lab.connection.defineXML(vm.xml(inactive=True).replace("</features>", f"</features>{sleeps}"))
+    vm.start().wait_for_marker(1)
+    target = lab.path("backups")
+
+    def refused(words, module="vm_backup", **arguments):
+        before = fingerprint.definition(vm)
+        place = {"path": str(target)} if module == "vm_backup" else {"snapshot": "mine"}
+        for check_mode in (True, False):
+            result = run_module(module, check_mode=check_mode, fails=True, vm="asleep", **place, **arguments)
+            assert all(word in result.message for word in words), result.message
+        assert os.listdir("/var/lib/kvmops-backup/journal") == [] and vm.domain.snapshotListNames() == []
+        assert fingerprint.definition(vm) == before
+
+    refused(["ivshmem", "consistency: crash"], consistency="memory")
+    refused(["ivshmem", "without memory"], "vm_snapshot", memory=True)
+
     vm.domain.suspend()
+    refused(["paused", "virsh resume asleep"], consistency="memory")
     before = fingerprint.definition(vm)
-    refused = run_module("vm_backup", vm="asleep", path=str(lab.path("refused")), consistency="memory", fails=True)
-    assert "paused" in refused.message
-    result = run_module("vm_backup", vm="asleep", path=str(lab.path("backups")))
+    result = run_module("vm_backup", vm="asleep", path=str(target))
     assert fingerprint.definition(vm) == before
     assert result["consistency"] == "crash"
     assert any("paused" in warning for warning in result.warnings)
-    assert vm.domain.info()[0] == 3  # still paused
+    assert vm.domain.info()[0] == libvirt.VIR_DOMAIN_PAUSED
     vm.domain.resume()
     vm.wait_for_marker(vm.last_marker().number + 1)
+
+    vm.agent.run("sh", "-c", "(sleep 1; echo mem >/sys/power/state) >/dev/null 2>&1 &")
+    wait_for("the guest to sleep", lambda: vm.domain.info()[0] == libvirt.VIR_DOMAIN_PMSUSPENDED, 120)
+    for consistency in ("auto", "crash"):
+        refused(["suspended to RAM", "virsh dompmwakeup asleep"], consistency=consistency)
+    refused(["suspended to RAM", "virsh dompmwakeup asleep"], "vm_snapshot")
+
+
+def test_a_vm_that_is_paused_because_its_file_system_is_full(lab, loop_fs, run_module):
+    place = loop_fs("ext4", 100)
+    vm = lab.create_vm("full", [Disk(path=make_image(place.path / "vda.qcow2", Disk()))])
+    vm.wait_for_marker(1)
+    filler = place.fill(0)
+    vm.agent.run("sh", "-c", "dd if=/dev/urandom of=/disk/vda/much bs=1M count=40 >/dev/null 2>&1 &")
+    wait_for("an I/O error", lambda: vm.domain.state() == [3, libvirt.VIR_DOMAIN_PAUSED_IOERROR], 120)
+    for check_mode in (True, False):
+        refused = run_module("vm_backup", check_mode=check_mode, fails=True, vm="full", path=str(lab.path(f"t{check_mode}")))
+        assert str(place.path) in refused.message and "virsh resume full" in refused.message
+    filler.unlink()
+    result = run_module("vm_backup", vm="full", path=str(lab.path("backups")))
+    assert result["consistency"] == "crash"
+    assert any("I/O error" in warning and "virsh resume full" in warning for warning in result.warnings)
+    assert vm.domain.state() == [3, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+    vm.domain.resume()
+    vm.wait_for_marker(vm.last_marker().number + 1)
+    assert vm.domain.snapshotListNames() == [] and os.listdir("/var/lib/kvmops-backup/journal") == []
+    vm.remove()  # before its file system goes

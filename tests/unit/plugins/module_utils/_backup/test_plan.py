@@ -29,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import doma
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing
 
 UUID = "6f1a2b3c-0000-4000-8000-000000000001"
 NOW = 1795309200
@@ -131,14 +132,42 @@ def test_off(wish):
     assert made.snapshot is None
 
 
-def test_paused_vm_has_no_memory_image():
-    vm = replace(facts(agent=AgentState.OFF), paused=True)
+@pytest.mark.parametrize("standing", [Standing.PAUSED, Standing.IO_ERROR, Standing.CRASHED])
+def test_a_vm_that_stands_still_has_no_memory_image(standing):
+    vm = replace(facts(agent=AgentState.OFF), standing=standing)
     made = make(vm)
     assert made.consistency is Consistency.CRASH
-    assert any("paused" in text for text in made.warnings)
+    assert standing.value in made.warnings[0]
+    assert any("virsh resume web" in text for text in made.warnings) is (standing is Standing.IO_ERROR)
     for wish in (ConsistencyWish.MEMORY, ConsistencyWish.AGENT):
         with pytest.raises(RefusedError):
             make(vm, consistency=wish)
+
+
+@pytest.mark.parametrize("wish", [ConsistencyWish.AUTO, ConsistencyWish.CRASH])
+@pytest.mark.parametrize(
+    ("standing", "way_out"), [(Standing.SUSPENDED, "virsh dompmwakeup web"), (Standing.ENDING, "virsh destroy web")]
+)
+def test_a_vm_that_cannot_be_frozen_is_refused(standing, way_out, wish):
+    with pytest.raises(RefusedError, match=way_out):
+        make(replace(facts(agent=AgentState.OFF), standing=standing), consistency=wish)
+
+
+def test_what_qemu_cannot_migrate_is_not_in_a_memory_image():
+    vm = replace(facts(agent=AgentState.NO_CHANNEL), memory_blockers=("Migration is disabled for ivshmem",))
+    for wish in (ConsistencyWish.AUTO, ConsistencyWish.MEMORY):
+        with pytest.raises(RefusedError, match=r"disabled for ivshmem.*consistency: crash"):
+            make(vm, consistency=wish)
+    assert make(vm, consistency=ConsistencyWish.CRASH).consistency is Consistency.CRASH
+    assert make(replace(vm, agent=AgentState.OK)).consistency is Consistency.AGENT
+
+
+@pytest.mark.parametrize("standing", [Standing.RUNS, Standing.IO_ERROR])
+def test_no_room_for_an_overlay(standing):
+    vm = replace(facts(agent=AgentState.OK), standing=standing, free_bytes={1: 4096})
+    with pytest.raises(RefusedError, match="too little for the overlay") as caught:
+        make(vm)
+    assert ("virsh resume web" in caught.value.hint) is (standing is Standing.IO_ERROR)
 
 
 def test_overlays_and_memory_lie_beside_the_disk_and_not_beside_a_link_to_it(tmp_path):
