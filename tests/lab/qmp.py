@@ -15,14 +15,19 @@ from ._run import LabError, wait_for
 class Monitor:
     """The monitor of one VM; a context manager."""
 
-    def __init__(self, domain_id: int) -> None:
-        (path,) = Path("/var/lib/libvirt/qemu").glob(f"domain-{domain_id}-*/monitor.sock")
+    def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
         self._socket.connect(str(path))
         self._lines = self._socket.makefile("r", encoding="utf-8")
         self._lines.readline()  # the greeting
         self.execute("qmp_capabilities")
+
+    @classmethod
+    def of_domain(cls, domain_id: int) -> Monitor:
+        """The monitor of one of libvirt's VMs."""
+        (path,) = Path("/var/lib/libvirt/qemu").glob(f"domain-{domain_id}-*/monitor.sock")
+        return cls(path)
 
     def __enter__(self) -> Monitor:
         return self

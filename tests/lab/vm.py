@@ -37,6 +37,8 @@ _ALL_UNDEFINE = (
 
 def build_guest() -> Path:
     """Directory with ``vmlinuz`` and ``initrd.gz`` of the test guest, built when it is not there (needs apt)."""
+    if ready := os.environ.get("KVMOPS_LAB_GUEST"):
+        return Path(ready)
     cache = os.environ.get("KVMOPS_LAB_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '/var/cache'}/kvmops-lab"
     return Path(run(str(Path(__file__).with_name("build-guest")), cache, timeout_s=900).strip())
 
@@ -220,9 +222,10 @@ class Lab(Hypervisor):
     Files lie in ``directory`` (which QEMU's user can enter): ``boot/``, a folder per VM, and what the test puts there.
     """
 
-    def __init__(self, directory: Path, uri: str = daemons.URI) -> None:
+    def __init__(self, directory: Path, uri: str = daemons.URI, domain_type: str = "qemu") -> None:
         super().__init__(uri)
         self.directory = directory
+        self._domain_type = domain_type
         self._names: list[str] = []
         self._folders = itertools.count()
         guest = build_guest()
@@ -284,7 +287,7 @@ class Lab(Hypervisor):
         devices += [_iso_xml(index, iso) for index, iso in enumerate(isos)]
         if agent:
             devices.append("<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>")
-        xml = f"""<domain type='qemu'>
+        xml = f"""<domain type='{self._domain_type}'>
           <name>{escape(name)}</name><memory unit='MiB'>{memory_mib}</memory><vcpu>1</vcpu>
           <os>
             <type arch='x86_64' machine='q35'>hvm</type>

@@ -140,7 +140,7 @@ def died_in_the_pivot(vm, monkeypatch, note, ended):
     status.write_text(note(text))
     assert status.read_text() != text
     if ended:
-        with Monitor(number) as monitor:
+        with Monitor.of_domain(number) as monitor:
             monitor.complete_jobs()
     daemons.start()
 
