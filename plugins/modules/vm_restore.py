@@ -84,6 +84,14 @@ options:
       - Names of networks and bridges in the archive, and those of this host to use instead.
     type: dict
     default: {}
+  disk_images:
+    description:
+      - Only for foreign archives, where neither names nor formats tell which image belongs to which disk; nothing is
+        restored then until this option says it. The error lists the images with their format and size.
+      - Target names of disks (V(vda)) and the names of their images in the archive. An empty name leaves the disk out.
+      - Disks that are not named here are told by their names as always.
+    type: dict
+    default: {}
   disk_format:
     description:
       - V(keep) restores each disk in the format it had, raw disks as sparse raw files. V(qcow2) makes all of them
@@ -118,6 +126,13 @@ seealso:
 """
 
 EXAMPLES = r"""
+- name: An archive of another tool, whose image names tell nothing
+  kvmops.backup.vm_restore:
+    source: /srv/old/web01.tar
+    disk_images:
+      vda: disk-0.qcow2
+      vdb: disk-1.qcow2
+
 - name: Put a lost VM back where it was
   kvmops.backup.vm_restore:
     source: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
@@ -258,6 +273,7 @@ ARGUMENT_SPEC = {
     "uuid": {"type": "str"},
     "mac": {"type": "str", "choices": ["keep", "new"]},
     "networks": {"type": "dict", "default": {}},
+    "disk_images": {"type": "dict", "default": {}},
     "disk_format": {"type": "str", "choices": ["keep", "qcow2"], "default": "keep"},
     "flatten": {"type": "bool", "default": False},
     "start": {"type": "bool", "default": False},

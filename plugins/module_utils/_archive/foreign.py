@@ -8,18 +8,24 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.pairing import (
+    IMAGE_SUFFIXES,
+    Disk,
+    chain,
+    pair,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.layers import named_file
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import QCOW2_MAGIC, ReadAt, probe
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
-IMAGE_SUFFIXES = (".qcow2", ".snapshot", ".raw", ".img")
 _ROLES = {".memory": Role.MEMORY, ".iso": Role.ISO, ".nvram": Role.NVRAM}
 _NO_IMAGES = (*_ROLES, ".xml", ".digests")
 _NUMBERED = re.compile(r"^(.+)_(\d+)\.(?:qcow2|snapshot)$")
@@ -30,15 +36,7 @@ _CLOCK_S = 5  # a layer is frozen a moment after the point got its time
 MAX_PAIRS = 20_000  # disks times images of one configuration: bounds the time to match them
 
 
-@dataclass(frozen=True)
-class _Disk:
-    target: str
-    path: str
-    device: str
-    format: str
-
-
-def _disks(configuration: Configuration) -> list[_Disk]:
+def _disks(configuration: Configuration) -> list[Disk]:
     root = _xml.parse(configuration.domain_xml, f"configuration {configuration.member_name}")
     found = []
     for element in root.findall("devices/disk"):
@@ -47,7 +45,8 @@ def _disks(configuration: Configuration) -> list[_Disk]:
         path = attributes.get("file") or attributes.get("dev") or attributes.get("volume") or ""
         name = "" if target is None else target.get("dev") or ""
         image_format = "" if driver is None else driver.get("type") or ""
-        found.append(_Disk(name, path, element.get("device") or "disk", image_format))
+        network = attributes.get("name", "")
+        found.append(Disk(name, path, element.get("device") or "disk", image_format, network))
     return found
 
 
@@ -114,115 +113,73 @@ def _parent(member: Member, images: dict[str, Member], stems: dict[str, list[str
     return next((name for name in candidates if name in images and name != member.name), member.parent)
 
 
-def _top(disk: _Disk, images: dict[str, Member]) -> Optional[str]:
-    """The member that holds what `disk` showed last: by the name of its file, else by its target's name."""
-    if os.path.basename(disk.path) in images:
-        return os.path.basename(disk.path)
-    exact = [name for name in images if _is_named(name, disk.path)]
-    if len(exact) == 1:
-        return exact[0]
-    base = os.path.splitext(os.path.basename(disk.path))[0]
-    same = {name for name in images if base and os.path.splitext(name)[0] == base}
-    own = {n for n in images if disk.target and re.match(rf"{re.escape(disk.target)}(?:[._-]|$)", n)}
-    return _highest(same, images) or _highest(own, images)
-
-
-def _is_named(name: str, path: str) -> bool:
-    """Whether a member has the name of a file, or that with a suffix of its own: vm.state1.snapshot of /vms/vm.state1."""
-    base = os.path.basename(path)
-    return base != "" and (name == base or ("." in base and os.path.splitext(name)[0] == base))
-
-
-def _is_guess(top: str, disk: _Disk, images: dict[str, Member]) -> bool:
-    """Whether only the beginning of the file's name told the member of a disk, and its suffix is none of an image.
-
-    web01.monday may be an overlay on web01.qcow2, which is older then.
-    """
-    stem, suffix = os.path.splitext(os.path.basename(disk.path))
-    if _is_named(top, disk.path) or suffix.lower() in ("", *IMAGE_SUFFIXES):
-        return False
-    return any(os.path.splitext(member.name)[0] == stem for member in _chain(top, images))
-
-
-def _highest(candidates: set[str], images: dict[str, Member]) -> Optional[str]:
-    """The one image that stands on all the others of a disk, also where its name is of another kind than theirs."""
-    tops = sorted(candidates - {images[name].parent for name in candidates})
-    if len(tops) != 1:
-        return None
-    above: dict[str, list[str]] = {}
-    for name, member in images.items():
-        above.setdefault(member.parent, []).append(name)
-    seen: set[str] = set()
-    while len(tops) == 1 and tops[0] not in seen:
-        seen.add(tops[0])
-        tops = above.get(tops[0], tops)
-    return tops[0] if len(tops) == 1 else None
-
-
-def _top_then(top: str, images: dict[str, Member], written: dict[str, int], timestamp: int) -> Optional[str]:
+def _top_then(layers: list[Member], written: dict[str, int], timestamp: int) -> Optional[str]:
     """Of a disk's layers, the one that an older point ended in: the highest that was not written to after it."""
-    return next((m.name for m in reversed(_chain(top, images)) if written[m.name] <= timestamp + _CLOCK_S), None)
+    return next((m.name for m in reversed(layers) if written[m.name] <= timestamp + _CLOCK_S), None)
 
 
-def _chain(top: str, images: dict[str, Member]) -> list[Member]:
-    chain: dict[str, Member] = {}
-    name = top
-    while name in images and name not in chain:
-        chain[name] = images[name]
-        name = images[name].parent
-    return list(reversed(chain.values()))
+@dataclass(frozen=True)
+class Completed:
+    """A point with its member table. `undecided`: why the images of some disks are not known, "" for none such."""
+
+    point: Configuration
+    undecided: str = ""
 
 
 def complete(
-    configuration: Configuration, entries: tuple[Entry, ...], found: Images, *, newest: bool = True
-) -> Configuration:
+    configuration: Configuration,
+    entries: tuple[Entry, ...],
+    found: Images,
+    *,
+    newest: bool = True,
+    said: Optional[Mapping[str, str]] = None,
+) -> Completed:
     """The point with its member table, and a warning for each thing that could not be matched.
 
     `newest`: no other point of the archive is younger. An older one must not be given what was written after it.
+    `said`: the image of a disk, by target, as the user says it; "" for none. Raises RefusedError where that cannot be.
     """
-    images = found.good
+    images, said = found.good, said or {}
     disks = _disks(configuration)
     if len(disks) * len(images) > MAX_PAIRS:
         raise HostileError(
             f"configuration {configuration.member_name}", f"it has {len(disks)} disks for {len(images)} images"
         )
+    own = [disk for disk in disks if disk.device == "disk"]
+    _check_said(said, own, found)
     members: list[Member] = []
     warnings = [f"member {name} is left out: {why}" for name, why in found.bad.items()]
-    tops = {disk.target: _top(disk, images) for disk in disks if disk.device == "disk"}
-    open_disks = [disk for disk in disks if disk.device == "disk" and tops[disk.target] is None]
-    used = {member.name for top in tops.values() if top for member in _chain(top, images)}
-    free = sorted(set(images) - used - {images[name].parent for name in images})
-    if open_disks and len(open_disks) == len(free):
-        for disk, name in zip(open_disks, free):
-            tops[disk.target] = name
-            warnings.append(f"disk {disk.target} ({disk.path}) was matched with {name} by order only")
+    pairs = pair(own, images, said)
+    warnings += pairs.warnings
+    undecided = _undecided(pairs.undecided, [images[name] for name in pairs.choices])
+    warnings += [f"{undecided}; a restore has to be told by disk_images"] if undecided else []
     written = {entry.name: entry.mtime for entry in entries}
-    for disk in disks:
-        top = tops.get(disk.target)
-        if not top:
-            continue
-        if not newest and not _is_named(top, disk.path) and len(_chain(top, images)) > 1:
-            tops[disk.target] = then = _top_then(top, images, written, configuration.timestamp)
-            how = f"was matched with {then} by time only" if then else "has no layer that is old enough for this point"
-            warnings.append(f"disk {disk.target} ({disk.path}) {how}")
-        elif _is_guess(top, disk, images):
-            how = f"was matched with {top} by the beginning of its name only; it may be newer than that"
-            warnings.append(f"disk {disk.target} ({disk.path}) {how}")
-    for disk in disks:
-        top = tops.get(disk.target)
+    for disk in own:
+        top = pairs.tops.get(disk.target)
+        layers = chain(top, images) if top else []
+        if top and not newest and disk.target not in {*pairs.named, *said} and len(layers) > 1:
+            then = _top_then(layers, written, configuration.timestamp)
+            if then:
+                pairs.tops[disk.target], how = then, f"was matched with {then} by time only"
+            else:
+                del pairs.tops[disk.target]
+                how = "has no layer that is old enough for this point"
+            warnings.append(f"disk {disk} {how}")
+    for disk in own:
+        top = pairs.tops.get(disk.target)
         if top:
-            chain = _chain(top, images)
-            if chain[0].parent and chain[0].parent not in images:
-                warnings.append(f"{chain[0].name} needs {chain[0].parent}, which is not in the archive")
-            if len(chain) == 1 and disk.format == "raw":  # a raw disk is stored as qcow2 there too
-                chain = [replace(chain[0], original_format="raw")]
+            layers = chain(top, images)
+            if layers[0].parent and layers[0].parent not in images:
+                warnings.append(f"{layers[0].name} needs {layers[0].parent}, which is not in the archive")
+            if len(layers) == 1 and disk.format == "raw":  # a raw disk is stored as qcow2 there too
+                layers = [replace(layers[0], original_format="raw")]
             members += [
                 replace(m, target=disk.target, active=m.name == top, former_path=disk.path if m.name == top else "")
-                for m in chain
+                for m in layers
             ]
-        elif disk.device == "disk":
-            warnings.append(f"disk {disk.target} ({disk.path or 'no file'}) is not in the archive")
-    shown = {top for top in tops.values() if top}
+        elif disk not in pairs.undecided:
+            warnings.append(f"disk {disk} is not in the archive")
+    shown = set(pairs.tops.values())
     for member in images.values() if newest else ():
         if member.parent in shown and member.name not in shown:
             warnings.append(f"{member.name} stands on {member.parent}, which the configuration shows, and is left out")
@@ -234,10 +191,32 @@ def complete(
             members.append(member)
         elif role:
             members.append(Member(name, role, entry.size_bytes))
-    return replace(configuration, members=tuple(members), warnings=tuple(warnings))
+    return Completed(replace(configuration, members=tuple(members), warnings=tuple(warnings)), undecided)
 
 
-def _iso(entry: Entry, disks: list[_Disk]) -> Member:
+def _check_said(said: Mapping[str, str], disks: list[Disk], found: Images) -> None:
+    """Raises RefusedError for pairs of disks and images that cannot be."""
+    there = ", ".join(found.good) or "none"
+    for target, name in said.items():
+        if target not in {disk.target for disk in disks}:
+            known = ", ".join(disk.target for disk in disks)
+            raise RefusedError("Option disk_images", f"the VM has no disk {target}", f"It has {known}.")
+        if name and name not in found.good:
+            why = found.bad.get(name) or "the archive has no such image"
+            raise RefusedError("Option disk_images", f"{name} for {target}: {why}", f"The images are: {there}.")
+        others = [other for other, its in said.items() if its == name and other != target]
+        if name and others:
+            raise RefusedError("Option disk_images", f"{name} is named for {target} and {others[0]}", "Name one each.")
+
+
+def _undecided(disks: list[Disk], choices: list[Member]) -> str:
+    if not disks:
+        return ""
+    told = " or ".join(f"{each.name} ({each.image_format}, {human_bytes(each.virtual_size_bytes)})" for each in choices)
+    return f"nothing tells which image is that of disk {' and '.join(map(str, disks))}: {told}"
+
+
+def _iso(entry: Entry, disks: list[Disk]) -> Member:
     """A CD image, with the target of the CD drive that had it in."""
     for disk in disks:
         base = os.path.basename(disk.path)

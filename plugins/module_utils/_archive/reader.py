@@ -40,6 +40,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     DamagedError,
     HostileError,
     KvmopsError,
+    RefusedError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import ImageSink
@@ -75,7 +76,8 @@ class ArchiveReader:
     """An open archive. `points` are the good ones, oldest first; `broken` those that are not, with the reason.
 
     `entries` are the members in the order of the tar stream, `end` is the offset of its end marker there. `native`: we wrote it.
-    `bad_images` says which members of a foreign archive are no images although they are named so, and why.
+    Of a foreign one, `images` are the disk images, and `undecided` says why it is not known which are whose, by the member name of
+    the point.
 
     Where a header behind a whole point is broken, `structure` is the damage and the points before it are there.
     `use_salvage`: where the headers are broken, the members are those that the configuration tells.
@@ -102,7 +104,8 @@ class ArchiveReader:
             self.heads_bytes = 0
             self._bad_heads: dict[str, DamagedError] = {}
             self.native = False
-            self.bad_images: dict[str, str] = {}
+            self.images = foreign.Images({}, {})
+            self.undecided: dict[str, str] = {}
             self.structure: Optional[DamagedError] = None
             self._digests: Optional[Mapping[str, memoryview]] = None
             self._bad_digests: dict[str, DamagedError] = {}
@@ -254,10 +257,27 @@ class ArchiveReader:
             good = self._complete(self._decoded, broken)
         else:
             images = foreign.images(self.entries, self.read_at) if good else foreign.Images({}, {})
-            self.bad_images = images.bad
-            last = max((point.timestamp for point in good), default=0)
-            good = [foreign.complete(p, self.entries, images, newest=p.timestamp == last) for p in good]
+            self.images = images
+            good = [self._completed(point, good) for point in good]
         return tuple(sorted(good, key=lambda point: point.timestamp)), tuple(broken)
+
+    def _completed(
+        self, point: Configuration, all_points: Sequence[Configuration], said: Optional[Mapping[str, str]] = None
+    ) -> Configuration:
+        newest = point.timestamp == max(each.timestamp for each in all_points)
+        completed = foreign.complete(point, self.entries, self.images, newest=newest, said=said)
+        self.undecided[point.member_name] = completed.undecided
+        return completed.point
+
+    def with_images(self, point: Configuration, said: Mapping[str, str]) -> Configuration:
+        """A point of a foreign archive with the images that the user names for its disks, by target; "" leaves a disk out.
+
+        Raises RefusedError for what cannot be.
+        """
+        if self.native:
+            why = "an archive of this collection says itself which image is which disk's"
+            raise RefusedError("Option disk_images", why, "Leave the option out.")
+        return self._completed(point, self.points, said)
 
     def _complete(self, points: Sequence[Configuration], broken: list[BrokenPoint]) -> list[Configuration]:
         """Those points whose members are all there, in their size, on the parent that they name."""

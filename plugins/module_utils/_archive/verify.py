@@ -234,7 +234,7 @@ class _Verification:
 
     def _foreign(self, workers: Workers) -> None:
         source = self._reader.bytes
-        for name, why in self._reader.bad_images.items():
+        for name, why in self._reader.images.bad.items():
             self._member(name, 0, self._reader.entry(name).size_bytes, why)
         checksums = self._reader.compressed
         if not checksums:

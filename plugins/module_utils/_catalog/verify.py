@@ -172,7 +172,8 @@ def _check_images(path: str, known_damaged: set[str], threads: int, context: Con
 
 def _images(reader: ArchiveReader) -> list[Member]:
     images = {m.name: m for point in reader.points for m in point.members if m.role in (Role.DISK, Role.LAYER)}
-    return list(images.values())
+    # those of a foreign archive that no disk is known to have
+    return list({**reader.images.good, **images}.values())
 
 
 def _chain_fault(member: Member, images: Mapping[str, Member]) -> str:

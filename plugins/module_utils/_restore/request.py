@@ -26,6 +26,7 @@ class RestoreRequest:
     `name` "": the VM's own.
     `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
     `mac`: "" (as for `uuid`), "keep" or "new". `flatten`: one image per disk and no snapshots.
+    `disk_images`: members of a foreign archive by target, "" for a disk that is left out.
     `networks` maps names of networks and bridges in the archive to those of this host.
     """
 
@@ -44,6 +45,7 @@ class RestoreRequest:
     uri: str = "qemu:///system"
     check_mode: bool = False
     diff: bool = False
+    disk_images: Mapping[str, str] = field(default_factory=dict)
 
 
 def from_params(params: Mapping[str, Any]) -> RestoreRequest:
@@ -57,6 +59,7 @@ def from_params(params: Mapping[str, Any]) -> RestoreRequest:
         uuid=params["uuid"] or "",
         mac=params["mac"] or "",
         networks={str(former): str(here) for former, here in (params["networks"] or {}).items()},
+        disk_images={str(target): str(name or "") for target, name in (params["disk_images"] or {}).items()},
         disk_format=DiskFormat(params["disk_format"]),
         flatten=params["flatten"],
         start=params["start"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     DamagedError,
     KvmopsError,
+    RefusedError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -76,19 +77,32 @@ def _source(request: RestoreRequest) -> Iterator[tuple[ArchiveReader | None, Con
         yield None, _bare(request.source)
         return
     with busy.reading(request.source), reader.open_archive(request.source) as archive:
-        point = foreign_memory.adopt(archive.point(request.point), archive.read)
-        check_images(archive, point)
+        chosen = archive.point(request.point)
+        if request.disk_images:
+            chosen = archive.with_images(chosen, request.disk_images)
+        point = foreign_memory.adopt(chosen, archive.read)
+        check_images(archive, point, leave_out=[target for target, name in request.disk_images.items() if not name])
         yield archive, point
 
 
-def check_images(archive: ArchiveReader, point: Configuration) -> None:
-    """Raises DamagedError where a disk is missing while an image of a foreign archive is none: that may have been it, and the
-    VM without it would pass for restored."""
-    if archive.bad_images:
+def check_images(archive: ArchiveReader, point: Configuration, leave_out: Collection[str] = ()) -> None:
+    """Refuses a foreign archive that may have an image of a disk which the VM would be restored without.
+
+    Raises RefusedError where nothing tells whose an image is, DamagedError where a member is named like an image and is none.
+    Without the disk the VM would pass for restored.
+    """
+    undecided = archive.undecided.get(point.member_name)
+    if undecided:
+        raise RefusedError(
+            f"archive {archive.path}",
+            undecided,
+            "Say it with the option disk_images, as in disk_images: {vda: MEMBER}; an empty name leaves the disk out.",
+        )
+    if archive.images.bad:
         disks = (disk.target for disk in domain.parse(point.domain_xml).disks if disk.device == "disk")
-        missing = [target for target in disks if target not in point.tops]
+        missing = [target for target in disks if target not in {*point.tops, *leave_out}]
         if missing:
-            name, why = next(iter(archive.bad_images.items()))
+            name, why = next(iter(archive.images.bad.items()))
             raise DamagedError(
                 f"archive {archive.path}",
                 f"it has no image for {', '.join(missing)}, and {name} in it cannot be one ({why.rstrip('.')})",

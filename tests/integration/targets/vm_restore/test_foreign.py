@@ -59,6 +59,42 @@ def test_a_foreign_archive_is_restored(lab: Lab, run_module: Run, packer: str) -
     vm.start()
 
 
+def test_images_with_names_of_another_tool_go_to_their_disks(lab: Lab, run_module: Run) -> None:
+    """Sorted by name they would be crossed. Where no name tells, the user says it, and until then nothing is touched."""
+    vm = lab.create_vm("web01", [Disk(ext4=False, size_mib=32), Disk("raw", ext4=False, size_mib=32)], start=False)
+    folder, definition, contents = lab.path("foreign"), vm.xml(inactive=True), {}
+    for number, (target, path) in enumerate(vm.disks().items()):
+        image_format = "raw" if path.suffix == ".raw" else "qcow2"
+        run("qemu-io", "-f", image_format, "-c", f"write -P {number + 1} 1M 2M", str(path))
+        contents[target] = truth.content_sha256(path, image_format)
+        renamed = "web01" if target == "vda" else "data"
+        definition = definition.replace(path.name, f"{renamed}{path.suffix}")
+        run("qemu-img", "convert", "-f", image_format, "-O", "qcow2", str(path), str(folder / f"b-{renamed}.qcow2"))
+    vm.remove()
+    (folder / "1700000000_web01.xml").write_text(definition)
+    source, place = str(lab.directory / "x.tar"), str(lab.path("restored"))
+
+    def restored(name: str, **options: object) -> dict[str, str]:
+        run_module("vm_restore", source=source, name=name, path=place, **options)
+        found = lab.adopt(name).disks()
+        return {t: truth.content_sha256(path, "raw" if t == "vdb" else "qcow2") for t, path in found.items()}
+
+    run("tar", "-C", str(folder), "-cf", source, ".")
+    assert restored("told by names") == contents
+    for number, name in enumerate(("data", "web01")):
+        (folder / f"b-{name}.qcow2").rename(folder / f"disk-{number}.qcow2")
+    run("tar", "-C", str(folder), "-cf", source, ".")
+    refused = run_module("vm_restore", source=source, name="refused", path=place, fails=True)
+    for text in ("vda (", "vdb (", "disk-0.qcow2 (qcow2, 32.0 MiB)", "disk-1.qcow2 (qcow2, 32.0 MiB)"):
+        assert text in refused["why"], refused.message
+    assert "disk_images: {vda: MEMBER}" in refused["hint"]
+    assert [domain.name() for domain in lab.connection.listAllDomains()] == ["told by names"]
+    assert any("disk-0.qcow2" in text for text in run_module("backup_info", archive=source)["archives"][0]["warnings"])
+    assert restored("told by me", disk_images={"vda": "disk-1.qcow2", "vdb": "disk-0.qcow2"}) == contents
+    wrong = run_module("vm_restore", source=source, path=place, disk_images={"vdc": "disk-1.qcow2"}, fails=True)
+    assert "has no disk vdc" in wrong.message and "vda, vdb" in wrong.message
+
+
 def test_a_foreign_overlay_stands_on_its_restored_base(lab: Lab, run_module: Run) -> None:
     folder, _dummy = unpacked(lab, "layered")
     top = folder / "vda.snapshot"

@@ -272,6 +272,7 @@ def test_options_reach_their_field() -> None:
             uuid="new",
             mac="keep",
             networks={"a": "b"},
+            disk_images={"vda": "b.img", "vdb": None},
             disk_format="qcow2",
             start=True,
             force=True,
@@ -282,7 +283,7 @@ def test_options_reach_their_field() -> None:
     )
     assert restore == restore_request.RestoreRequest(
         "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, False, True, True,
-        "qemu:///session", True, True,
+        "qemu:///session", True, True, {"vda": "b.img", "vdb": ""},
     )  # fmt: skip
     found = ChangeRequest.of(
         params_of("backup_archive", archive="/b/x.tar", state="absent", compressed=False, notes="")

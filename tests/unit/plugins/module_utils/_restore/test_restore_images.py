@@ -32,5 +32,5 @@ def test_a_vm_is_not_restored_without_the_disk_whose_image_is_damaged(tmp_path: 
 
 def test_a_damaged_image_beside_those_of_the_vm_does_not_matter(tmp_path: Path) -> None:
     with open_archive(str(with_an_image(tmp_path, "other.qcow2", b"QFI\xfb\0\0\0\3" + bytes(2000)))) as archive:
-        assert list(archive.bad_images) == ["other.qcow2"]
+        assert list(archive.images.bad) == ["other.qcow2"]
         check_images(archive, archive.point())
