@@ -39,13 +39,24 @@ options:
     description: The same for names and globs of VMs; the first that fits counts.
     type: dict
     default: {}
+  name:
+    description:
+      - The label C(report) of every series.
+      - The node exporter refuses a series that another file in its directory has too. So reports need names of their own.
+    type: str
+    default: ''
+  place:
+    description: The label C(place) of every series, where the archives are.
+    type: str
+    default: ''
 """
 
 EXAMPLES = r"""
 - name: Write the metrics
   ansible.builtin.copy:
-    dest: /var/lib/prometheus/node-exporter/kvmops_backup.prom
-    content: "{{ [{'host': 'kvm01', 'vms': a.vms, 'archives': b.archives}] | kvmops.backup.report_metrics(now=1795309200) }}"
+    dest: /var/lib/prometheus/node-exporter/kvmops_backup_nightly.prom
+    content: "{{ [{'host': 'kvm01', 'vms': a.vms, 'archives': b.archives}]
+                 | kvmops.backup.report_metrics(now=1795309200, name='nightly', place='/srv/backup') }}"
     mode: "0644"
 """
 
@@ -57,11 +68,17 @@ _value:
 
 
 def report_metrics(
-    hosts: Sequence[Mapping[str, Any]], now: int, max_age: str = "26h", objectives: Mapping[str, str] | None = None
+    hosts: Sequence[Mapping[str, Any]],
+    now: int,
+    max_age: str = "26h",
+    objectives: Mapping[str, str] | None = None,
+    name: str = "",
+    place: str = "",
 ) -> str:
     """See DOCUMENTATION."""
     try:
-        return metrics.render(model.report(hosts, now=now, max_age=max_age, objectives=objectives))
+        report = model.report(hosts, now=now, max_age=max_age, objectives=objectives)
+        return metrics.render(report, name=name, place=place)
     except (KvmopsError, KeyError) as error:
         raise AnsibleFilterError(f"report_metrics: {error}") from error
 

@@ -38,26 +38,30 @@ _GAUGES: tuple[tuple[str, str, Callable[[Vm], Optional[int]]], ...] = (
 )
 
 
-def render(report: Report) -> str:
-    """The text of the file; every VM that is on a host."""
+def render(report: Report, *, name: str = "", place: str = "") -> str:
+    """The text of the file; every VM that is on a host.
+
+    `name` and `place`: labels of every series, so that the files of several reports can lie in one directory.
+    """
+    common = f'report="{_label(name)}",place="{_label(place)}"'
     lines = []
     vms = sorted((vm for vm in report.vms if vm.host), key=lambda vm: (vm.host, vm.name, vm.uuid))
-    for name, text, value in _GAUGES:
-        lines += [f"# HELP kvmops_backup_{name} {text}", f"# TYPE kvmops_backup_{name} gauge"]
+    for gauge, text, value in _GAUGES:
+        lines += [f"# HELP kvmops_backup_{gauge} {text}", f"# TYPE kvmops_backup_{gauge} gauge"]
         for vm in vms:
             number = value(vm)
             if number is not None:
-                labels = f'host="{_label(vm.host)}",vm="{_label(vm.name)}",uuid="{_label(vm.uuid)}"'
-                lines.append(f"kvmops_backup_{name}{{{labels}}} {number}")
-    for name, text, number in (
+                labels = f'{common},host="{_label(vm.host)}",vm="{_label(vm.name)}",uuid="{_label(vm.uuid)}"'
+                lines.append(f"kvmops_backup_{gauge}{{{labels}}} {number}")
+    for gauge, text, number in (
         ("silent_hosts", "Hosts that did not answer when the report was made.", len(report.silent_hosts)),
         ("unreadable_files", "Files in the places of archives that cannot be read.", len(report.unreadable)),
         ("report_timestamp_seconds", "Unix time of the report.", report.now),
     ):
         lines += [
-            f"# HELP kvmops_backup_{name} {text}",
-            f"# TYPE kvmops_backup_{name} gauge",
-            f"kvmops_backup_{name} {number}",
+            f"# HELP kvmops_backup_{gauge} {text}",
+            f"# TYPE kvmops_backup_{gauge} gauge",
+            f"kvmops_backup_{gauge}{{{common}}} {number}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -123,12 +123,14 @@ def test_what_vms_are_called_is_text() -> None:
 
 def test_metrics() -> None:
     name = 'a"b\\c\nd'
-    text = metrics.render(make(host([vm(name), vm("never")], [archive(name, NOW - DAY_S, 2)]), {"host": "kvm02"}))
-    labels = 'host="kvm01",vm="a\\"b\\\\c\\nd",uuid="uuid-of-a\\"b\\\\c\\nd"'
+    report = make(host([vm(name), vm("never")], [archive(name, NOW - DAY_S, 2)]), {"host": "kvm02"})
+    text = metrics.render(report, name="night", place='/srv/"a"')
+    common = 'report="night",place="/srv/\\"a\\""'
+    labels = common + ',host="kvm01",vm="a\\"b\\\\c\\nd",uuid="uuid-of-a\\"b\\\\c\\nd"'
     assert f"kvmops_backup_last_good_point_timestamp_seconds{{{labels}}} {NOW}\n" in text
     assert f"kvmops_backup_points{{{labels}}} 2\n" in text
-    assert 'kvmops_backup_ok{host="kvm01",vm="never",uuid="uuid-of-never"} 0\n' in text
-    assert 'timestamp_seconds{host="kvm01",vm="never"' not in text
-    assert "kvmops_backup_silent_hosts 1\n" in text
+    assert f'kvmops_backup_ok{{{common},host="kvm01",vm="never",uuid="uuid-of-never"}} 0\n' in text
+    assert f'timestamp_seconds{{{common},host="kvm01",vm="never"' not in text
+    assert f"kvmops_backup_silent_hosts{{{common}}} 1\n" in text
     for line in text.splitlines():
         assert re.fullmatch(r'# (HELP|TYPE) kvmops_backup_\w+ .+|kvmops_backup_\w+(\{.*"\})? -?\d+', line), line
