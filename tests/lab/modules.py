@@ -129,18 +129,27 @@ def _expect(result: ModuleResult, fails: bool) -> ModuleResult:
 
 
 class Ansible:
-    """Runs modules and playbooks on localhost through the real command-line tools, with the distribution's Python."""
+    """Runs modules and playbooks on a host (this one) through the real command-line tools, with the distribution's Python."""
 
-    def __init__(self, interpreter: str = "/usr/bin/python3") -> None:
+    def __init__(
+        self,
+        interpreter: str = "/usr/bin/python3",
+        *,
+        host: str = "localhost",
+        connection: str = "local",
+        variables: dict[str, Any] | None = None,
+    ) -> None:
         self._bin = Path(sys.executable).parent
-        self._interpreter = interpreter
+        self._host = host
+        self._connection = connection
+        self._variables = {"ansible_python_interpreter": interpreter, **(variables or {})}
 
     def module(
         self, module: str, *, check_mode: bool = False, diff: bool = False, fails: bool = False, **arguments: Any
     ) -> ModuleResult:
-        """``ansible localhost -m kvmops.backup.MODULE``; as run_module otherwise. ``output`` is what a user sees."""
+        """``ansible HOST -m kvmops.backup.MODULE``; as run_module otherwise. ``output`` is what a user sees."""
         name = module if "." in module else f"{_COLLECTION}.{module}"
-        done = self._run("ansible", ["localhost", "-m", name, "-a", json.dumps(arguments)], check_mode, diff, {})
+        done = self._run("ansible", [self._host, "-m", name, "-a", json.dumps(arguments)], check_mode, diff, {})
         if len(done.tasks) != 1:
             raise LabError(f"{module}: {len(done.tasks)} results\n{done.output}")
         task = done.tasks[0]
@@ -163,8 +172,17 @@ class Ansible:
     def _run(
         self, tool: str, arguments: list[str], check_mode: bool, diff: bool, variables: dict[str, Any]
     ) -> PlaybookResult:
-        extra = {"ansible_python_interpreter": self._interpreter, **variables}
-        argv = [str(self._bin / tool), "-i", "localhost,", "-c", "local", "-e", json.dumps(extra), *arguments]
+        extra = {**self._variables, **variables}
+        argv = [
+            str(self._bin / tool),
+            "-i",
+            f"{self._host},",
+            "-c",
+            self._connection,
+            "-e",
+            json.dumps(extra),
+            *arguments,
+        ]
         argv += ["--check"] * check_mode + ["--diff"] * diff
         with tempfile.NamedTemporaryFile(prefix="results-") as results:
             environment = {

@@ -22,6 +22,7 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.tests.lab._run import LabError, run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.kvm import kvm_works
+from ansible_collections.kvmops.backup.tests.lab.modules import Ansible
 from ansible_collections.kvmops.backup.tests.lab.qmp import Monitor
 
 BOOT_TIMEOUT_S = 900.0
@@ -65,6 +66,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._worker: subprocess.Popen[str] | None = None
 
     @classmethod
     def up(cls, directory: Path, release: str = "trixie") -> Machine:
@@ -156,6 +158,7 @@ class Machine:
         """The power is gone, now."""
         self._close_connections()
         self._end(signal.SIGKILL)
+        (self.directory / "qmp.sock").unlink(missing_ok=True)
 
     def switch_on(self, wait: bool = True) -> None:
         """Boots what ``pull_the_plug`` has left."""
@@ -266,6 +269,35 @@ class Machine:
             )
         return result
 
+    def call(self, function: str, /, **arguments: Any) -> Any:
+        """One of the calls of ``worker``, as root on the host."""
+        if self._worker is None or self._worker.poll() is not None:
+            command = f"sudo env {PYTHON} -m ansible_collections.kvmops.backup.tests.lab.host.worker"
+            self._worker = subprocess.Popen(
+                [*self.ssh_argv(), command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert self._worker.stdin and self._worker.stdout
+        self._worker.stdin.write(json.dumps({"call": function, "arguments": arguments}) + "\n")
+        self._worker.stdin.flush()
+        line = self._worker.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"the worker on the host ended with {self._worker.wait()}"}
+        if "error" in answer:
+            raise LabError(f"{function}({arguments}) on the host: {answer['error']}")
+        return answer["result"]
+
+    def ansible(self, user: str = "admin", become: bool = True, **variables: Any) -> Ansible:
+        """Ansible from outside: ssh as a user who becomes root."""
+        facts = {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.port,
+            "ansible_user": user,
+            "ansible_become": become,
+            "ansible_ssh_args": shlex.join(self.ssh_arguments()),
+            "ansible_pipelining": True,
+            **variables,
+        }
+        return Ansible(host="kvm01", connection="ssh", variables=facts)
+
     def keep_evidence(self, directory: Path) -> None:
         """What explains a failure: the console and this boot's journal."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -291,6 +323,10 @@ class Machine:
         (self.directory / "machine.json").write_text(json.dumps(facts))
 
     def _close_connections(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.wait()
+            self._worker = None
         for path in self.directory.glob("ssh-*"):
             user = path.name[4:]
             subprocess.run(

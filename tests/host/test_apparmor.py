@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots of ours are merged on hosts whose libvirt denies a VM to write to its backing files."""
+
+from __future__ import annotations
+
+from ansible_collections.kvmops.backup.tests.host.steps import (
+    PATH,
+    Points,
+    back_up,
+    is_flat,
+    partial_files,
+    restored_content,
+)
+from ansible_collections.kvmops.backup.tests.lab.host.machine import Machine
+
+
+def test_the_host_confines_its_vms(host: Machine) -> None:
+    host.call("create_vm", name="two disks")
+    confined = host.root("aa-status")
+    assert "libvirtd" in confined
+    assert f"libvirt-{host.root('virsh', 'domuuid', 'two disks').strip()}" in confined
+
+
+def test_both_disks_of_a_running_vm_are_merged(host: Machine) -> None:
+    points = Points(host, "two disks")
+    points.take()
+    host.call("write_more", name="two disks")
+
+    host.module("vm_snapshot", vm="two disks", snapshot="all", state="absent")
+
+    assert is_flat(host, "two disks")
+    host.call("write_more", name="two disks")
+    points.assert_all_restore()
+
+
+def test_a_vm_that_was_power_cycled_with_our_snapshots_is_merged_while_it_runs(host: Machine) -> None:
+    points = Points(host, "two disks")
+    points.take()
+    host.call("destroy", name="two disks")
+    host.call("start", name="two disks")
+    assert points.take()["mode"] == "increment"
+
+    assert points.take(increment_limit=1)["mode"] == "full"  # the layers of the first cycle are merged
+
+    assert [len(chain) for chain in host.call("chains", name="two disks").values()] == [2, 2]
+    points.assert_all_restore()
+
+
+def test_a_host_that_was_reset_in_mid_backup_goes_on_with_the_next_one(host: Machine) -> None:
+    host.root("virsh", "autostart", "two disks")
+    host.call(
+        "begin", module="vm_backup", arguments={"vm": "two disks", "path": PATH, "mode": "full", "bandwidth": "64k"}
+    )
+    host.call("wait_for_phase", phases=["copy"], percent=5)
+
+    host.reset()
+    host.call("wait_until_up", name="two disks")
+    done = back_up(host, "two disks")
+
+    frozen = host.call("content", name="two disks", frozen=True)
+    assert not partial_files(host)
+    assert restored_content(host, done["archive"]["path"], done["point"]) == frozen
+    host.module("vm_snapshot", vm="two disks", snapshot="all", state="absent")
+    assert is_flat(host, "two disks")
