@@ -200,22 +200,24 @@ def _size(field: int, records: dict[str, str], at: int) -> int:
     return size
 
 
-_REFUSED = {
-    b"1": "hard link",
-    b"2": "symbolic link",
-    b"3": "character device",
-    b"4": "block device",
-    b"5": "directory",
-    b"6": "FIFO",
-    b"7": "contiguous file",
-    b"S": "GNU sparse file",
-    b"D": "GNU dump directory",
-    b"M": "multi-volume part",
-}
-
-
-_OTHER_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 _NOT_SPARSE = "Write it again without tar's -S (with bsdtar's --no-read-sparse)."
+_JOIN = "Extract all volumes (tar -xMf FIRST, the others when tar asks for them) and write one archive of the files."
+_NO_SPECIAL = "Write it again with nothing but the files of the VM."
+# By the type in the header: what it is called, and how to get an archive without it.
+_REFUSED = {
+    b"1": ("hard link", "Write it again with tar's --hard-dereference, or with one name for each file."),
+    b"2": ("symbolic link", "Write it again with tar's --dereference (-h), which follows links."),
+    b"3": ("character device", _NO_SPECIAL),
+    b"4": ("block device", _NO_SPECIAL),
+    b"5": ("directory", names.FLAT),
+    b"6": ("FIFO", _NO_SPECIAL),
+    b"D": ("directory of an incremental dump", names.FLAT),
+    b"M": ("part of a file whose beginning is in another volume", _JOIN),
+    b"N": ("list of long names of GNU tar before 1.11", "Extract it with tar, and write it again."),
+    b"S": ("GNU sparse file", _NOT_SPARSE),
+}
+_FILES = (b"0", b"\0", b"7")  # "contiguous" is a file to whoever does not know better (POSIX)
+_OTHER_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 
 
 class Walk:
@@ -249,7 +251,7 @@ class Walk:
                     return
                 kind = block[156:157]
                 size = _parse_number(block[124:136], "size", position)
-                if kind not in (b"x", b"g", b"L"):
+                if kind not in (b"x", b"g", b"L", b"K"):
                     break
                 headers += 1
                 if headers > MAX_EXTENDED_HEADERS:
@@ -263,8 +265,10 @@ class Walk:
                     )
                 if kind == b"L":
                     long_name = payload.rstrip(b"\0").decode("utf-8", "backslashreplace")
-                else:
+                elif kind != b"K":  # the long target of a link, which is refused itself
                     found = _pax_records(payload, position)
+                    if "GNU.volume.offset" in found:
+                        raise HostileError("archive", "it is not the first volume of several", _JOIN)
                     if kind == b"g" and ("size" in found or "path" in found):
                         raise HostileError(
                             "archive", f"the global header at offset {position} renames or resizes members"
@@ -319,14 +323,12 @@ class Walk:
         raw = block[:100].split(b"\0")[0]
         prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
         name = long_name or (prefix + b"/" + raw if prefix else raw).decode("utf-8", "backslashreplace")
-        if kind == b"5" and name in (".", "./") and size == 0:
-            return Entry("", begin, position + BLOCK, 0, 0)
-        if kind not in (b"0", b"\0"):
-            raise HostileError(
-                f"member {name[:80]!r}",
-                f"a {_REFUSED.get(kind, 'member of type ' + repr(kind))} has no place in an archive",
-                {b"S": _NOT_SPARSE, b"5": names.FLAT}.get(kind, ""),
-            )
+        # The directory itself, also with the list of names that an incremental dump has of it, and the label of tar -V.
+        if (kind == b"5" and name in (".", "./") and size == 0) or (kind == b"D" and name in (".", "./")) or kind == b"V":
+            return Entry("", begin, position + BLOCK, size, 0)
+        if kind not in _FILES:
+            what, hint = _REFUSED.get(kind, (f"member of type {kind.decode('ascii', 'backslashreplace')!r}", _NO_SPECIAL))
+            raise HostileError(f"member {name[:80]!r}", f"a {what} has no place in an archive", hint)
         if size > MAX_MEMBER_BYTES:
             raise HostileError(f"member {name[:80]!r}", f"a size of {size} bytes cannot be")
         checked = names.checked_member(name)

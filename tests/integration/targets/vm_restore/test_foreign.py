@@ -33,7 +33,7 @@ def unpacked(lab: Lab, name: str) -> tuple[Path, dict[str, str]]:
 
 
 PACKERS = {
-    "plain": ["tar", "-cf", "{archive}.tar", "-C", "{folder}", "web.xml", "vda.qcow2", "vdb.qcow2"],
+    "plain": ["tar", "-V", "made on monday", "-cf", "{archive}.tar", "-C", "{folder}", "web.xml", "vda.qcow2", "vdb.qcow2"],
     "dot": ["tar", "-C", "{folder}", "-cf", "{archive}.tar", "."],
     "zstd": ["sh", "-c", "tar -C '{folder}' -cf - . | zstd -q -19 --long -o '{archive}.tar.zst'"],
 }
