@@ -13,6 +13,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 
+from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
 
 _MODULE = "kvmops.backup.vm_backup"
@@ -125,7 +126,7 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
             self._cancel(job)
 
     def _say(self, text: str) -> None:
-        base.display.display(base._printable(f"[{self._host}] vm_backup {text}"))
+        base.display.display(printable(f"[{self._host}] vm_backup {text}"))
 
 
 def outcome(result: Mapping[str, Any]) -> str:

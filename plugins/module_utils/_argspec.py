@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _deps, _names
+from ansible_collections.kvmops.backup.plugins.module_utils import _deps, _names, _text
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
-from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, for_module
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import (
+    Context,
+    Progress,
+    for_module,
+)
 
 URI: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
 TARGET: dict[str, Any] = {"pool": {"type": "str"}, "path": {"type": "path"}}
@@ -28,6 +34,7 @@ PRIORITY: dict[str, Any] = {
 }
 # Those that no layer below has told more about.
 _LIBVIRT_ERRORS = (connection.libvirt.libvirtError,) if connection.libvirt else ()
+_FRAMES_TOLD = 5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -45,9 +52,10 @@ def run_module(
     `libraries` must be there, those in `libraries_for` only where the option that they belong to is given.
     `rules` go to AnsibleModule (``required_one_of`` …).
     A KvmopsError ends the module with ``msg``, ``what``, ``why`` and ``hint``; operating system errors likewise,
-    and results with ``failed`` set.
+    and results with ``failed`` set. Any other exception is a fault of the collection: it is said to be one, and its traceback
+    goes where Ansible shows it to those who ask for it.
     A signal that asks the process to end makes the operation stop at its next step, cleaned up.
-    File names that are not UTF-8 are escaped in what comes out, and options of type path may be escaped so (_names).
+    What comes out is fit for terminals (_text), and options of type path may name files as they are shown (_names).
     """
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **rules)
     needed = [library for option, library in (libraries_for or {}).items() if module.params[option] is not None]
@@ -55,17 +63,19 @@ def run_module(
     if missing:
         module.fail_json(msg=missing.message, exception=missing.traceback)
     params = {**module.params, "check_mode": module.check_mode, "diff": module._diff}
-    progress = for_module(params.get("vm") or "")
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda received, frame: progress.cancel(f"signal {signal.Signals(received).name}"))
     told: set[str] = set()
 
     def warn(text: str) -> None:
+        text = _text.printable(text)
         if text not in told:
             told.add(text)
-            module.warn(_names.shown(text))
+            module.warn(text)
 
+    progress = Progress()
     try:
+        progress = for_module(params.get("vm") or "")
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda received, frame: progress.cancel(f"signal {signal.Signals(received).name}"))
         _check_compression(params)
         paths = (option for option, spec in argument_spec.items() if spec.get("type") == "path" and params[option])
         params.update({option: _names.meant(params[option]) for option in paths})
@@ -76,12 +86,26 @@ def run_module(
         result = _failure(connection.translate(error, f"libvirt at {params.get('uri', '')}"))
     except OSError as error:
         result = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
+    except Exception as error:
+        result = {**_failure(_fault(error)), "exception": traceback.format_exc()}
     finally:
         progress.close()
-    result = _names.all_shown(result)
+    result = _text.all_shown(result)
     if result.get("failed"):
         module.fail_json(**result)
     module.exit_json(**{"changed": False, **result})
+
+
+def _fault(error: Exception) -> KvmopsError:
+    """What a person is told about a fault of ours."""
+    frames = reversed(traceback.extract_tb(error.__traceback__)[-_FRAMES_TOLD:])
+    where = ", called from ".join(f"{os.path.basename(frame.filename)} line {frame.lineno}" for frame in frames)
+    return KvmopsError(
+        "A fault of this collection",
+        f"{type(error).__name__} ({error}) in {where}",
+        "Run the task again: it puts right what this run has left. Please report the fault, with its traceback "
+        "(ANSIBLE_DISPLAY_TRACEBACK=error; up to ansible-core 2.18: -vvv).",
+    )
 
 
 def _check_compression(params: Mapping[str, Any]) -> None:

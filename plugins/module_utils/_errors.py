@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
+
 
 class KvmopsError(Exception):
     """An error a person can act on: what object, why, and what to do now.
@@ -13,10 +15,10 @@ class KvmopsError(Exception):
     """
 
     def __init__(self, what: str, why: str = "", hint: str = "") -> None:
-        self.what, self.why, self.hint = what, why, hint
-        text = f"{what}: {why}" if why else what
+        self.what, self.why, self.hint = printable(what), printable(why), printable(hint)
+        text = f"{self.what}: {self.why}" if why else self.what
         if hint:
-            text = f"{text.rstrip('.')}. {hint}"
+            text = f"{text.rstrip('.')}. {self.hint}"
         super().__init__(text)
 
 

@@ -15,12 +15,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _names, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _text
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
 
 SCHEMA = 1
@@ -143,7 +144,7 @@ class Progress:
             "schema": SCHEMA,
             "phase": self._phase,
             "vm": self._vm,
-            "disk": _names.shown(self._disk),
+            "disk": _text.shown(self._disk),
             "bytes_done": done,
             "bytes_total": total,
             "percent": round(100 * done / total, 1) if total else None,
@@ -177,6 +178,38 @@ def _remove_left_behind(directory: str) -> None:
                 os.unlink(os.path.join(directory, name))
 
 
+def _dismiss_watcher() -> None:
+    """Ends the process that Ansible's async wrapper keeps beside the module, and does its only useful work here.
+
+    It writes a line into the host's log every five seconds, for hours, to end the module after a year; at last it removes the
+    directory that the module came in. The module's parent, which waits for the result, is another process of the wrapper.
+    """
+    parent = os.getppid()
+    watcher = _parent(parent)
+    command = _command(watcher)  # PYTHON …/async_wrapper.py JOB LIMIT …, to its end different from release to release
+    if len(command) < 6 or os.path.basename(command[1]) != "async_wrapper.py" or command != _command(parent):
+        return
+    with contextlib.suppress(OSError):
+        os.kill(watcher, signal.SIGTERM)
+    directory = os.path.dirname(command[1])
+    kept = "-preserve_tmp" in command or command[4].lower() == "true"
+    if os.path.basename(directory).startswith("ansible-tmp-") and not kept:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _parent(pid: int) -> int:
+    """Process id of a process's parent (proc(5), stat, field 4); 0 if there is none."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _command(pid: int) -> list[str]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().rstrip("\0").split("\0")
+    return []
+
+
 def for_module(vm: str) -> Progress:
     """The progress of a module run on this host.
 
@@ -191,6 +224,7 @@ def for_module(vm: str) -> Progress:
     control = os.path.expanduser(os.environ.get(CONTROL_VARIABLE, ""))
     if not control:
         return Progress(status_path, vm)
+    _dismiss_watcher()
     os.makedirs(control, mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.symlink(status_path, os.path.join(control, "status.json"))

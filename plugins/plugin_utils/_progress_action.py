@@ -26,6 +26,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import CONTROL_VARIABLE, HEARTBEAT_LIMIT_S
+from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
 
 FIRST_POLL_S, SLOWEST_POLL_S = 0.1, 2.0
 # Every five seconds at first, ever more slowly up to once a minute: hours of backup do not fill a job log.
@@ -107,7 +108,7 @@ class Reporter:
         if not step[0]:
             return None
         self._step, self._printed_at, self._printed_percent = step, now, percent
-        return _printable(f"{self._title} {describe(status)}")
+        return printable(f"{self._title} {describe(status)}")
 
 
 def describe(status: dict[str, Any]) -> str:
@@ -137,10 +138,6 @@ def _bytes(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} B"
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class _StoppedError(BaseException):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _names, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _text, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 
 _NAME = re.compile(r"kvmops-[0-9]{1,11}")
@@ -38,7 +38,7 @@ def first_point(names: Iterable[str]) -> int:
 
 def description(archive_path: str) -> str:
     """What libvirt shows about a snapshot that stays."""
-    return f"{_SERVES}{_names.shown(archive_path)}{_WARNING}"
+    return f"{_SERVES}{_text.shown(archive_path)}{_WARNING}"
 
 
 def overlay_path(path: str, state: str) -> str:

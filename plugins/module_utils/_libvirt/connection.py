@@ -18,8 +18,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyE
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import libvirt, libvirt_qemu
 
 __all__ = [
-    "Connection", "Domain", "Snapshot", "connect", "find_domain", "is_connection_lost", "libvirt", "libvirt_qemu", "translate",
-    "unless_gone",
+    "Connection", "Domain", "Snapshot", "connect", "connect_to_change", "find_domain", "is_connection_lost", "libvirt",
+    "libvirt_qemu", "translate", "unless_gone",
 ]  # fmt: skip
 Connection = Any
 Domain = Any
@@ -49,6 +49,22 @@ def connect(uri: str = "qemu:///system") -> Connection:
         raise failed from error
 
 
+def connect_to_change(uri: str) -> Connection:
+    """A connection for changing VMs. Raises RefusedError for a user whose locks and journals root's runs would not see.
+
+    Who may use qemu:///system without being root (by its socket's group, by polkit) keeps them below the own home directory,
+    and may as a rule neither read images nor remove overlays.
+    """
+    conn = connect(uri)
+    if os.geteuid() and urlsplit(str(conn.getURI())).path == "/system":
+        raise RefusedError(
+            f"The connection to {uri}",
+            "its VMs are changed by root only: every run must find the locks and journals of the others",
+            "Run as root (become: true).",
+        )
+    return conn
+
+
 def _require_local(uri: str) -> None:
     host = urlsplit(uri).hostname
     if host and host not in _THIS_HOST:
@@ -72,6 +88,15 @@ def find_domain(conn: Connection, name_or_uuid: str) -> Domain:
         "there is no VM of that name or uuid on this host",
         "virsh list --all shows what there is.",
     )
+
+
+def lives(conn: Connection) -> bool:
+    """Whether libvirtd still answers on this connection."""
+    try:
+        conn.getLibVersion()
+    except libvirt.libvirtError:
+        return False
+    return True
 
 
 def renewed(conn: Connection) -> Connection:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _names, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _text, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     CHUNK_BYTES,
@@ -145,8 +145,12 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> P
 
     Raises TargetError for names that libvirt cannot have.
     """
-    if _names.shown(path) != path:
-        raise TargetError(f"The directory {path}", "its name is not UTF-8, and libvirt knows no others", "Rename it.")
+    if _text.shown(path) != path:
+        raise TargetError(
+            f"The directory {path}",
+            "its name is not UTF-8 or has control characters, and libvirt knows no such names",
+            "Rename it.",
+        )
     # files of a directory below a pool's are no volumes of the pool
     of_pool = os.path.realpath(pools.get(place.pool, "/")) == place.directory
     return Place(
@@ -178,9 +182,7 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
     states = []
     for each in domain.listAllSnapshots(0):
         with unless_gone():
-            states.append(
-                (each.getName(), _xml.parse(each.getXMLDesc(0), f"the snapshot {each.getName()} of {name}"))
-            )
+            states.append((each.getName(), _xml.parse(each.getXMLDesc(0), f"the snapshot {each.getName()} of {name}")))
     all_roots = [*roots, *(root for _dummy, root in states)]
     named = _files_of(all_roots, pools) | _memory_files(states)
     disk_files = frozenset(path for path in named if os.path.lexists(path))

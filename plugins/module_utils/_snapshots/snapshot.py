@@ -34,6 +34,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     again,
     is_connection_lost,
     libvirt,
+    lives,
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
@@ -78,7 +79,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
         _require_agreement(conn, domain, plan)
     except (KvmopsError, libvirt.libvirtError) as error:
         what = f"The snapshot {plan.name} of {plan.vm_name}"
-        if is_connection_lost(error):
+        if is_connection_lost(error) and not (plan.quiesce and lives(conn)):
             why = f"{error}; whether it was made is not known"
             raise KvmopsError(what, why, "The next run of this task puts the VM back on its disks.") from error
         try:
@@ -89,7 +90,8 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
         if isinstance(error, KvmopsError):
             raise
         if plan.quiesce and agent.is_agent_failure(error):
-            raise QuiesceError(what, str(error), "Mend the guest agent, or use another consistency.") from error
+            why = "the guest agent's answer was too long" if is_connection_lost(error) else str(error)
+            raise QuiesceError(what, why, "Mend the guest agent, or use another consistency.") from error
         raise translate(error, what) from error
     files.sync(conn.getURI(), plan.vm_name)
     journal.record(**{overlays.PHASE: Phase.TAKEN})
@@ -114,9 +116,9 @@ def _create(conn: Connection, domain: Domain, plan: SnapshotPlan) -> Taken:
     memory = bool(plan.memory_path)
     frozen_ms = 0
     if plan.quiesce:
-        with Watchdog(conn.getURI(), plan.vm_uuid), agent.bounded(domain):
+        with Watchdog(conn.getURI(), plan.vm_uuid), agent.bounded(domain), agent.apart(domain) as quiesced:
             begin = time.monotonic()
-            xml = snapshots.create(domain, document, memory=memory, quiesce=True)
+            xml = snapshots.create(quiesced, document, memory=memory, quiesce=True)
             frozen_ms = round((time.monotonic() - begin) * 1000)
             if agent.freeze_status(domain):
                 agent.thaw(domain)

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -128,8 +131,14 @@ def test_hanging_agent_falls_back_to_memory(lab, run_module):
     assert vm.disks()["vda"].name == "vda.qcow2"
 
 
-def test_agent_that_cannot_freeze_falls_back_to_memory(lab, run_module):
-    vm = lab.create_vm("stiff", [Disk()], freeze_mode="fail")
+@pytest.fixture(scope="module")
+def stiff(module_lab):
+    """A writing VM whose agent cannot freeze."""
+    return module_lab.create_vm("stiff", [Disk()], freeze_mode="fail")
+
+
+def test_agent_that_cannot_freeze_falls_back_to_memory(lab, stiff, run_module):
+    vm = stiff
     before = fingerprint.definition(vm)
     result = run_module("vm_backup", vm="stiff", path=str(lab.path("backups")))
     assert result["consistency"] == "memory"
@@ -139,6 +148,62 @@ def test_agent_that_cannot_freeze_falls_back_to_memory(lab, run_module):
     assert "stiff" in refused.message
     assert fingerprint.definition(vm) == before
     vm.wait_until_thawed()
+
+
+# What a guest may say instead of its agent, to each command but guest-sync, by mode (the host sets it with lab-mode).
+_FREEZING = [
+    {"name": f"guest-fsfreeze-{verb}", "enabled": True, "success-response": True}
+    for verb in ("freeze", "thaw", "status")
+]
+_COMMANDS = json.dumps({"return": {"version": "9", "supported_commands": _FREEZING}})
+_LIAR = f"""#!/bin/sh
+sleep 1; kill $(cat /run/agent.pid)
+until ! pidof qemu-ga; do usleep 50000; done
+exec 3<>/dev/$(basename /sys/class/virtio-ports/*)
+mode=number
+long() {{ yes "$1" | head -c "$2" | tr -d '\\n'; }}
+say() {{ printf '%s\\n' "$1" >&3; }}
+error() {{ {{ printf '{{"error":{{"class":"GenericError","desc":"'; long "$@"; echo '"}}}}'; }} >&3; }}
+while :; do
+  read -r asked <&3 || {{ usleep 50000; continue; }}  # nobody is connected to the port
+  case "$asked $mode" in
+    *guest-sync*) say "{{\\"return\\":$(echo "$asked" | sed 's/.*"id": *//; s/[^0-9].*//')}}" ;;
+    *lab-mode*) mode=$(echo "$asked" | sed 's/.*mode-\\([a-z]*\\).*/\\1/'); say '{{"return":{{}}}}' ;;
+    *guest-info*number) say '{{"return":5}}' ;;
+    *guest-info*huge) error x 9000000 ;;
+    *guest-info*) say '{_COMMANDS}' ;;
+    *guest-fsfreeze-status*) say '{{"return":"thawed"}}' ;;
+    *freeze*long) error '\\u001b[2J\\u009b31m' 200000 ;;
+    *freeze*monstrous) error x 9000000 ;;
+    *) say '{{"return":"no number"}}' ;;
+  esac
+done
+"""
+
+
+def test_an_agent_may_answer_what_it_likes(lab, stiff, run_module):
+    """No traceback, no flood, no control characters, no broken run, whatever the guest says (SPEC B3)."""
+    shell = f"cat >/bin/liar <<'END'\n{_LIAR}\nEND\nchmod 755 /bin/liar; setsid liar </dev/null >/dev/null 2>&1 &"
+    stiff.agent.shell(shell)
+    before = fingerprint.definition(stiff)
+
+    def lies(mode):
+        with suppress(libvirt.libvirtError):
+            return stiff.agent.command("lab-mode", timeout_s=2, mode=f"mode-{mode}") == {}
+        return False
+
+    for mode in ("number", "huge", "table", "long", "monstrous"):
+        wait_for("the liar to answer", lambda mode=mode: lies(mode), 60)
+        target = lab.path(f"backups-{mode}")
+        result = run_module("vm_backup", vm="stiff", path=str(target), consistency="agent", fails=True)
+        assert "stiff" in result.message and "agent" in result.message, mode
+        assert len(result.output) < 30000 and result.message.isprintable(), mode
+        assert fingerprint.definition(stiff) == before and fingerprint.names(target) == [], mode
+        assert not list(Path("/var/lib/kvmops-backup/journal").glob("*")), mode
+    result = run_module("vm_backup", vm="stiff", path=str(target))
+    assert result["consistency"] == "memory" and any("too long" in text for text in result.warnings)
+    assert fingerprint.definition(stiff) == before
+    assert not list(Path("/var/lib/kvmops-backup/journal").glob("*"))
 
 
 SHMEM = "<shmem name='shared'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>"
@@ -190,7 +255,9 @@ def test_a_vm_that_is_paused_because_its_file_system_is_full(lab, loop_fs, run_m
     vm.agent.run("sh", "-c", "dd if=/dev/urandom of=/disk/vda/much bs=1M count=40 >/dev/null 2>&1 &")
     wait_for("an I/O error", lambda: vm.domain.state() == [3, libvirt.VIR_DOMAIN_PAUSED_IOERROR], 120)
     for check_mode in (True, False):
-        refused = run_module("vm_backup", check_mode=check_mode, fails=True, vm="full", path=str(lab.path(f"t{check_mode}")))
+        refused = run_module(
+            "vm_backup", check_mode=check_mode, fails=True, vm="full", path=str(lab.path(f"t{check_mode}"))
+        )
         assert str(place.path) in refused.message and "virsh resume full" in refused.message
     filler.unlink()
     result = run_module("vm_backup", vm="full", path=str(lab.path("backups")))

@@ -120,14 +120,41 @@ def test_system_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert (code, result["msg"]) == (1, "/no/such/file: No such file or directory")
 
 
-def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", b'{"ANSIBLE_MODULE_ARGS": {}}')
-    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
-    handlers = {number: signal.getsignal(number) for number in _argspec.STOP_SIGNALS}
-    with pytest.raises(KeyError):
-        _argspec.run_module(SPEC, lambda params, _context: {"x": params["missing"]}, libraries=[])
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def test_a_fault_of_ours_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: dict[str, Any] = {}
+    fail_json = basic.AnsibleModule.fail_json
+    monkeypatch.setattr(
+        basic.AnsibleModule, "fail_json", lambda module, **result: given.update(result) or fail_json(module, **result)
+    )
+    code, result = run(monkeypatch, capsys, lambda params, _context: {"x": params["missing"]})
+    assert (code, result["failed"], result["cancelled"]) == (1, True, False)
+    assert result["msg"].startswith("A fault of this collection: KeyError ('missing') in test_argspec.py line ")
+    assert "called from _argspec.py line " in result["msg"]
+    assert "Traceback" not in result["msg"] and "report" in result["hint"]
+    assert given["exception"].startswith("Traceback ") and "KeyError: 'missing'" in given["exception"]
+
+
+def test_a_fault_before_the_operation_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_paths, "run_dir", lambda: "/proc/no/such")
+    code, result = run(monkeypatch, capsys, lambda _params, _context: {})
+    assert (code, result["msg"]) == (1, "/proc/no: No such file or directory")
+
+
+def test_what_others_wrote_reaches_no_terminal_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], warned: list[str]
+) -> None:
+    foreign = "\x1b]0;owned\x07\x9b2J\u202egnp\nok: [localhost]" + "x" * 100_000
+
+    def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        context.warn(f"the guest says {foreign}")
+        raise RefusedError(f"The VM {foreign}", foreign, foreign)
+
+    _code, result = run(monkeypatch, capsys, operation)
+    for text in (*warned, *(result[key] for key in ("msg", "what", "why", "hint"))):
+        assert text.isprintable() and len(text) < 10_000 and "more characters" in text
+    assert result["why"].startswith("%1B]0;owned%07%C2%9B2J%E2%80%AEgnp ok: [localhost]xxx")
 
 
 def test_a_failed_result_keeps_its_facts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

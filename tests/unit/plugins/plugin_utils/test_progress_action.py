@@ -98,7 +98,7 @@ def test_no_phase_no_line() -> None:
 
 def test_lines_are_plain_text() -> None:
     line = action.Reporter("[kvm01] vm_backup", 0.0).line(status(phase="copy\r\x1b[2J\n"), 1.0)
-    assert line == "[kvm01] vm_backup copy??[2J? vda"
+    assert line == "[kvm01] vm_backup copy %1B[2J  vda"
 
 
 @pytest.mark.parametrize(
