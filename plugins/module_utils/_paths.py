@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import os
+import stat
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 
 
 def _directory(system: str, variable: str, fallback: str) -> str:
@@ -15,7 +18,21 @@ def _directory(system: str, variable: str, fallback: str) -> str:
         base = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), fallback)
         path = os.path.join(base, "kvmops-backup")
     os.makedirs(path, mode=0o700, exist_ok=True)
+    why = _why_not_private(os.stat(path), os.geteuid())
+    if why:
+        raise RefusedError(
+            f"The directory {path}", why, f"Make it yours alone (chown, chmod 700 {path}), or remove it."
+        )
     return path
+
+
+def _why_not_private(status: os.stat_result, user: int) -> str:
+    """Why others could put files into a directory, "" where they cannot. Locks, journals and evidence are believed."""
+    if status.st_uid not in (0, user):
+        return f"it belongs to the user {status.st_uid}, who could forge what is kept there"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "other users may write to it, and could forge what is kept there"
+    return ""
 
 
 def read_only_file() -> str:

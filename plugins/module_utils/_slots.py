@@ -15,6 +15,8 @@ import errno
 import fcntl
 import json
 import os
+import secrets
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -29,10 +31,15 @@ POLL_S = 0.5
 _GATE_POLL_S = 0.02
 _GATE_TIMEOUT_S = 30.0
 _RECORD_BYTES = 2048  # slot i is told at i * 2048, and locked at byte i
+_MOST_SLOTS = 1000
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 # What these tell a client to do with locks never reaches the server, or the server forgets it.
 _LOCAL_LOCKS = frozenset({"9p", "virtiofs", "fuse.sshfs"})
+
+
+class _NotOursError(OSError):
+    """The file of slots is none that a backup has made: others may be able to write to the directory."""
 
 
 def why_not_shared(fs_type: str, options: frozenset[str]) -> str:
@@ -135,11 +142,14 @@ def _place(directory: str, limit: int, context: Context) -> tuple[int, str]:
             os.close(fd)
             raise
     except OSError as error:
+        not_shared = error.strerror or str(error)
+        if isinstance(error, _NotOursError):
+            context.warn(f"{path} is not used to count backups at work, as {not_shared}. Remove it.")
         status = os.stat(directory)
         locks = os.path.join(_paths.state_dir(), "locks")
         os.makedirs(locks, mode=0o700, exist_ok=True)
         path = os.path.join(locks, f"slots-{status.st_dev:x}-{status.st_ino:x}")
-        fd, not_shared = _open(path), error.strerror or str(error)
+        fd = _open(path)
     if not_shared and limit:
         context.warn(
             f"max_parallel counts the backups of this host only: no locks can be shared in {directory} ({not_shared})"
@@ -161,7 +171,39 @@ def _mount(directory: str) -> tuple[str, frozenset[str]]:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    """The file, made if need be. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        why = _why_not_ours(os.fstat(fd), path)
+        if why:
+            raise _NotOursError(errno.EINVAL, why, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _why_not_ours(status: os.stat_result, path: str) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if status.st_nlink > 1:
+        return "it has another name, too"
+    if status.st_size > (_MOST_SLOTS + 1) * _RECORD_BYTES:
+        return "it is larger than it can be"
+    if status.st_uid not in (0, os.geteuid()) and status.st_uid != _maker(path):
+        return f"it belongs to the user {status.st_uid}"
+    return ""
+
+
+def _maker(path: str) -> int:
+    """Whose the files are that this process makes there: on NFS with root_squash somebody else's than its own."""
+    probe = f"{path}-{secrets.token_hex(8)}"
+    fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        return os.fstat(fd).st_uid
+    finally:
+        os.close(fd)
+        os.unlink(probe)
 
 
 def _through_gate(fd: int, path: str, context: Context) -> int:
@@ -181,8 +223,8 @@ def _through_gate(fd: int, path: str, context: Context) -> int:
                 return fd
         except FileNotFoundError:
             pass
-        os.close(fd)  # the last one before us has removed it meanwhile
-        fd = _open(path)
+        gone, fd = fd, _open(path)  # the last one before us has removed it meanwhile
+        os.close(gone)
 
 
 def _busy(fd: int) -> list[int]:
@@ -192,6 +234,10 @@ def _busy(fd: int) -> list[int]:
 
 def _take(fd: int, busy: list[int], who: str) -> int:
     slot = next(each for each in range(1, len(busy) + 2) if each not in busy)
+    if slot > _MOST_SLOTS:
+        raise BusyError(
+            "The directory of the backup", f"{len(busy)} backups are at work there", "Wait until some have finished."
+        )
     _lock(fd, slot)
     os.ftruncate(fd, max(os.fstat(fd).st_size, (slot + 1) * _RECORD_BYTES))  # a hole: needs no space
     _write(fd, slot, _Record(who))

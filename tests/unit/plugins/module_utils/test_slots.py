@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -174,11 +175,67 @@ def test_without_locks_it_holds_on_this_host(
     assert "this host only" in warnings[0]
 
 
-def test_a_file_in_the_way_is_not_touched(tmp_path: Path, warnings: list[str]) -> None:
-    os.symlink("elsewhere", tmp_path / _slots.NAME)
+def _symbolic_link(path: Path, elsewhere: Path) -> None:
+    os.symlink(elsewhere, path)
+
+
+def _hard_link(path: Path, elsewhere: Path) -> None:
+    elsewhere.write_bytes(b"precious" * 1000)
+    os.link(elsewhere, path)
+
+
+def _fifo(path: Path, _elsewhere: Path) -> None:
+    os.mkfifo(path)
+
+
+def _endless(path: Path, _elsewhere: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(8 << 40)
+
+
+def _somebody_elses(path: Path, _elsewhere: Path) -> None:
+    path.touch()
+    os.chown(path, 65534, 65534)
+
+
+@pytest.mark.parametrize("make", [_symbolic_link, _hard_link, _fifo, _endless, _somebody_elses])
+def test_a_file_in_the_way_is_not_touched(
+    tmp_path: Path, warnings: list[str], make: Callable[[Path, Path], None]
+) -> None:
+    """Nor does it stop or delay a backup: the host's own count stands in, and says so."""
+    if make is _somebody_elses and os.geteuid():
+        pytest.skip("only root may give a file away")
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
+    place.mkdir()
+    make(place / _slots.NAME, elsewhere)
+    before = os.lstat(place / _slots.NAME), elsewhere.exists() and elsewhere.read_bytes()
+    begin = time.monotonic()
+    with hold(place, 1, warnings) as slot, pytest.raises(BusyError):
+        assert slot.others_bytes() == 0
+        hold(place, 1, warnings).__enter__()
+    assert time.monotonic() - begin < 5
+    assert (os.lstat(place / _slots.NAME), elsewhere.exists() and elsewhere.read_bytes()) == before
+    assert os.listdir(place) == [_slots.NAME]
+    assert "this host only" in warnings[-1]
+    if make is not _symbolic_link:
+        assert "Remove it." in warnings[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_where_files_of_ours_are_not_ours(tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS with root_squash."""
+    real = os.open
+
+    def squashed(path: str, flags: int, *more: Any, **named: Any) -> int:
+        fd = real(path, flags, *more, **named)
+        if flags & os.O_CREAT and str(path).startswith(str(tmp_path)):
+            os.fchown(fd, 65534, 65534)
+        return fd
+
+    monkeypatch.setattr(os, "open", squashed)
     with hold(tmp_path, 1, warnings), pytest.raises(BusyError):
         hold(tmp_path, 1, warnings).__enter__()
-    assert os.listdir(tmp_path) == [_slots.NAME] and not (tmp_path / "elsewhere").exists()
+    assert warnings == [] and os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
