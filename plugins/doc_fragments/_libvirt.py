@@ -12,6 +12,7 @@ options:
     description:
       - The libvirt connection on the host that the module runs on. Another host's, such as C(qemu+ssh://kvm02/system), is refused,
         as the files of its VMs are not here.
+      - VMs of C(qemu:///system) are changed as root only (C(become)), so that every run finds the locks and journals of the others.
     type: str
     default: qemu:///system
 requirements:

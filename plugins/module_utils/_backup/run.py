@@ -52,7 +52,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Connection,
     Domain,
     again,
-    connect,
+    connect_to_change,
     find_domain,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
@@ -111,7 +111,7 @@ class _Run:
 def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_backup``; the module's return values. Raises KvmopsError."""
     begin = time.monotonic()
-    conn = connect(request.uri)
+    conn = connect_to_change(request.uri)
     for text in (
         restores.pending(request.uri, request.vm)
         if request.check_mode

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import view
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
-    connect,
+    connect_to_change,
     find_domain,
     libvirt,
     translate,
@@ -54,7 +54,7 @@ def from_params(params: Mapping[str, Any]) -> TemplateRequest:
 
 def template(request: TemplateRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_template``; the module's return values. Raises KvmopsError."""
-    conn = connect(request.uri)
+    conn = connect_to_change(request.uri)
     if request.check_mode:
         domain = find_domain(conn, request.vm)
         for text in pending.of_vm(request.uri, request.vm, domain.UUIDString()):

@@ -25,7 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firm
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
-    connect,
+    connect_to_change,
     find_domain,
     libvirt,
     translate,
@@ -75,7 +75,7 @@ def from_params(params: Mapping[str, Any]) -> CloneRequest:
 
 def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_thin_clone``; the module's return values. Raises KvmopsError; nothing has changed then."""
-    conn = connect(request.uri)
+    conn = connect_to_change(request.uri)
     if request.check_mode:
         for text in restores.pending(request.uri):
             context.warn(text)
@@ -99,7 +99,7 @@ def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Con
     if existing is not None:
         if not find.stands_on(conn, existing, template):
             raise RefusedError(what, "there is a VM of that name that is no clone of it", "Choose another name.")
-        return _there(conn, existing, request)
+        return _there(conn, existing, request, context)
     require_fit(conn, domain)
     try:
         planned = _plan(conn, domain, template, request)
@@ -126,11 +126,12 @@ def _existing(conn: Connection, name: str) -> Domain | None:
         raise translate(error, f"The VM {name}") from error
 
 
-def _there(conn: Connection, domain: Domain, request: CloneRequest) -> dict[str, Any]:
+def _there(conn: Connection, domain: Domain, request: CloneRequest, context: Context) -> dict[str, Any]:
     """A clone that was made earlier."""
     view = domain_xml.parse(domain.XMLDesc(0))
     starts = request.start and not domain.isActive()
     if starts and not request.check_mode:
+        context.progress.phase("start")
         try:
             domain.create()
         except libvirt.libvirtError as error:

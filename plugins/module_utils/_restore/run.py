@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
-    connect,
+    connect_to_change,
     libvirt,
     renewed,
 )
@@ -42,7 +42,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import re
 
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_restore``; the module's return values. Raises KvmopsError; nothing has changed then."""
-    conn = connect(request.uri)
+    conn = connect_to_change(request.uri)
     with _source(request) as (archive, configuration):
         if request.check_mode:
             for text in restores.pending(request.uri):
@@ -162,6 +162,7 @@ def run(
     begin = time.monotonic()
     written = 0 if plan.unchanged else Transaction(conn, archive, plan, progress, uri, source).run()
     if plan.start:
+        progress.phase("start")
         try:
             conn.lookupByUUIDString(plan.uuid).create()
         except libvirt.libvirtError as error:

@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snap
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
-    connect,
+    connect_to_change,
     find_domain,
     libvirt,
 )
@@ -63,7 +63,7 @@ class _Run:
 
 def ensure(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_snapshot``; the module's return values. Raises KvmopsError."""
-    conn = connect(request.uri)
+    conn = connect_to_change(request.uri)
     context.progress.merge_bps = request.bandwidth_bps
     if request.check_mode:
         domain = find_domain(conn, request.vm)

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import libvirt
 import pytest
 from lxml import etree
 
-from ansible_collections.kvmops.backup.tests.lab import fingerprint, modules, truth
+from ansible_collections.kvmops.backup.tests.lab import daemons, fingerprint, modules, truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_iso
 
@@ -137,3 +139,45 @@ def test_terabyte_of_nothing(lab, run_module):
     run("tar", "-xf", result["archive"]["path"], "-C", str(files))
     data = run("qemu-io", "-f", "qcow2", "-r", "-c", "read -v 700G 16", str(files / "vda_0.qcow2"))
     assert "herehere" in data.replace(" ", "")
+
+
+@pytest.fixture
+def as_member(lab):
+    """Runs a module as a user of the group libvirt, whom this libvirtd lets in without polkit."""
+    settings = Path("/etc/libvirt/libvirtd.conf")
+    before = settings.read_text()
+    daemons.stop()
+    settings.write_text(f'{before}\nauth_unix_rw = "none"\n')
+    daemons.start()
+    home = lab.path("home")
+    os.chown(home, 65534, 65534)
+
+    def run_as_member(module, **arguments):
+        member = ["setpriv", "--reuid=65534", "--regid=65534", "--groups=libvirt", "env", f"HOME={home}"]
+        done = subprocess.run(
+            [*member, *modules.module_argv(module, arguments)], capture_output=True, text=True, check=False
+        )
+        return modules.module_result(module, done.stdout, done.stderr)
+
+    yield run_as_member
+    daemons.stop()
+    settings.write_text(before)
+    daemons.start()
+
+
+def test_who_is_not_root_changes_no_vm_of_the_system(lab, as_member):
+    """Locks and journals of that user would be seen by nobody else (SPEC H9)."""
+    vm = lab.create_vm("shared", start=False)
+    seen = as_member("vm_info")
+    assert [each["name"] for each in seen["vms"]] == ["shared"]
+    before = fingerprint.definition(vm)
+    target = lab.path("backups")
+    target.chmod(0o777)
+    for module, arguments in (
+        ("vm_backup", {"vm": "shared", "path": str(target)}),
+        ("vm_snapshot", {"vm": "shared", "snapshot": "mine"}),
+        ("vm_template", {"vm": "shared"}),
+    ):
+        refused = as_member(module, **arguments)
+        assert refused.failed and "root only" in refused.message and "become: true" in refused.message, refused.output
+    assert fingerprint.definition(vm) == before and fingerprint.names(target) == []

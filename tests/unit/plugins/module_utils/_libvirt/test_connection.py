@@ -52,6 +52,29 @@ def test_only_the_libvirt_of_this_host(monkeypatch, uri, fine):
         connection.connect(uri)
 
 
+@pytest.mark.parametrize(
+    ("user", "uri", "fine"),
+    [
+        (0, "qemu:///system", True),
+        (0, "qemu:///session", True),
+        (1000, "qemu:///session", True),
+        (1000, "qemu:///system", False),
+        (1000, "qemu+unix:///system?socket=/run/other", False),
+    ],
+)
+def test_only_root_changes_vms_of_the_system(monkeypatch, user, uri, fine):
+    """Looking at them is for all whom libvirtd lets in."""
+    monkeypatch.setattr(connection, "libvirt", _Libvirt)
+    monkeypatch.setattr(connection.os, "geteuid", lambda: user)
+    assert connection.connect(uri).getURI() == uri
+    if fine:
+        assert connection.connect_to_change(uri).getURI() == uri
+        return
+    with pytest.raises(RefusedError, match="root only") as refusal:
+        connection.connect_to_change(uri)
+    assert "become: true" in refusal.value.hint
+
+
 @pytest.mark.parametrize(("user", "hinted"), [(0, False), (1000, True)])
 def test_a_user_who_may_not_is_told_to_be_root(monkeypatch, user, hinted):
     """polkit's refusals have codes of their own: no agent to ask, no system bus, authentication failed."""

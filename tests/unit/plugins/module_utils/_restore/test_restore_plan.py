@@ -17,6 +17,7 @@ from lxml import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark, needs, run
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
@@ -734,3 +735,25 @@ def test_no_plan_leaves_its_places_or_takes_a_file_in_use(name: str, former: str
         assert not Path(file.path).name.startswith(".") and Path(file.path).name not in ("", "..")
         assert file.path not in user.files
     assert etree.fromstring(found.domain_xml).findtext("name") == name
+
+
+def test_a_vm_that_is_starting_is_said_to_be() -> None:
+    """Not "define", which is what the restore did last."""
+    done: list[str] = []
+
+    class Libvirt(Progress):
+        """A connection, a domain, and a progress that notes what comes after what."""
+
+        def phase(self, name: str, disk: str = "", bytes_total: int = 0) -> None:
+            done.append(name)
+
+        def lookupByUUIDString(self, uuid: str) -> Libvirt:
+            done.append(uuid)
+            return self
+
+        def create(self) -> None:
+            done.append("create")
+
+    libvirt = Libvirt()
+    run.run(libvirt, None, replace(planned(), unchanged=True, start=True), libvirt)
+    assert done == ["start", UUID, "create"]
