@@ -15,17 +15,27 @@ packages() { # NAME…
   apt-get install -y -qq --no-install-recommends "$@" </dev/null
 }
 
-# A Python environment over the distribution's, made once for this list of requirements and put first on PATH.
+# A Python environment over the distribution's (or over $python), made once for this list of requirements and put first on PATH.
 environment() { # NAME REQUIREMENT…
   local directory=$cache/$1
   shift
   if [ "$(cat "$directory/requirements" 2>/dev/null)" != "$*" ]; then
     rm -rf "$directory"
-    /usr/bin/python3 -m venv --system-site-packages "$directory"
+    "${python:-/usr/bin/python3}" -m venv --system-site-packages "$directory"
     "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
     echo "$*" >"$directory/requirements"
   fi
   PATH=$directory/bin:$PATH
+}
+
+# A second environment, beside that of the tests: the newest ansible-core, which needs a newer Python than some distributions have.
+newest_core() {
+  local python candidate
+  for candidate in /usr/bin/python3.1{4,3,2} "$HOME"/.pyenv/versions/3.1{4,3,2}*/bin/python3; do
+    [ ! -x "$candidate" ] || { python=$candidate && break; }
+  done
+  [ -n "${python-}" ] || { echo "ansible-core 2.21 needs Python 3.12 or later, and none was found" >&2 && return 1; }
+  (environment newest-core 'ansible-core>=2.21,<2.22')
 }
 
 # A copy of the checkout in ansible_collections/kvmops/backup below a new directory; sets $work and changes into the copy.

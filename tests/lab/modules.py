@@ -129,7 +129,10 @@ def _expect(result: ModuleResult, fails: bool) -> ModuleResult:
 
 
 class Ansible:
-    """Runs modules and playbooks on a host (this one) through the real command-line tools, with the distribution's Python."""
+    """Runs modules and playbooks on a host (this one) through the real command-line tools, with the distribution's Python.
+
+    ``tools`` is the directory of the tools, by default those of the tests' own environment.
+    """
 
     def __init__(
         self,
@@ -138,8 +141,9 @@ class Ansible:
         host: str = "localhost",
         connection: str = "local",
         variables: dict[str, Any] | None = None,
+        tools: Path | None = None,
     ) -> None:
-        self._bin = Path(sys.executable).parent
+        self._bin = tools or Path(sys.executable).parent
         self._host = host
         self._connection = connection
         self._variables = {"ansible_python_interpreter": interpreter, **(variables or {})}
