@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 
@@ -24,7 +24,7 @@ OPERATION = "delete archive"
 
 def remove(path: str, sidecars: Sequence[str]) -> None:
     """Removes an archive and the files beside it, durably; works without free space. Raises ArchiveError."""
-    directory = os.path.dirname(os.path.abspath(path))
+    directory = os.path.dirname(_filenames.absolute(path))
     trash = os.path.join(directory, f".kvmops-trash-{secrets.token_hex(6)}")
     journal = _journal(directory, path, trash, sidecars)
     begun = False

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _slots, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _slots, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
@@ -123,7 +123,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     domain = find_domain(conn, request.vm)
     uuid = str(domain.UUIDString())
     if not request.pool and not request.path:
-        archive = os.path.abspath(request.archive)
+        archive = _filenames.absolute(request.archive)
         request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
     if request.check_mode:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _journal, _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, reader, trash, verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
@@ -63,7 +63,7 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     Raises TargetError for a place that cannot be written to, BusyError while another operation is at work on the VM, ArchiveError
     and DamagedError for an archive that cannot be converted, RefusedError for one that must not be deleted and for other files.
     """
-    archive = os.path.abspath(request.archive)
+    archive = _filenames.absolute(request.archive)
     if not archive.endswith(catalog.SUFFIXES):
         raise RefusedError(
             f"File {archive}",

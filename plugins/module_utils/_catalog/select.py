@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, RefusedError
@@ -21,9 +22,9 @@ _DIRECTORY_POOLS = ("dir", "fs", "netfs")
 def paths(selection: Selection) -> list[str]:
     """The files that the selection names, whosever they are. Raises ArchiveError for a place that cannot be listed."""
     if selection.archive:
-        return [os.path.abspath(selection.archive)]
+        return [_filenames.absolute(selection.archive)]
     if selection.path:
-        return catalog.find([os.path.abspath(selection.path)])
+        return catalog.find([_filenames.absolute(selection.path)])
     return catalog.find(pool_directories(storage.pools(connection.connect(selection.uri)), selection.pool))
 
 

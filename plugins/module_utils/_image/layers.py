@@ -12,6 +12,7 @@ import sys
 from array import array
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 
@@ -22,16 +23,21 @@ _FILE_DRIVERS = {"qcow2", "raw", "file", "host_device"}
 
 
 def below(path: str) -> list[str]:
-    """The file and what it stands on, nearest first, as the headers name them; what cannot be read ends the chain.
+    """The file and what it stands on, nearest first, by their real paths; what cannot be read ends the chain.
 
-    The last one need not exist.
+    The last one need not exist. ``path`` as QEMU is given it: beside that, not beside what it links to, lies what its header names.
     """
-    found: list[str] = []
-    while path and path not in found and len(found) < _MAX_LAYERS:
-        found.append(path)
+    return [_filenames.real(name) for name in names_below(path)]
+
+
+def names_below(path: str) -> list[str]:
+    """The same files by the names that QEMU opens them by."""
+    found: dict[str, str] = {}
+    while path and _filenames.real(path) not in found and len(found) < _MAX_LAYERS:
+        found[_filenames.real(path)] = path
         backing = _backing_file(path)
-        path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing else ""
-    return found
+        path = _filenames.beside(path, backing) if backing else ""
+    return list(found.values())
 
 
 def named_file(name: str) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from types import TracebackType
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 
 _GREETING = struct.Struct(">8s8sH")
@@ -43,7 +43,7 @@ class ServedImage:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
                 listener.bind(address)
                 listener.listen(connections)
-                options = ["--read-only", f"--shared={connections}", "-f", fmt, "--", os.path.abspath(path)]
+                options = ["--read-only", f"--shared={connections}", "-f", fmt, "--", _filenames.absolute(path)]
                 command = ["sh", "-c", _SERVE, "sh", *options]
                 self._server = subprocess.Popen(command, stdin=listener.fileno(), stderr=subprocess.PIPE)
                 self._sockets = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _number in range(connections)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _settings, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _paths, _settings, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import lvm
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
@@ -204,7 +204,7 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
 def _describe(path: str, known: Sequence[Pool] | None) -> Place:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
-    named = os.path.normpath(path)
+    named = _answers(_filenames.absolute, path)
     real = _answers(os.path.realpath, path)
     existing = _answers(_nearest_existing, real)
     directory = existing if _answers(os.path.isdir, existing) else os.path.dirname(existing)

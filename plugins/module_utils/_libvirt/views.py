@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._filenames import real as real
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor, storage
@@ -108,11 +109,6 @@ def require_really_off(domain: Domain, images: Iterable[tuple[str, str]]) -> Non
                 f"libvirt says it is off, but a process has {path} open and writes to it",
                 f"Find it with: fuser -v {path}. If it is this VM's QEMU, libvirt has lost it: shut the guest down from inside.",
             )
-
-
-def real(path: str) -> str:
-    """The path all views are compared by."""
-    return os.path.realpath(path) if path else ""
 
 
 def _chain(conn: Connection, disk: domain_xml.Disk) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _text, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _text, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     CHUNK_BYTES,
@@ -73,7 +73,7 @@ def gather(
     pools = {pool.name: pool.target_path for pool in storage.pools(conn) if pool.active and pool.target_path}
     target = None
     if request.pool or request.path:
-        path = os.path.abspath(request.path) if request.path else ""  # libvirt knows no current directory
+        path = _filenames.absolute(request.path) if request.path else ""  # libvirt knows no current directory
         target = _model_place(storage.resolve_target(conn, pool=request.pool, path=path), pools, path)
     wanted = {request.name or configuration.vm_name, configuration.vm_uuid.lower(), request.uuid.lower()}
     try:
@@ -154,7 +154,7 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> P
     # files of a directory below a pool's are no volumes of the pool
     of_pool = os.path.realpath(pools.get(place.pool, "/")) == place.directory
     return Place(
-        path=os.path.normpath(pools[place.pool] if of_pool else path),
+        path=_filenames.absolute(pools[place.pool] if of_pool else path or place.directory),
         real_path=place.directory,
         pool=place.pool if of_pool else "",
         filesystem=str(os.stat(place.directory).st_dev),
@@ -185,7 +185,8 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
             states.append((each.getName(), _xml.parse(each.getXMLDesc(0), f"the snapshot {each.getName()} of {name}")))
     all_roots = [*roots, *(root for _dummy, root in states)]
     named = _files_of(all_roots, pools) | _memory_files(states)
-    disk_files = frozenset(path for path in named if os.path.lexists(path))
+    disk_files = frozenset(path for path in named if path == _filenames.canonical(path) and os.path.lexists(path))
+    tops = frozenset[str]().union(*map(_filenames.spellings, _named(roots, pools, "source")))
     found = mark.read(roots[0])
     locked: frozenset[str] = frozenset()
     if not active and {name, uuid} & wanted:
@@ -206,15 +207,15 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         touched_files=frozenset() if found is None else _touched(found) | _strayed(found, roots, pools),
         snapshots=tuple(name for name, _dummy in states),
         template=template_mark.is_marked(roots[0]),
-        missing_bases=frozenset(path for path in named - _named(roots, pools, "source") if not os.path.lexists(path)),
+        missing_bases=frozenset(path for path in named - tops if not os.path.lexists(path)),
         own_disks=frozenset(map(os.path.realpath, _named(all_roots, pools, "source"))),
     )
 
 
 def _files_of(roots: Iterable[etree._Element], pools: Mapping[str, str]) -> frozenset[str]:
-    """Files and devices of all disks with a medium that can be written, down to the lowest layer."""
-    paths = {layer for top in _named(roots, pools, ".//source") for layer in layers.below(top)}
-    return frozenset(paths | {os.path.realpath(path) for path in paths})
+    """Files and devices of all disks with a medium that can be written, down to the lowest layer, by all their names."""
+    paths = {layer for top in _named(roots, pools, ".//source") for layer in layers.names_below(top)}
+    return frozenset[str]().union(*map(_filenames.spellings, paths))
 
 
 def _named(roots: Iterable[etree._Element], pools: Mapping[str, str], sources: str) -> frozenset[str]:

@@ -62,8 +62,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class ExistingVm:
-    """A VM of this host. `files`: every file that its definitions and snapshots name, with their layers; `disk_files`:
-    those of its disks and snapshots that are there.
+    """A VM of this host. `files`: every file that its definitions and snapshots name, with their layers, by all their names;
+    `disk_files`: those of its disks and snapshots that are there, each by its place in a real directory.
 
     `locked_files`: those that a QEMU holds although libvirt says the VM is off; `touched_files`: those of its mark that
     are no longer as the restore left them or that its disks do not show any more, and what they show instead. `template`:

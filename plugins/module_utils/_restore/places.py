@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, Place
 
@@ -32,7 +33,7 @@ def former_key(member: Member) -> str:
     """Where the member was: the name of its pool, its directory if that was in none, "" if nothing is known."""
     if member.pool:
         return member.pool
-    return os.path.dirname(os.path.normpath(member.former_path)) if member.former_path.startswith("/") else ""
+    return os.path.dirname(_filenames.tidy(member.former_path)) if member.former_path.startswith("/") else ""
 
 
 def directory_problem(place: Place) -> str:

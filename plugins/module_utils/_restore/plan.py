@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Member,
@@ -339,7 +339,8 @@ def _left_over(
         return []
     firmware = {os.path.join(place.path, name) for place in (host.nvram_place, host.tpm_place) for name in place.names}
     firmware = {path for path in firmware & replaced.files if not {path, os.path.basename(path)} & set(in_use)}
-    own = (replaced.disk_files | firmware).difference(set_aside, *(vm.files for vm in others))
+    gone = map(_filenames.canonical, set_aside)
+    own = (replaced.disk_files | firmware).difference(set_aside, gone, *(vm.files for vm in others))
     left = sorted(path for path in own if not path.startswith("/dev/"))
     return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
 

@@ -11,7 +11,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _vm_state, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _vm_state, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -285,7 +285,7 @@ class Transaction:
         flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE
         if domain.isActive() or domain.XMLDesc(flags) != vm.xml:
             raise BusyError(f"The VM {vm.name}", "it was started or changed during the restore", "Run the task again.")
-        renamed = moved or {}
+        renamed = {_filenames.canonical(path): aside for path, aside in (moved or {}).items()}
         # opened as raw: QEMU's lock is the same whatever the format
         paths = [renamed.get(path, path) for path in sorted(vm.disk_files)]
         require_really_off(domain, [(path, "raw") for path in paths if os.path.isfile(path)])

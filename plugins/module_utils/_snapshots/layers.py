@@ -148,9 +148,9 @@ def look(conn: Connection, domain: Domain) -> Layers:
     active: dict[str, str] = {}
     files: dict[str, Layer] = {}
     for disk in disks:
-        path = path_of(conn, disk)
+        path = named_of(conn, disk)
         if path and disk.device == "disk" and not disk.readonly and disk.format in (*_FORMATS, ""):
-            active[disk.target] = path
+            active[disk.target] = views.real(path)
             _follow(path, disk.format or "raw", files)
     for state in states:
         for each in state.disks:
@@ -167,12 +167,17 @@ def look(conn: Connection, domain: Domain) -> Layers:
 
 def path_of(conn: Connection, disk: domain_xml.Disk) -> str:
     """The resolved local file of a disk, "" if it has none or its pool cannot tell."""
+    return views.real(named_of(conn, disk))
+
+
+def named_of(conn: Connection, disk: domain_xml.Disk) -> str:
+    """The same as QEMU is given it."""
     if disk.volume and not disk.path:
         try:
-            return views.real(storage.volume_path(conn, disk.pool, disk.volume))
+            return storage.volume_path(conn, disk.pool, disk.volume)
         except (KvmopsError, libvirt.libvirtError):
             return ""
-    return views.real(disk.path)
+    return disk.path
 
 
 def require_quiet(conn: Connection, domain: Domain, layers: Layers) -> None:
@@ -254,15 +259,15 @@ def _definition(domain: etree._Element, target: str) -> str:
     return ""
 
 
-def _follow(path: str, image_format: str, files: dict[str, Layer]) -> None:
-    """Add a file and all that it stands on."""
-    while path and path not in files and os.path.exists(path):
-        found = qemu_img.info(path, image_format or _probed_format(path))
-        backing = views.real(found.full_backing_file)
+def _follow(named: str, image_format: str, files: dict[str, Layer]) -> None:
+    """Add a file and all that it stands on, each as QEMU is given it."""
+    while named and views.real(named) not in files and os.path.exists(named):
+        found = qemu_img.info(named, image_format or _probed_format(named))
+        path, backing = views.real(named), views.real(found.full_backing_file)
         files[path] = Layer(
             path, found.format, backing, found.virtual_size_bytes, found.internal_snapshots, os.stat(path).st_mtime_ns
         )
-        path, image_format = backing, found.backing_format
+        named, image_format = found.full_backing_file, found.backing_format
 
 
 def _probed_format(path: str) -> str:
@@ -289,6 +294,6 @@ def other_vms(conn: Connection, uuid: str) -> dict[str, str]:
         except libvirt.libvirtError:  # undefined meanwhile
             continue
         for disk in disks:
-            for path in image_layers.below(path_of(conn, disk)):
-                found.setdefault(views.real(path), name)
+            for path in image_layers.below(named_of(conn, disk)):
+                found.setdefault(path, name)
     return found

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
@@ -81,7 +81,7 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
 
     `but`: uuid of the VM that asks.
     """
-    wanted = {os.path.realpath(path) for path in paths}
+    wanted = {_filenames.real(path) for path in paths}
     found: dict[str, Template] = {}
     beneath: dict[str, Template] = {}
     for domain, root in _definitions(conn) if wanted else ():
@@ -90,12 +90,13 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
         tops = _tops(conn, root)
         # what a snapshot of a template has frozen is no disk of it any more
         lower = (
-            {os.path.realpath(layer) for top in tops for layer in layers.below(top)} if mark.is_marked(root) else set()
+            {layer for top in tops for layer in layers.below(top)} if mark.is_marked(root) else set()
         )
-        if wanted & {*tops, *lower}:
+        disks = {_filenames.real(top) for top in tops}
+        if wanted & {*disks, *lower}:
             owner = of_domain(conn, domain)
             # several may name one file: the template counts
-            found.update({path: owner for path in wanted & {*tops} if owner.marked or path not in found})
+            found.update({path: owner for path in wanted & disks if owner.marked or path not in found})
             beneath.update(dict.fromkeys(wanted & lower, owner))
     return {**beneath, **found}
 
@@ -116,7 +117,7 @@ def clones_of(conn: Connection, template: Template) -> list[str]:
         except libvirt.libvirtError as error:
             raise translate(error, f"The VM {domain.name()}") from error
         tops = {path for each in (root, *states) for path in _tops(conn, each)}
-        if any(bases & {os.path.realpath(layer) for layer in layers.below(top)} for top in tops):
+        if any(bases & {*layers.below(top)} for top in tops):
             found.append(domain.name())
     return sorted(found)
 
@@ -126,13 +127,13 @@ def stands_on(conn: Connection, domain: Domain, template: Template) -> bool:
     bases = [disk.path for disk in template.disks]
     root = _xml.parse(domain.XMLDesc(0), f"the definition of {domain.name()}")
     disks = [disk for disk in domain_xml.view(root).disks if disk.device == "disk"]
-    chains = [[os.path.realpath(layer) for layer in layers.below(_path(conn, disk))] for disk in disks]
+    chains = [layers.below(_path(conn, disk)) for disk in disks]
     return all(any(base in chain[1:] for chain in chains) for base in bases)
 
 
 def files(disks: Sequence[BaseDisk]) -> frozenset[str]:
     """Real paths of all files that disks consist of."""
-    return frozenset(os.path.realpath(layer) for disk in disks for layer in layers.below(disk.path))
+    return frozenset(layer for disk in disks for layer in layers.below(disk.path))
 
 
 def numbers(template: Template) -> Mapping[str, int]:
@@ -152,7 +153,7 @@ def _definitions(conn: Connection) -> list[tuple[Domain, etree._Element]]:
 
 
 def _tops(conn: Connection, root: etree._Element) -> list[str]:
-    """Files of the disks in a definition, or in the definitions of a snapshot."""
+    """Files of the disks in a definition, or in the definitions of a snapshot, as it spells them."""
     roots = [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]
     views = [domain_xml.view(each) for each in roots]
     paths = [_path(conn, disk) for view in views for disk in view.disks if disk.device == "disk"]
@@ -161,15 +162,15 @@ def _tops(conn: Connection, root: etree._Element) -> list[str]:
 
 def _path(conn: Connection, disk: domain_xml.Disk) -> str:
     if disk.path or not disk.volume:
-        return os.path.realpath(disk.path) if disk.path else ""
+        return disk.path
     try:
-        return os.path.realpath(storage.volume_path(conn, disk.pool, disk.volume))
+        return storage.volume_path(conn, disk.pool, disk.volume)
     except SourceError:
         return ""
 
 
 def _base_disk(conn: Connection, disk: domain_xml.Disk) -> BaseDisk:
-    path, fmt = _path(conn, disk), disk.format or "raw"
+    path, fmt = _filenames.real(_path(conn, disk)), disk.format or "raw"
     size_bytes = allocated_bytes = 0
     if os.path.exists(path) and fmt in ("qcow2", "raw"):
         try:

@@ -72,3 +72,27 @@ def test_however_the_file_below_is_spelled(tmp_path: Path, spelled: str) -> None
 )
 def test_what_is_not_simply_a_file(name: str) -> None:
     assert layers.named_file(name) == name
+
+
+def test_a_link_in_a_backing_name_is_followed_before_its_dots(tmp_path: Path) -> None:
+    """The kernel opens far/base.qcow2; the letters alone say near/base.qcow2."""
+    far, near = tmp_path / "far", tmp_path / "near"
+    (far / "inner").mkdir(parents=True)
+    near.mkdir()
+    (near / "link").symlink_to(far / "inner")
+    for place in (far, near):
+        qemu("qemu-img", "create", "-q", "-f", "qcow2", str(place / "base.qcow2"), "1M")
+    overlay = near / "overlay"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "link/../base.qcow2", str(overlay))
+    assert layers.below(str(overlay)) == [str(overlay), str(far / "base.qcow2")]
+    assert layers.names_below(str(overlay)) == [str(overlay), f"{near}/link/../base.qcow2"]
+
+
+def test_a_backing_name_lies_beside_the_name_that_qemu_is_given(tmp_path: Path) -> None:
+    images, store = tmp_path / "images", tmp_path / "store"
+    for place in (images, store):
+        place.mkdir()
+        qemu("qemu-img", "create", "-q", "-f", "qcow2", str(place / "base"), "1M")
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", str(store / "data"))
+    (images / "disk.0").symlink_to(store / "data")
+    assert layers.below(str(images / "disk.0")) == [str(store / "data"), str(images / "base")]
