@@ -80,6 +80,9 @@ options:
         the VM in the same place, and for archives elsewhere that cannot be continued any more; never the user's.
       - Not possible for transient VMs, for disks on ZFS, on block devices, or encrypted, and while a VM that is off has
         libvirt checkpoints (of another backup tool); with O(mode=auto) that one gets a full that stands alone.
+      - Nor for a VM with a disk that another VM of the host has too, running or off, by its definitions or its snapshots',
+        as a disk or below one, because both would lose what they write. With O(mode=auto) it gets a full that stands alone. Only
+        what both VMs just stand on (a template, an image in the cloud style) may be shared.
     type: bool
     default: false
   archive:

@@ -56,7 +56,8 @@ options:
     required: true
   state:
     description:
-      - V(present) takes the snapshot if there is none of that name; an existing one is left as it is.
+      - V(present) takes the snapshot if there is none of that name; an existing one is left as it is. Refused while another
+        VM of the host has a disk of this one too, as both would lose what they write.
       - V(absent) removes it and merges its layers. Other snapshots stay usable.
       - V(reverted) brings the VM back to it. What the VM has been since is lost.
       - A snapshot that a backup made for its increments is removed or reverted like any other. It ends the chain of

@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cata
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
 
 _DAY_S = 86400
@@ -51,6 +52,10 @@ def decide(
         return Decision("full backup as asked")
     if facts.thin.marked:
         return _no_increment(request, facts, "it is a template, of which there are full backups only")
+    if facts.shared:
+        return _no_increment(
+            request, facts, find.why_not_beside(facts.shared), find.way_out_of_sharing(facts.shared)
+        )
     if request.increment_limit == 1:
         return Decision("increment_limit is 1: every run is a full")
     owed = full_owed(views, request.full_weekday, now)
@@ -115,11 +120,8 @@ def not_before(views: Sequence[catalog.View], now: int) -> int:
     return max([now, *(timestamp + 1 for timestamp in known)])
 
 
-def _no_increment(request: BackupRequest, facts: VmFacts, why: str) -> Decision:
+def _no_increment(request: BackupRequest, facts: VmFacts, why: str, way_out: str = "") -> Decision:
     if request.mode is Mode.INCREMENTAL:
-        raise RefusedError(
-            f"Incremental backup of VM {facts.name}",
-            why,
-            "Make a full one with mode: auto, or with mode: full and incrementable: true.",
-        )
+        otherwise = "Make a full one with mode: auto, or with mode: full and incrementable: true."
+        raise RefusedError(f"Incremental backup of VM {facts.name}", why, way_out or otherwise)
     return Decision(why)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
@@ -35,7 +35,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
 
 def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) -> VmFacts:
@@ -78,6 +78,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         view=view,
         images=images,
         checkpoints=checkpoints,
+        shared=find.shared(_written(view.disks, images), find.neighbours(conn, view.uuid)),
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
         snapshots=states,
         snapshot_disks=state_disks,
@@ -90,6 +91,12 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         file_bytes=_file_bytes([view.nvram_path, *(state.memory_path for state in states)], tpm_path),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
     )
+
+
+def _written(disks: Iterable[domain_xml.Disk], images: Mapping[str, Image]) -> list[str]:
+    """Images that the guest writes to, alone as far as its definition knows."""
+    data = [disk for disk in disks if disk.device == "disk" and not disk.readonly and not disk.shareable]
+    return [disk.path for disk in data if disk.path in images and not images[disk.path].is_device]
 
 
 def _file_bytes(paths: Iterable[str], tpm_path: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
@@ -29,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain impo
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _REFLINK_FILE_SYSTEMS = ("xfs", "btrfs", "bcachefs", "ocfs2")
@@ -48,7 +50,8 @@ class VmFacts:
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
     stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
-    `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `thin`: the template that it
+    `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `shared`: files of its disks that
+    another VM has too, with the name of that one (`find.shared`). `thin`: the template that it
     stands on, or is.
     """
 
@@ -72,6 +75,7 @@ class VmFacts:
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     checkpoints: tuple[str, ...] = ()
     memory_blockers: tuple[str, ...] = ()
+    shared: Mapping[str, str] = field(default_factory=dict)
     thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
@@ -143,7 +147,7 @@ def plan(
     `now`: unix time that the point is not older than. Raises RefusedError or TargetError with everything that speaks against it.
     """
     what = f"Backup of VM {facts.name}"
-    full_only = facts.thin.marked or (request.mode is Mode.AUTO and bool(facts.checkpoints))
+    full_only = facts.thin.marked or (request.mode is Mode.AUTO and bool(facts.checkpoints or facts.shared))
     stays = (request.incrementable and not full_only) or base is not None
     _refuse_state(facts, what)
     if stays:
@@ -172,7 +176,7 @@ def plan(
         warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
     warnings += _space(facts, target, compressed, stored.new, consistency, snapshot, what)
     warnings += _space_to_merge(facts) if stays else []
-    warnings += _about_checkpoints(facts) if request.mode is Mode.AUTO else []
+    warnings += _about_standing_alone(facts) if request.mode is Mode.AUTO else []
     warnings += _about_templates(facts, request)
     configuration = Configuration(
         timestamp=timestamp,
@@ -218,12 +222,17 @@ def plan(
     )
 
 
-def _about_checkpoints(facts: VmFacts) -> list[str]:
-    if not facts.checkpoints:
-        return []
-    why = snapshots.why_not_beside(facts.checkpoints)
-    way_out = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)
-    return [f"nothing can be added to this archive: the VM is off: {why}. {way_out}"]
+def _about_standing_alone(facts: VmFacts) -> list[str]:
+    """Warnings about what keeps increments from being made at all."""
+    warnings = []
+    if facts.shared:
+        why, way_out = find.why_not_beside(facts.shared), find.way_out_of_sharing(facts.shared)
+        warnings.append(f"nothing can be added to this archive: {why}. {way_out}")
+    if facts.checkpoints:
+        why = snapshots.why_not_beside(facts.checkpoints)
+        way_out = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)
+        warnings.append(f"nothing can be added to this archive: the VM is off: {why}. {way_out}")
+    return warnings
 
 
 def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
@@ -280,10 +289,13 @@ def _refuse_state(facts: VmFacts, what: str) -> None:
             f"Start it (virsh start {facts.name}) or drop the image (virsh managedsave-remove {facts.name}) first.",
         )
     if facts.locked_images:
+        users = {facts.shared[real] for real in map(_filenames.real, facts.locked_images) if real in facts.shared}
         raise RefusedError(
             what,
             f"libvirt says it is off, but a running QEMU has {', '.join(facts.locked_images)} open",
-            "Find that process (for example a VM that libvirtd lost) before anything else.",
+            f"Shut {', '.join(sorted(users))} down first, which has it too."
+            if users
+            else "Find that process (for example a VM that libvirtd lost) before anything else.",
         )
     if facts.foreign_jobs:
         raise RefusedError(
@@ -311,6 +323,8 @@ def _refuse_incrementable(facts: VmFacts, what: str) -> None:
             "it is transient: its snapshots would end with it, so nothing can be added later",
             "Use mode: full without incrementable.",
         )
+    if facts.shared:
+        raise RefusedError(what, find.why_not_beside(facts.shared), find.way_out_of_sharing(facts.shared))
     if facts.checkpoints:
         why = snapshots.why_not_beside(facts.checkpoints)
         hint = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)

@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.source import
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence, VmState
 
 # NFS tells times by what the server and this host's cache think of them: every so many points the bytes have the word
@@ -85,6 +86,8 @@ def stands(
     `read_limit_bytes`: with more than this to read again the verdict is left open. Raises ArchiveError for a file that cannot be
     read as an archive.
     """
+    if facts.shared:
+        return Standing(find.why_not_beside(facts.shared))
     if facts.checkpoints:
         return Standing(f"the VM is off: {snapshots.why_not_beside(facts.checkpoints)}")
     with open_archive(archive) as reader:

@@ -19,7 +19,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     RefusedError,
     SplitViewError,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots, storage, views
@@ -32,6 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 
 _FORMATS = ("qcow2", "raw")
 
@@ -102,6 +102,7 @@ class Layers:
     other_vms: Mapping[str, str]  # file: VM that has it in a chain of its own
     left: Mapping[str, str] = field(default_factory=dict)  # see left.py: path and <disk>
     copies: Mapping[str, str] = field(default_factory=dict)  # the same: copy and original
+    shared: Mapping[str, str] = field(default_factory=dict)  # file of the active chains: VM that must not have it too
 
     def state(self, name: str) -> State | None:
         """The snapshot of that name."""
@@ -146,23 +147,28 @@ def look(conn: Connection, domain: Domain) -> Layers:
         raise translate(error, f"The VM {domain.name()}") from error
     states = tuple(_state(conn, info) for info in snapshots.tree(domain))
     active: dict[str, str] = {}
+    tops: list[str] = []
     files: dict[str, Layer] = {}
     for disk in disks:
         path = named_of(conn, disk)
         if path and disk.device == "disk" and not disk.readonly and disk.format in (*_FORMATS, ""):
             active[disk.target] = views.real(path)
+            if not disk.shareable:
+                tops.append(path)
             _follow(path, disk.format or "raw", files)
     for state in states:
         for each in state.disks:
             if each.kind is not Kind.NONE:
                 _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
-    others = other_vms(conn, uuid)
+    neighbours = find.neighbours(conn, uuid)
+    others = _users(neighbours)
     copies = left.load(uuid, left.COPIES)
     for path in copies:
         _follow(path, "qcow2", files)
     kept = left.load(uuid)
-    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept, copies)
+    shared = find.shared(tops, neighbours)
+    return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept, copies, shared)
 
 
 def path_of(conn: Connection, disk: domain_xml.Disk) -> str:
@@ -282,18 +288,9 @@ def _probed_format(path: str) -> str:
 
 
 def other_vms(conn: Connection, uuid: str) -> dict[str, str]:
-    """Every file that another VM's disk is or stands on."""
-    found: dict[str, str] = {}
-    for other in conn.listAllDomains():
-        if other.UUIDString() == uuid:
-            continue
-        try:
-            flags = [0, libvirt.VIR_DOMAIN_XML_INACTIVE] if other.isActive() else [0]
-            disks = [disk for flag in flags for disk in domain_xml.parse(other.XMLDesc(flag)).disks]
-            name = str(other.name())
-        except libvirt.libvirtError:  # undefined meanwhile
-            continue
-        for disk in disks:
-            for path in image_layers.below(named_of(conn, disk)):
-                found.setdefault(path, name)
-    return found
+    """Every file that another VM's disk is or stands on, by any of its definitions, with the name of that VM."""
+    return _users(find.neighbours(conn, uuid))
+
+
+def _users(neighbours: Sequence[find.Neighbour]) -> dict[str, str]:
+    return {path: other.name for other in reversed(neighbours) for path in other.files}

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What a snapshot that we take consists of, as values and as facts of the journal. Pure."""
+"""What a snapshot that we take consists of, as values and as facts of the journal."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -12,6 +13,7 @@ from typing import Any
 
 SNAPSHOT = "snapshot"  # names of facts in the journal
 PHASE = "phase"
+FROZEN = "frozen"  # what tells whether a base was written to since: by target
 STOOD_ON = "stood_on"  # the VM's current snapshot before, "" for none
 PARTIAL = "partial"  # path of the unfinished archive
 PUBLISHED = "published"  # true: the point is in its archive, and its snapshot stays
@@ -89,6 +91,12 @@ class Former:
 
     disk_xml: str
     owner: Owner
+
+
+def content_of(path: str) -> list[int]:
+    """Changes when the file is written to, wherever it is mounted then."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]
 
 
 def to_facts(plan: SnapshotPlan, formers: Mapping[str, Former]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request i
     SnapshotRequest,
     Wish,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
 _NAME_LETTERS = 80  # of a snapshot in the names of its files
 _BACKUPS_OWN = re.compile(r"kvmops-[0-9]+")
@@ -135,6 +135,9 @@ def plan_present(
     conn: Connection, domain: Domain, found: Layers, request: SnapshotRequest, warn: Callable[[str], None]
 ) -> SnapshotPlan:
     """The snapshot to take: every disk that can be frozen in a file. Raises RefusedError for one that cannot be left out."""
+    if found.shared:
+        why, way_out = find.why_not_beside(found.shared), find.way_out_of_sharing(found.shared)
+        raise RefusedError(f"The VM {found.vm_name}", why, way_out)
     flags = libvirt.VIR_DOMAIN_XML_SECURE | (0 if found.running else libvirt.VIR_DOMAIN_XML_INACTIVE)
     new, excluded = [], []
     for disk in domain_xml.parse(domain.XMLDesc(flags)).disks:

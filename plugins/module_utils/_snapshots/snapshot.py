@@ -94,7 +94,8 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
             raise QuiesceError(what, why, "Mend the guest agent, or use another consistency.") from error
         raise translate(error, what) from error
     files.sync(conn.getURI(), plan.vm_name)
-    journal.record(**{overlays.PHASE: Phase.TAKEN})
+    frozen = {each.target: overlays.content_of(each.base_path) for each in plan.overlays}
+    journal.record(**{overlays.PHASE: Phase.TAKEN, overlays.FROZEN: frozen})
     return taken
 
 

@@ -528,7 +528,23 @@ def _renew_overlay(overlay: Overlay) -> None:
     os.replace(fresh, overlay.overlay_path)
 
 
+def _require_as_frozen(work: _Work, target: str) -> None:
+    """While the VM was off another one may have been started on the base: what either has written would spoil the other."""
+    frozen = work.journal.facts.get(overlays.FROZEN, {}).get(target)
+    untouched = Step(work.journal.facts.get(overlays.step_fact(target), Step.NONE)) is Step.NONE
+    overlay = work.overlay(target)
+    if frozen and untouched and overlays.content_of(overlay.base_path) != frozen:
+        raise SplitViewError(
+            f"The disk {target} of {work.plan.vm_name}",
+            f"{overlay.base_path} was written to since the snapshot {work.plan.name} has frozen it; the VM's own writes since "
+            f"are in {overlay.overlay_path}",
+            "Nothing was merged. Another VM has that file as a disk, or somebody has written to it: keep both files, and decide "
+            "by hand which one the VM shall have.",
+        )
+
+
 def _merge_off(work: _Work, target: str) -> None:
+    _require_as_frozen(work, target)
     overlay = work.overlay(target)
     work.step(target, Step.COMMITTING)
     qemu_img.commit(overlay.overlay_path, overlay.base_path, work.progress.merge_bps)

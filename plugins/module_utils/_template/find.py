@@ -101,6 +101,62 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
     return {**beneath, **found}
 
 
+@dataclass(frozen=True)
+class Neighbour:
+    """Another VM, by all its definitions: live, persistent, and those of its snapshots.
+
+    `disks`: real paths of its disks; `files`: these and all that they stand on. `marked`: it is a template.
+    """
+
+    name: str
+    marked: bool
+    disks: frozenset[str]
+    files: frozenset[str]
+
+
+def neighbours(conn: Connection, but: str) -> list[Neighbour]:
+    """All VMs of this host but the one with this uuid."""
+    found = []
+    for domain, root in _definitions(conn):
+        if domain.UUIDString() != but:
+            tops = {top for each in _all_definitions(domain, root) for top in _tops(conn, each)}
+            disks = frozenset(map(_filenames.real, tops))
+            below = (layer for top in tops for layer in layers.below(top))
+            found.append(Neighbour(domain.name(), mark.is_marked(root), disks, disks.union(below)))
+    return found
+
+
+def shared(tops: Iterable[str], others: Iterable[Neighbour]) -> dict[str, str]:
+    """Files of these disks that another VM has too, by real path with the name of that VM.
+
+    What two VMs only stand on is meant to be shared, and so are the disks of a template; `tops` as QEMU is given them.
+    """
+    chains = [layers.below(top) for top in tops]
+    disks = {chain[0] for chain in chains}
+    below = {layer for chain in chains for layer in chain[1:]}
+    found: dict[str, str] = {}
+    for other in others:
+        meant = other.disks if other.marked else frozenset[str]()
+        for path in sorted((disks & other.files) | (below & (other.disks - meant))):
+            found.setdefault(path, other.name)
+    return found
+
+
+def why_not_beside(sharing: Mapping[str, str]) -> str:
+    """Why a VM gets no snapshot that stays while others have its files (see shared)."""
+    users = "; ".join(f"the VM {name} has {path} too" for path, name in sharing.items())
+    return f"{users}: a snapshot that stays would freeze that file, and both VMs would lose what they write"
+
+
+def way_out_of_sharing(sharing: Mapping[str, str]) -> str:
+    """What a person can do about it."""
+    names = ", ".join(sorted(set(sharing.values())))
+    return (
+        f"While {names} can start with it, the VM gets full backups only: mode: auto makes them, and so does mode: full "
+        "without incrementable. To have increments, undefine one of the two, or give each a disk of its own."
+    )
+
+
 def clones_of(conn: Connection, template: Template) -> list[str]:
     """Names of the VMs whose disks or snapshots stand on the template's disks."""
     bases = {disk.path for disk in template.disks}
@@ -108,15 +164,7 @@ def clones_of(conn: Connection, template: Template) -> list[str]:
     for domain, root in _definitions(conn):
         if domain.UUIDString() == template.uuid:
             continue
-        states: list[etree._Element] = []
-        try:
-            with unless_gone():
-                for each in domain.listAllSnapshots(0):
-                    with unless_gone():
-                        states.append(_xml.parse(each.getXMLDesc(0), "a snapshot"))
-        except libvirt.libvirtError as error:
-            raise translate(error, f"The VM {domain.name()}") from error
-        tops = {path for each in (root, *states) for path in _tops(conn, each)}
+        tops = {path for each in _all_definitions(domain, root) for path in _tops(conn, each)}
         if any(bases & {*layers.below(top)} for top in tops):
             found.append(domain.name())
     return sorted(found)
@@ -149,6 +197,22 @@ def _definitions(conn: Connection) -> list[tuple[Domain, etree._Element]]:
                 found.append((domain, _xml.parse(domain.XMLDesc(0), "the definition of a VM")))
     except libvirt.libvirtError as error:
         raise translate(error, "The VMs of this host") from error
+    return found
+
+
+def _all_definitions(domain: Domain, root: etree._Element) -> list[etree._Element]:
+    """`root`, the persistent definition where that is another one, and those of snapshots."""
+    found = [root]
+    try:
+        with unless_gone():
+            if domain.isActive() and domain.isPersistent():
+                text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+                found.append(_xml.parse(text, "the definition of a VM"))
+            for each in domain.listAllSnapshots(0):
+                with unless_gone():
+                    found.append(_xml.parse(each.getXMLDesc(0), "a snapshot"))
+    except libvirt.libvirtError as error:
+        raise translate(error, f"The VM {domain.name()}") from error
     return found
 
 
