@@ -11,7 +11,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _vm_state, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _ownership, _vm_state, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -31,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import (
     read_mapping,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, security, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -193,7 +193,19 @@ class Transaction:
         for made, step in zip(self._plan.made, self._operation.files[count:]):
             self._make(made, step, partials)
             states.append(self._durable(made.path, made.target, made.format, step.partial))
+        self._give_to_their_owners()
         return tuple(states)
+
+    def _give_to_their_owners(self) -> None:
+        """Each file is for whom the one that it replaces was for, a new one for QEMU's user where libvirt does not see to it."""
+        plan = self._plan
+        new = security.owner_of_new_files(self._conn, _xml.parse(plan.domain_xml, f"the definition of {plan.name}"))
+        for file, step in zip(plan.all_files, self._operation.files):
+            if isinstance(file, PlannedFile) and file.member.role is Role.TPM:
+                continue  # libvirt gives it to swtpm's user at each start
+            wanted = _ownership.of(step.path) if step.aside else new
+            if step.path and wanted is not None:
+                _ownership.give(step.partial, wanted)
 
     def _finish_member(self, file: PlannedFile, step: restores.FileStep, partials: dict[str, str]) -> None:
         if file.member.role is Role.TPM:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay, Owner
 
@@ -17,7 +17,7 @@ def owner_of(path: str) -> Owner:
     """Owner, mode and libvirt's labels of a file."""
     found = os.stat(path)
     try:
-        names = [name for name in os.listxattr(path) if name.startswith("trusted.libvirt.security.")]
+        names = [name for name in os.listxattr(path) if name.startswith(_ownership.REMEMBERED)]
         labels = tuple((name, os.getxattr(path, name).decode("ascii", "replace")) for name in sorted(names))
     except OSError:  # a file system without extended attributes
         labels = ()
@@ -30,22 +30,13 @@ def restore_owner(path: str, former: Owner, *, running: bool) -> None:
         return
     uid, gid, labels = former.uid, former.gid, former.labels
     if labels and not running:
-        remembered = dict(labels).get("trusted.libvirt.security.dac", "")
-        uid, gid = _ids(remembered, (uid, gid))
+        remembered = dict(labels).get(_ownership.REMEMBERED + "dac", "")
+        uid, gid = _ownership.ids(remembered, (uid, gid))
         labels = ()
     os.chown(path, uid, gid)
     os.chmod(path, former.mode)
     for name, value in labels:
         os.setxattr(path, name, value.encode())
-
-
-def _ids(remembered: str, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Owner in libvirt's label: +0:+0."""
-    uid, _dummy, gid = remembered.partition(":")
-    try:
-        return int(uid), int(gid)
-    except ValueError:
-        return otherwise
 
 
 def with_former_source(xml: str, overlay: Overlay, former: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -374,8 +374,7 @@ def _make(plan: RevertPlan, fresh: Fresh, progress: Progress) -> None:
                 qemu_img.delete_internal(fresh.path, name)
     else:
         qemu_img.create_overlay(fresh.path, fresh.base_path, fresh.base_format)
-    owner = former.owner_of(fresh.base_path)
-    os.chown(fresh.path, owner.uid, owner.gid)
+    _ownership.give(fresh.path, _ownership.of(fresh.base_path))
     copying.sync(fresh.path)
 
 

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
     QuiesceError,
@@ -116,6 +116,9 @@ def _create(conn: Connection, domain: Domain, plan: SnapshotPlan) -> Taken:
     document = snapshots.document(plan.name, plan.description, pairs, plan.excluded_targets, plan.memory_path)
     memory = bool(plan.memory_path)
     frozen_ms = 0
+    for each in plan.overlays:
+        # libvirt takes a file that is there and empty, and leaves it to its owner
+        _ownership.create_like(each.overlay_path, each.base_path)
     if plan.quiesce:
         with Watchdog(conn.getURI(), plan.vm_uuid), agent.bounded(domain), agent.apart(domain) as quiesced:
             begin = time.monotonic()

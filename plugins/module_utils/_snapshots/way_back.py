@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     CancelledError,
@@ -519,12 +519,8 @@ def _renew_overlay(overlay: Overlay) -> None:
     fresh = f"{overlay.overlay_path}.new"
     with suppress(FileNotFoundError):
         os.unlink(fresh)
-    owner = former.owner_of(overlay.base_path)
     qemu_img.create_overlay(fresh, overlay.base_path, overlay.base_format)
-    os.chown(fresh, owner.uid, owner.gid)
-    for name in os.listxattr(overlay.base_path):
-        if name == "security.selinux":
-            os.setxattr(fresh, name, os.getxattr(overlay.base_path, name))
+    _ownership.give(fresh, _ownership.of(overlay.base_path, running=True))
     os.replace(fresh, overlay.overlay_path)
 
 

@@ -44,5 +44,5 @@ def test_what_may_be_shared(top: str) -> None:
 def test_the_reason_names_everybody(top: str) -> None:
     own, base = layers.below(top)
     found = find.shared([top], [other("b", own), other("c", base, own)])
-    assert find.why_not_beside(found).startswith(f"the VM c has {base} too; the VM b has {own} too: a snapshot that stays")
+    assert find.why_not_beside(found).startswith(f"the VM b has {own} too; the VM c has {base} too: a snapshot that stays")
     assert "While b, c can start with it" in find.way_out_of_sharing(found)
