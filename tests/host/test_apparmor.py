@@ -4,14 +4,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.kvmops.backup.tests.host.steps import (
-    PATH,
-    Points,
-    back_up,
-    is_flat,
-    partial_files,
-    restored_content,
-)
+from ansible_collections.kvmops.backup.tests.host.steps import PATH, Points, is_flat, partial_files
 from ansible_collections.kvmops.backup.tests.lab.host.machine import Machine
 
 
@@ -35,31 +28,31 @@ def test_both_disks_of_a_running_vm_are_merged(host: Machine) -> None:
 
 
 def test_a_vm_that_was_power_cycled_with_our_snapshots_is_merged_while_it_runs(host: Machine) -> None:
-    points = Points(host, "two disks")
+    host.call("create_vm", name="cycled", disks=1)
+    points = Points(host, "cycled")
     points.take()
-    host.call("destroy", name="two disks")
-    host.call("start", name="two disks")
+    host.call("destroy", name="cycled")
+    host.call("start", name="cycled")
     assert points.take()["mode"] == "increment"
 
     assert points.take(increment_limit=1)["mode"] == "full"  # the layers of the first cycle are merged
 
-    assert [len(chain) for chain in host.call("chains", name="two disks").values()] == [2, 2]
+    assert [len(chain) for chain in host.call("chains", name="cycled").values()] == [2]
     points.assert_all_restore()
 
 
 def test_a_host_that_was_reset_in_mid_backup_goes_on_with_the_next_one(host: Machine) -> None:
-    host.root("virsh", "autostart", "two disks")
-    host.call(
-        "begin", module="vm_backup", arguments={"vm": "two disks", "path": PATH, "mode": "full", "bandwidth": "64k"}
-    )
+    host.call("create_vm", name="autostarted", disks=1, autostart=True)
+    arguments = {"vm": "autostarted", "path": PATH, "bandwidth": "64k"}
+    host.call("begin", module="vm_backup", arguments=arguments)
     host.call("wait_for_phase", phases=["copy"], percent=5)
 
     host.reset()
-    host.call("wait_until_up", name="two disks")
-    done = back_up(host, "two disks")
+    host.call("wait_until_up", name="autostarted")
+    points = Points(host, "autostarted")
+    points.take()
 
-    frozen = host.call("content", name="two disks", frozen=True)
     assert not partial_files(host)
-    assert restored_content(host, done["archive"]["path"], done["point"]) == frozen
-    host.module("vm_snapshot", vm="two disks", snapshot="all", state="absent")
-    assert is_flat(host, "two disks")
+    points.assert_all_restore()
+    host.module("vm_snapshot", vm="autostarted", snapshot="all", state="absent")
+    assert is_flat(host, "autostarted")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.tests.host.steps import PATH, Points
-from ansible_collections.kvmops.backup.tests.lab.host.machine import Machine
+from ansible_collections.kvmops.backup.tests.lab.host.machine import COLLECTIONS, Machine
 
 VM = "web01"
 ROLE = """
@@ -27,6 +27,10 @@ REPORT = f"""
       report_file: /srv/backups.html
       report_metrics_file: /srv/kvmops.prom
 """
+
+
+def test_the_quickstart_finds_that_kvm_works_where_it_does(host: Machine) -> None:
+    host.root("python3", "-I", f"{COLLECTIONS}/ansible_collections/kvmops/backup/tests/lab/kvm.py")
 
 
 def test_the_role_hypervisor_prepares_a_host_once(host: Machine) -> None:
