@@ -7,6 +7,7 @@ A host that has booted is kept with its memory, so that the next one made of the
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -339,22 +340,26 @@ def _booted(image: Path) -> Path:
     # QEMU goes on only with what it has saved itself, in the same machine.
     key = f"{run('qemu-system-x86_64', '--version')} {_hardware()}"
     booted = image / f"booted-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    if not (booted / "complete").exists():
-        shutil.rmtree(booted, ignore_errors=True)
-        machine = Machine(booted)
-        machine._make(image, None)
-        machine._start()
-        machine.wait_for_ssh()
-        # libvirt has found out what QEMU can do, and systemd has nothing left to start.
-        machine.ssh("sudo virsh domcapabilities >/dev/null; systemctl is-system-running --wait", check=False)
-        machine.ssh("sudo sync")
-        machine._close_connections()
-        with machine.monitor() as monitor:
-            monitor.execute("stop")
-            monitor.execute("migrate", uri=f"exec:zstd -q -T2 -o {shlex.quote(str(booted / 'memory'))}")
-            wait_for("the host's memory", lambda: _is_saved(monitor), timeout_s=600, every_s=0.5)
-        machine._end(signal.SIGTERM)
-        (booted / "complete").touch()
+    with open(image / ".booted.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (booted / "complete").exists():
+            shutil.rmtree(booted, ignore_errors=True)
+            machine = Machine(booted)
+            try:
+                machine._make(image, None)
+                machine._start()
+                machine.wait_for_ssh()
+                # libvirt has found out what QEMU can do, and systemd has nothing left to start.
+                machine.ssh("sudo virsh domcapabilities >/dev/null; systemctl is-system-running --wait", check=False)
+                machine.ssh("sudo sync")
+                machine._close_connections()
+                with machine.monitor() as monitor:
+                    monitor.execute("stop")
+                    monitor.execute("migrate", uri=f"exec:zstd -q -T2 -o {shlex.quote(str(booted / 'memory'))}")
+                    wait_for("the host's memory", lambda: _is_saved(monitor), timeout_s=600, every_s=0.5)
+            finally:
+                machine._end(signal.SIGTERM)
+            (booted / "complete").touch()
     return booted
 
 
