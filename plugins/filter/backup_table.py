@@ -22,6 +22,10 @@ options:
     type: list
     elements: dict
     required: true
+  warnings:
+    description: Whether to show the warnings, at most five of a row, cut after 200 characters.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""
@@ -32,7 +36,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: One line for each row.
+  description: One line for each row, and one below it for each of its warnings.
   type: list
   elements: str
 """

@@ -122,6 +122,12 @@ archives:
       type: int
       returned: success
       sample: 0
+    lost:
+      description: The points that damage has cost; the others can be restored.
+      type: list
+      elements: int
+      returned: success
+      sample: [1795309200]
     damage:
       description: The damaged ranges.
       type: list
@@ -168,7 +174,7 @@ hint:
   description: What to do now.
   returned: failure
   type: str
-  sample: Set protected to false first.
+  sample: "Take the protection away (protected: false), or delete it all the same with force: true."
 cancelled:
   description: Whether the operation was stopped on request.
   returned: failure

@@ -252,7 +252,7 @@ hint:
   description: What to do now.
   returned: failure
   type: str
-  sample: Set protected to false first.
+  sample: "Take the protection away (protected: false), or delete it all the same with force: true."
 cancelled:
   description: Whether the operation was stopped on request.
   returned: failure

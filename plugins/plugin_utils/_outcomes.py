@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 FAILED, NOTHING_NEW = "FAILED", "done already"
+WARNINGS, WARNING_WIDTH = 5, 200  # shown below a row of the table
 
 
 def outcomes(
@@ -43,7 +45,8 @@ def _bad(verified: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for archive in result.get("archives", ()):
             if not archive["ok"]:
                 damage = "; ".join(f"{item['member'] or 'archive'}: {item['reason']}" for item in archive["damage"])
-                bad[archive["path"]] = f"verification has found damage: {damage}"
+                lost = ", ".join(map(str, archive.get("lost", ())))
+                bad[archive["path"]] = f"verification has found damage{f', lost points: {lost}' if lost else ''}: {damage}"
     return bad
 
 
@@ -70,17 +73,27 @@ def _failure(vm: str, why: str) -> dict[str, Any]:
     return {"vm": vm, "result": FAILED, "why": why, "archive": "", "bytes": 0, "warnings": []}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as lines of text: who, what and why."""
+def table(rows: Sequence[Mapping[str, Any]], warnings: bool = True) -> list[str]:
+    """The rows as lines of text: who, what and why; below each its first warnings, cut to be read. The rows have all of them."""
     if not rows:
         return ["no VM was chosen"]
     cells = [
-        (str(row["vm"]), str(row["result"]), human_bytes(row["bytes"]) if row["bytes"] else "", _line(row))
+        (str(row["vm"]), str(row["result"]), human_bytes(row["bytes"]) if row["bytes"] else "", _one_line(row["why"]))
         for row in rows
     ]
     widths = [max(len(row[column]) for row in cells) for column in range(3)]
-    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(3)), row[3]]).rstrip() for row in cells]
+    lines = []
+    for row, cell in zip(rows, cells):
+        lines.append("  ".join([*(cell[column].ljust(widths[column]) for column in range(3)), cell[3]]).rstrip())
+        lines += _warnings(row["warnings"]) if warnings else []
+    return lines
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return " ".join(f"{row['why']} {' '.join('Warning: ' + each for each in row['warnings'])}".split())
+def _warnings(texts: Sequence[str]) -> list[str]:
+    lines = [f"    Warning: {shorten(_one_line(text), WARNING_WIDTH, placeholder=' …')}" for text in texts[:WARNINGS]]
+    more = len(texts) - WARNINGS
+    return [*lines, f"    and {more} more {'warning' if more == 1 else 'warnings'}"] if more > 0 else lines
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())

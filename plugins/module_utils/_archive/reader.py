@@ -334,7 +334,7 @@ class ArchiveReader:
                     f"it is damaged behind point {self.points[-1].timestamp} ({behind.error})"
                     if behind
                     else f"its newest point {newest.timestamp if newest else ''} is damaged",
-                    f"Name an older one to get that: {self.points[-1].timestamp}.",
+                    f"To have the newest good one, use point: {self.points[-1].timestamp}.",
                 )
             return self.points[-1]
         for point in self.points:

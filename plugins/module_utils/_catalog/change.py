@@ -250,12 +250,13 @@ def _delete(before: State, request: ChangeRequest, context: Context) -> dict[str
 def _refuse_to_delete(before: State) -> None:
     what, view = f"Archive {before.path}", before.view
     if before.protected:
-        raise RefusedError(what, "it is protected", "Set protected to false first, or use force.")
+        hint = "Take the protection away (protected: false), or delete it all the same with force: true."
+        raise RefusedError(what, "it is protected", hint)
     if before.doubt:
         raise RefusedError(
             f"File {before.path}",
             f"it cannot be read as an archive: {before.doubt}",
-            "Use force if this is the file to delete.",
+            "If this is the file to delete, say so with force: true.",
         )
     if view is None:
         return  # one of ours without a good point
@@ -271,13 +272,13 @@ def _refuse_to_delete(before: State) -> None:
         raise RefusedError(
             what,
             f"it is the only one here of the template that these archives of thin clones need: {', '.join(clones)}",
-            "Use force to delete it all the same.",
+            "To delete it all the same, use force: true.",
         )
     if _is_last(view, others):
         raise RefusedError(
             what,
             f"it is the last {'good ' if view.native else ''}archive of {view.newest.vm_name or 'its VM'} in {directory}",
-            "Use force to delete it all the same.",
+            "To delete it all the same, use force: true.",
         )
 
 

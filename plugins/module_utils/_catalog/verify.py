@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
@@ -45,42 +46,47 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     if request.selection.archive and not os.path.exists(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
     if request.selection.archive and os.path.isdir(selected[0]):
-        raise ArchiveError(f"Archive {selected[0]}", "it is a directory", "Name it with the option path.")
+        hint = "Name a directory as path: to have the archives in it checked."
+        raise ArchiveError(f"Archive {selected[0]}", "it is a directory", hint)
     if not selected:
         selection = request.selection
         whose = f"of {selection.vm} " if selection.vm else ""
         context.warn(f"Nothing was checked: no archive {whose}is in {selection.pool or selection.path}")
     with request.priority.lowered():
-        archives, not_checked = _all_checked(selected, request, context)
-    damaged = [archive["path"] for archive in archives if not archive["ok"]]
-    result: dict[str, Any] = {"archives": archives}
-    if not_checked or (damaged and request.fail_on_damage):
-        hint = "Restore from other archives; `damage` says what is lost."
-        problems = [DamagedError(f"Archive {path}", "it is damaged", hint) for path in damaged] + not_checked
-        told = [f"Damaged: {', '.join(damaged)}. {hint}"] if damaged else []
+        found = _all_checked(selected, request, context)
+    result: dict[str, Any] = {"archives": found.archives}
+    if found.not_checked or (found.damaged and request.fail_on_damage):
+        problems = found.damaged + found.not_checked
         first = problems[0]
-        result.update(failed=True, msg=" ".join([*told, *map(str, not_checked)]), cancelled=False)
+        result.update(failed=True, msg=" ".join(map(str, problems)), cancelled=False)
         result.update(what=first.what, why=first.why, hint=first.hint)
     return result
 
 
-def _all_checked(
-    selected: Sequence[str], request: VerifyRequest, context: Context
-) -> tuple[list[dict[str, Any]], list[KvmopsError]]:
-    """What was checked, and why something was not; of a place, what is gone by now is only warned of."""
-    archives: list[dict[str, Any]] = []
-    not_checked: list[KvmopsError] = []
+@dataclass
+class _Found:
+    """What was checked, in the shape of the result; what damage costs; why something was not checked."""
+
+    archives: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[KvmopsError] = field(default_factory=list)
+    not_checked: list[KvmopsError] = field(default_factory=list)
+
+
+def _all_checked(selected: Sequence[str], request: VerifyRequest, context: Context) -> _Found:
+    """Of a place, what is gone by now is only warned of."""
+    found = _Found()
     for path in selected:
         try:
-            archives.append(_checked(path, request, context, not_checked))
+            with busy.reading(path) if os.path.isfile(path) else contextlib.nullcontext():  # it is not deleted meanwhile
+                _check(path, request, context, found)
         except (ArchiveError, BusyError) as error:
             if request.selection.archive:
                 raise
             if os.path.lexists(path):
-                not_checked.append(error)
+                found.not_checked.append(error)
             else:
                 context.warn(f"{path} is not checked: it is not there any more")
-    return archives, not_checked
+    return found
 
 
 def _selected(selection: Selection, context: Context) -> Iterator[str]:
@@ -99,14 +105,8 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
         yield view.path
 
 
-def _checked(path: str, request: VerifyRequest, context: Context, not_checked: list[KvmopsError]) -> dict[str, Any]:
-    """As `_check`; the archive is not deleted meanwhile. Raises BusyError, ArchiveError where that began already."""
-    with busy.reading(path) if os.path.isfile(path) else contextlib.nullcontext():
-        return _check(path, request, context, not_checked)
-
-
-def _check(path: str, request: VerifyRequest, context: Context, not_checked: list[KvmopsError]) -> dict[str, Any]:
-    """One of the result's ``archives``; to `not_checked` comes why its images could not all be looked at."""
+def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -> None:
+    """Adds an archive to `found`, and why its images could not all be looked at. Raises ArchiveError where it is gone."""
     context.progress.about(os.path.basename(path))
     try:
         report = archive_verify.verify_file(path, progress=context.progress, threads=request.threads)
@@ -124,33 +124,51 @@ def _check(path: str, request: VerifyRequest, context: Context, not_checked: lis
                 damage.append(fault)
         except TargetError as error:
             why = f"its images were not all checked: {error.what}: {error.why}"
-            not_checked.append(TargetError(f"Archive {path}", why, error.hint))
-    _keep_finding(path, damage, report.coverage)
-    return {
-        "path": path,
-        "ok": not damage,
-        "coverage": report.coverage,
-        "checked_bytes": report.checked_bytes,
-        "unchecked_bytes": report.unchecked_bytes,
-        "damage": [
-            {
-                "member": item.member,
-                "offset": item.offset,
-                "length": item.length,
-                "points": list(item.points),
-                "reason": item.reason,
-            }
-            for item in damage
-        ],
-    }
-
-
-def _keep_finding(path: str, damage: list[Damage], coverage: str) -> None:
+            found.not_checked.append(TargetError(f"Archive {path}", why, error.hint))
     points: tuple[Configuration, ...] = ()
     with contextlib.suppress(ArchiveError):
         points = catalog.look(path).points
-    lost = {point for item in damage for point in item.points}
-    verified.record(path, points, at=int(time.time()), ok=not damage, coverage=coverage, lost=lost)
+    lost = sorted({point for item in damage for point in item.points})
+    verified.record(path, points, at=int(time.time()), ok=not damage, coverage=report.coverage, lost=lost)
+    if damage:
+        good = [point.timestamp for point in points if point.timestamp not in lost]
+        found.damaged.append(_damaged(path, lost, good, damage[0].reason))
+    found.archives.append(
+        {
+            "path": path,
+            "ok": not damage,
+            "coverage": report.coverage,
+            "checked_bytes": report.checked_bytes,
+            "unchecked_bytes": report.unchecked_bytes,
+            "lost": lost,
+            "damage": [
+                {
+                    "member": item.member,
+                    "offset": item.offset,
+                    "length": item.length,
+                    "points": list(item.points),
+                    "reason": item.reason,
+                }
+                for item in damage
+            ],
+        }
+    )
+
+
+def _damaged(path: str, lost: Sequence[int], good: Sequence[int], reason: str) -> DamagedError:
+    """What damage costs, and what can still be had."""
+    what = f"Archive {path}"
+    if not lost:
+        return DamagedError(what, f"it is damaged ({reason}), but no point is known to be lost" if good else reason)
+    why = f"it is damaged: {_points(lost)} {'is' if len(lost) == 1 else 'are'} lost"
+    if not good:
+        return DamagedError(what, f"{why}, and it has no other", "Restore from another archive.")
+    return DamagedError(what, why, f"{_points(good, 'Point')} can still be restored from it.")
+
+
+def _points(timestamps: Sequence[int], word: str = "point") -> str:
+    told = ", ".join(f"{timestamp} ({catalog.iso_time(timestamp)})" for timestamp in timestamps)
+    return f"{word}{'s' if len(timestamps) > 1 else ''} {told}"
 
 
 def _check_images(path: str, known_damaged: set[str], threads: int, context: Context) -> Iterator[Damage]:
@@ -221,7 +239,7 @@ def _qemu_check(
         raise TargetError(
             f"Directory {directory}",
             f"{member.name} needs up to {member.size_bytes} bytes for the deep check, {free} are free",
-            "Free space there, set TMPDIR, or check without deep.",
+            "Free space there, set TMPDIR, or check with deep: false.",
         )
     # Without a name in the directory: it goes with this process, whatever ends it.
     with tempfile.TemporaryFile(dir=directory) as file:

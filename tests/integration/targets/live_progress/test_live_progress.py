@@ -163,7 +163,7 @@ def test_lines_in_the_output_of_the_play(archive: Path, ansible: modules.Ansible
 def test_a_failure_is_the_modules_own(archive: Path, ansible: modules.Ansible) -> None:
     found = ansible.module("backup_archive", fails=True, archive=str(archive), state="absent")
     assert found.message.startswith(f"Archive {archive}: it is the last good archive of web01 in ")
-    assert found["hint"] == "Use force to delete it all the same."
+    assert found["hint"] == "To delete it all the same, use force: true."
 
 
 def test_job_events_in_ansible_runner(archive: Path, tmp_path: Path) -> None:

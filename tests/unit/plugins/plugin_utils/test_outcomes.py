@@ -30,17 +30,31 @@ def test_failures_come_first_then_names() -> None:
     assert table(rows) == [
         "db   FAILED                 The VM db: gone.",
         "app  done already           young enough",
-        "web  full          2.0 KiB  asked Warning: slow",
+        "web  full          2.0 KiB  asked",
+        "    Warning: slow",
     ]
+    assert [line.split()[0] for line in table(rows, warnings=False)] == ["db", "app", "web"]
+
+
+def test_a_row_is_one_line_however_many_warnings_there_are() -> None:
+    settled = [f"left by an earlier run\nand put right: snapshot {number} of {'x' * 50} was merged" for number in range(12)]
+    lines = table(outcomes([backup("web", warnings=["word " * 100, *settled], reason="asked\nfor"), backup("app")]))
+    assert [line for line in lines if not line.startswith(" ")] == ["app  full    asked", "web  full    asked for"]
+    below = lines[lines.index("web  full    asked for") + 1 :]
+    assert len(below) == 6 and below[-1] == "    and 8 more warnings"
+    assert below[0].endswith("word …") and max(map(len, below)) <= 220
+    assert below[1] == f"    Warning: left by an earlier run and put right: snapshot 0 of {'x' * 50} was merged"
 
 
 def test_damage_that_a_verification_finds_is_a_failure() -> None:
     found = {
-        "archives": [{"path": "/b/web.tar", "ok": False, "damage": [{"member": "vda_0.qcow2", "reason": "bad digest"}]}]
+        "archives": [
+            {"path": "/b/web.tar", "ok": False, "lost": [5, 7], "damage": [{"member": "vda_0.qcow2", "reason": "bad digest"}]}
+        ]
     }
     rows = outcomes([backup("web"), backup("app")], [found, {"archives": [{"path": "/b/app.tar", "ok": True}]}])
     assert [(row["vm"], row["result"]) for row in rows] == [("web", "FAILED"), ("app", "full")]
-    assert rows[0]["why"] == "verification has found damage: vda_0.qcow2: bad digest"
+    assert rows[0]["why"] == "verification has found damage, lost points: 5, 7: vda_0.qcow2: bad digest"
 
 
 def test_a_verification_that_did_not_run_is_a_failure() -> None:

@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import verify as catalog_verify
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import iso_time
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -25,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive.archives import append
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
     TIME,
     UUID,
@@ -61,6 +63,7 @@ def test_good(tmp_path: Path, told: Told, compressed: bool, deep: bool) -> None:
                 "coverage": "full",
                 "checked_bytes": total,
                 "unchecked_bytes": 0,
+                "lost": [],
                 "damage": [],
             }
         ]
@@ -73,7 +76,7 @@ def test_a_place_without_archives_is_no_success_in_silence(tmp_path: Path, told:
 
 
 def test_a_directory_is_no_damaged_archive(tmp_path: Path, told: Told) -> None:
-    with pytest.raises(ArchiveError, match="option path"):
+    with pytest.raises(ArchiveError, match="as path:"):
         verify(VerifyRequest(Selection(archive=str(tmp_path))), told)
 
 
@@ -82,7 +85,10 @@ def test_damage_is_named_and_fails(tmp_path: Path, told: Told) -> None:
     damage(path, member_offset(path, "vda_0.qcow2") + 300_000)
     found = verify(request(path), told)
     assert found["failed"] is True
-    assert str(path) in found["msg"]
+    assert found["msg"] == (
+        f"Archive {path}: it is damaged: point {TIME} ({iso_time(TIME)}) is lost, and it has no other. "
+        "Restore from another archive."
+    )
     (only,) = found["archives"][0]["damage"]
     with open_archive(str(path)) as archive:
         size = archive.entry("vda_0.qcow2").size_bytes
@@ -90,6 +96,19 @@ def test_damage_is_named_and_fails(tmp_path: Path, told: Told) -> None:
         "member": "vda_0.qcow2", "offset": 0, "length": size, "points": [TIME], "reason": "its digest does not fit",
     }  # fmt: skip
     assert found["archives"][0]["ok"] is False
+
+
+def test_the_points_that_damage_has_cost_are_named_and_those_that_can_be_restored(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    for number in (1, 2):
+        append(path, {f"vda_{number}.snapshot": b"x" * 1000}, timestamp=TIME + 60 * number)
+    damage(path, member_offset(path, "vda_1.snapshot") + 10)
+    found = verify(request(path), told)
+    assert found["archives"][0]["lost"] == [TIME + 60, TIME + 120]
+    assert found["msg"] == (
+        f"Archive {path}: it is damaged: points {TIME + 60} ({iso_time(TIME + 60)}), {TIME + 120} ({iso_time(TIME + 120)}) are "
+        f"lost. Point {TIME} ({iso_time(TIME)}) can still be restored from it."
+    )
 
 
 def test_damage_fails_only_if_asked_for(tmp_path: Path, told: Told) -> None:
@@ -204,7 +223,7 @@ def test_damage_is_told_beside_what_could_not_be_checked(
     monkeypatch.setattr(catalog_verify.shutil, "disk_usage", no_room)
     for fail_on_damage in (True, False):
         found = verify(request(tmp_path, deep=True, fail_on_damage=fail_on_damage), told)
-        assert f"Damaged: {plain}" in found["msg"] and f"{path}: " in found["msg"]
+        assert f"Archive {plain}: it is damaged" in found["msg"] and f"Archive {path}: " in found["msg"]
 
 
 def gone_when_its_turn_comes(monkeypatch: pytest.MonkeyPatch, path: Path, when: str) -> None:
