@@ -58,7 +58,8 @@ class Progress:
         self._heartbeat_path = heartbeat_path
         self._clock = clock
         self._lock = threading.Lock()
-        self.merge_bps = 0  # how many bytes a second a merge may write; 0: no limit
+        self.merge_bps = 0  # how many bytes a second the merges of a VM may write; 0: no limit
+        self.merge_within_s = 0.0  # the limit is raised so that they end in about this time; 0: not for that
         self._phase = self._disk = ""
         self._done_bytes = self._total_bytes = 0
         self._samples: list[tuple[float, int]] = [(clock(), 0)]

@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 _MAX_LAYERS = 200
 _L1_STEP_BYTES = 2**16
 _OFFSET = 0x00FFFFFFFFFFFE00
+_SECTOR_BYTES = 512  # QEMU rounds a raw file up to whole ones
 _FILE_DRIVERS = {"qcow2", "raw", "file", "host_device"}
 
 
@@ -85,6 +86,26 @@ def _backing_file(path: str) -> str:
     finally:
         os.close(fd)
     return named_file(info.backing_file)
+
+
+def header(path: str) -> probe.ImageInfo:
+    """What a qcow2 or a raw file says about itself; also of an image in use. Raises ImageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise probe.ImageError(f"disk image {path}", f"it cannot be opened: {error.strerror}") from error
+    try:
+        return probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
+def size_bytes(path: str, image_format: str) -> int:
+    """How large a guest sees the image, qcow2 or raw (a file or a block device); also of one in use. Raises ImageError."""
+    if image_format == "qcow2":
+        return header(path).virtual_size_bytes
+    with open(path, "rb") as file:
+        return -(-file.seek(0, os.SEEK_END) // _SECTOR_BYTES) * _SECTOR_BYTES
 
 
 def has_data(path: str) -> bool:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import apparmor, monitor
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain, libvirt, translate
 
 POLL_S = 0.05
 _LASTING_S = 2.0  # libvirt sees what its QEMU does within moments
 _PIVOT_S = 60.0
 _STUCK_S = 30.0
+_STARTS = 3
 _SMALL_BYTES = 4 << 20  # that much at once is no burden, whatever the limit
+_MOST_BPS = 1 << 40  # as good as none
 OWN_PREFIX = "kvmops-"
 OnBytes = Callable[[int, int], None]
 
@@ -106,22 +109,33 @@ def domain_job(domain: Domain) -> str:
 
 def start_commit(domain: Domain, target: str, base: str, top: str, limit_bps: int = 0) -> None:
     """Start merging the active image ``top`` into ``base``; it stays in step until pivot(). ``limit_bps`` 0: no limit."""
-    try:
-        names = _listed(domain, target)
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
-        domain.blockCommit(target, names.get(base, base), names.get(top, top), limit_bps, flags)
-    except libvirt.libvirtError as error:
-        raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
+    _start(domain, target, base, top, limit_bps, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
 
 
 def start_inner_commit(domain: Domain, target: str, base: str, top: str, limit_bps: int = 0) -> None:
     """Start merging ``top``, a layer below the active image, into ``base``; the job ends by itself."""
-    try:
-        names = _listed(domain, target)
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
-        domain.blockCommit(target, names.get(base, base), names.get(top, top), limit_bps, flags)
-    except libvirt.libvirtError as error:
-        raise translate(error, f"Merging {top} of {domain.name()} into {base}") from error
+    _start(domain, target, base, top, limit_bps, 0)
+
+
+def _start(domain: Domain, target: str, base: str, top: str, limit_bps: int, flags: int) -> None:
+    flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+    names: dict[str, str] = {}
+    for attempt in range(_STARTS):
+        try:
+            names = _listed(domain, target)
+            domain.blockCommit(target, names.get(base, base), names.get(top, top), limit_bps, flags)
+            return
+        except libvirt.libvirtError as error:
+            failed = translate(error, f"Merging {top} of {domain.name()} into {base}")
+            # libvirt makes the profile anew whenever a job ends, and that may have been just now
+            again = attempt + 1 < _STARTS and "Permission denied" in failed.why
+            if not (again and apparmor.lift(domain, _written(list(names), base, top))):
+                raise apparmor.explain(domain, failed, base) from error
+
+
+def _written(chain: Sequence[str], base: str, top: str) -> list[str]:
+    """What QEMU opens for writing: the base, and the image that stands on the top, to name another backing file in it. Pure."""
+    return [base, *(above for above, path in zip(chain, chain[1:]) if path == top)]
 
 
 def shorten(domain: Domain, target: str, base: str) -> None:
@@ -130,7 +144,7 @@ def shorten(domain: Domain, target: str, base: str) -> None:
         domain.blockRebase(target, _listed(domain, target).get(base, base), 0, 0)
     except libvirt.libvirtError as error:
         raise translate(error, f"The chain of {target} of {domain.name()}") from error
-    wait_ended(domain, target, lambda _done, _total: None)
+    wait_ended(domain, [target], lambda _done, _total: None, Limit(domain, 0))
 
 
 def _listed(domain: Domain, target: str) -> dict[str, str]:
@@ -141,75 +155,119 @@ def _listed(domain: Domain, target: str) -> dict[str, str]:
     return {os.path.realpath(path): path for path in (disk.path, *(link.path for link in disk.chain)) if path}
 
 
-def wait_ended(domain: Domain, target: str, on_bytes: OnBytes) -> None:
-    """Wait until no job is at work on the disk any more; whether it did its work is for the caller to see."""
+def wait_ended(domain: Domain, targets: Collection[str], on_bytes: OnBytes, limit: Limit) -> None:
+    """Wait until no job is at work on any of the disks any more; whether each did its work is for the caller to see."""
     while True:
         try:
-            info = domain.blockJobInfo(target, 0)
+            found = {target: _bytes_of(info) for target in targets if (info := domain.blockJobInfo(target, 0))}
         except libvirt.libvirtError as error:
-            raise translate(error, f"Merging {target} of {domain.name()}") from error
-        if not info and not any(job.target == target for job in jobs(domain)):
+            raise translate(error, f"Merging {', '.join(targets)} of {domain.name()}") from error
+        if not found and not any(job.target in targets for job in jobs(domain)):
             return
-        if info:
-            on_bytes(int(info["cur"]), int(info["end"]))
+        if found:
+            _tell(on_bytes, found)
+            limit.look(found)
         time.sleep(POLL_S)
+
+
+def _tell(on_bytes: OnBytes, found: Mapping[str, tuple[int, int]]) -> None:
+    on_bytes(sum(done for done, _total in found.values()), sum(total for _done, total in found.values()))
+
+
+def _bytes_of(info: dict[str, Any]) -> tuple[int, int]:
+    return int(info["cur"]), int(info["end"])
 
 
 class Limit:
-    """The limit of a merge that the guest writes against: twice as high whenever the merge comes no nearer to its end, and none
-    when next to nothing is left. QEMU sleeps off what it copied beyond the limit, and the guest writes again meanwhile."""
+    """The limit of merges that run side by side, which share ``bps`` bytes a second; 0: no limit.
 
-    def __init__(self, domain: Domain, target: str, bps: int) -> None:
-        self._domain, self._target, self._bps = domain, target, bps
-        self._least_left, self._since = -1, time.monotonic()
+    With it they end, too: they come nearer to their end by at least half of it, however fast the guest writes, or it is doubled;
+    and ``within_s`` (0: any time) is enough, if the storage can do that. A merge that has next to nothing left has none: QEMU
+    sleeps off what it copied beyond a limit, and the guest writes again meanwhile.
+    """
 
-    def look(self, done: int, total: int) -> None:
-        """Called now and then with the state of the job."""
-        left, now = total - done, time.monotonic()
-        if self._bps and done and left <= _SMALL_BYTES:
-            self._set(0)
-        elif self._least_left < 0 or left < self._least_left:
-            self._least_left, self._since = left, now
-        elif self._bps and now - self._since > _STUCK_S:
-            self._since = now
-            self._set(2 * self._bps)
+    def __init__(self, domain: Domain, bps: int, within_s: float = 0.0) -> None:
+        self._domain, self._bps = domain, bps
+        self._end = time.monotonic() + within_s if within_s else 0.0
+        self._set: dict[str, int] = {}
+        self._left_then, self._since = -1, 0.0
 
-    def _set(self, bps: int) -> None:
-        self._bps = bps
-        self._domain.blockJobSetSpeed(self._target, bps, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+    def share(self, target: str, of: int) -> int:
+        """What a job that begins as one of so many may take."""
+        self._set[target] = -(-self._bps // of)
+        return self._set[target]
+
+    def look(self, found: Mapping[str, tuple[int, int]]) -> None:
+        """Called now and then with bytes done and in total of each job, by target."""
+        if not self._bps:
+            return
+        left = {target: total - done for target, (done, total) in found.items()}
+        far = [target for target, (done, _total) in found.items() if left[target] > _SMALL_BYTES or not done]
+        self._raise(sum(left[target] for target in far), time.monotonic())
+        for target in found:
+            self._limit(target, -(-self._bps // len(far)) if target in far else 0)
+
+    def _raise(self, left: int, now: float) -> None:
+        if self._end:
+            self._bps = least_bps(self._bps, left, max(self._end - now, _STUCK_S))
+        if self._left_then < 0:
+            self._left_then, self._since = left, now
+        elif now - self._since >= _STUCK_S:
+            if left and self._left_then - left < self._bps * (now - self._since) / 2:
+                self._bps *= 2
+            self._left_then, self._since = left, now
+
+    def _limit(self, target: str, bps: int) -> None:
+        if self._set.get(target) == bps:
+            return
+        with suppress(libvirt.libvirtError):  # it may have ended in this moment
+            flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+            self._domain.blockJobSetSpeed(target, min(bps, _MOST_BPS), flags)
+            self._set[target] = bps
 
 
-def wait_ready(domain: Domain, target: str, on_bytes: OnBytes, limit_bps: int = 0) -> None:
-    """Wait until base and overlay are in step. Raises KvmopsError when the job ends instead (no space, I/O error).
+def least_bps(bps: int, left_bytes: int, within_s: float) -> int:
+    """The limit, high enough for so many bytes in that time; 0 stays: no limit. Pure."""
+    return max(bps, int(left_bytes / within_s)) if bps and within_s else bps
 
-    A libvirtd that died between starting the job and writing that down knows the job, but not that its disk has one.
+
+def wait_ready(domain: Domain, targets: Collection[str], on_bytes: OnBytes, limit: Limit) -> None:
+    """Wait until base and overlay of each disk are in step. Raises KvmopsError when a job ends instead (no space, I/O error).
+
+    A libvirtd that died between starting a job and writing that down knows the job, but not that its disk has one.
     QEMU's word then counts.
     """
-    unseen_since = 0.0
-    limit = Limit(domain, target, limit_bps)
+    unseen_since: dict[str, float] = {}
     while True:
         try:
-            info = domain.blockJobInfo(target, 0)
-            disk = domain_xml.parse(domain.XMLDesc(0)).disk(target)
-            limit.look(int(info.get("cur", 0)), int(info.get("end", 0)))
+            infos = {target: domain.blockJobInfo(target, 0) for target in targets}
+            disks = {disk.target: disk for disk in domain_xml.parse(domain.XMLDesc(0)).disks}
         except libvirt.libvirtError as error:
-            raise translate(error, f"Merging {target} of {domain.name()}") from error
-        if not info:
-            raise KvmopsError(
-                f"Merging {target} of {domain.name()}",
-                "the block job ended before it was ready",
-                "Look for a full file system or I/O errors under the disk; the next run tries again.",
-            )
-        on_bytes(int(info["cur"]), int(info["end"]))
-        if disk is not None and disk.mirror_ready:
-            return
-        if _ready_in_qemu(domain, target) is None:
-            unseen_since = 0.0
-        elif not unseen_since:
-            unseen_since = time.monotonic()
-        elif time.monotonic() - unseen_since > _LASTING_S:
+            raise translate(error, f"Merging {', '.join(targets)} of {domain.name()}") from error
+        for target, info in infos.items():
+            if not info:
+                raise KvmopsError(
+                    f"Merging {target} of {domain.name()}",
+                    "the block job ended before it was ready",
+                    "Look for a full file system or I/O errors under the disk; the next run tries again.",
+                )
+        found = {target: _bytes_of(info) for target, info in infos.items()}
+        _tell(on_bytes, found)
+        limit.look(found)
+        waiting = [target for target in targets if target not in disks or not disks[target].mirror_ready]
+        ready = {job.target for job in jobs(domain) if job.status == "ready"} if waiting else set()
+        now = time.monotonic()
+        unseen_since = {target: unseen_since.get(target, now) for target in waiting if target in ready}
+        if all(now - unseen_since.get(target, now) > _LASTING_S for target in waiting):
             return
         time.sleep(POLL_S)
+
+
+def give_up(domain: Domain, targets: Collection[str]) -> None:
+    """End merges that were not pivoted: each disk stays on its overlay. Tried only; the next run looks again."""
+    for target in targets:
+        with suppress(libvirt.libvirtError):
+            domain.blockJobAbort(target, 0)
 
 
 def _ready_in_qemu(domain: Domain, target: str) -> Job | None:
@@ -278,15 +336,16 @@ def dismiss_stale_creations(domain: Domain) -> None:
             monitor.execute(domain, "job-dismiss", id=job.id)
 
 
-def has_nodes(domain: Domain, path: str) -> bool:
-    """Whether QEMU has block nodes of that file."""
-    return bool(_nodes(domain, path))
+def open_files(domain: Domain) -> frozenset[str]:
+    """The local files, resolved, that QEMU has block nodes of."""
+    found = monitor.execute(domain, "query-named-block-nodes", flat=True)
+    return frozenset(os.path.realpath(monitor.file_of(node["file"])) for node in found)
 
 
-def drop_nodes(domain: Domain, path: str) -> None:
-    """Take a file's block nodes, which no device uses, out of QEMU. QEMU refuses for nodes in use."""
+def drop_nodes(domain: Domain, paths: Collection[str]) -> None:
+    """Take the block nodes of files, which no device uses, out of QEMU. QEMU refuses for nodes in use."""
     # the format node stands on the storage node and goes first
-    for node in sorted(_nodes(domain, path), key=lambda each: each["drv"] == "file"):
+    for node in sorted(_nodes(domain, paths), key=lambda each: each["drv"] == "file"):
         monitor.execute(domain, "blockdev-del", node_name=node["node-name"])
 
 
@@ -303,11 +362,12 @@ def insert_overlay(domain: Domain, overlay: str, base: str, index: str) -> None:
 
 def _format_node(domain: Domain, path: str) -> str:
     # newer libvirt gives a raw image one node only, that of its file
-    for node in sorted(_nodes(domain, path), key=lambda each: each["drv"] == "file"):
+    for node in sorted(_nodes(domain, [path]), key=lambda each: each["drv"] == "file"):
         return str(node["node-name"])
     raise KvmopsError(f"QEMU of {domain.name()}", f"it has no block node for {path}")
 
 
-def _nodes(domain: Domain, path: str) -> list[dict[str, Any]]:
+def _nodes(domain: Domain, paths: Collection[str]) -> list[dict[str, Any]]:
     found = monitor.execute(domain, "query-named-block-nodes", flat=True)
-    return [node for node in found if os.path.realpath(monitor.file_of(node["file"])) == os.path.realpath(path)]
+    wanted = {os.path.realpath(path) for path in paths}
+    return [node for node in found if os.path.realpath(monitor.file_of(node["file"])) in wanted]

@@ -10,12 +10,20 @@ then the bookkeeping, the files last.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, files, snapshots, status, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
+    apparmor,
+    blockjobs,
+    files,
+    snapshots,
+    status,
+    views,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -87,6 +95,7 @@ def require_removable(conn: Connection, domain: Domain, found: layers.Layers, pl
     layers.require_quiet(conn, domain, found)
     if found.running:
         blockjobs.require_open(domain, f"The VM {found.vm_name}")
+        apparmor.require_mergeable(domain, _written(merge for merge in plan.merges if merge.attached))
     elif plan.kept:
         snapshots.require_no_checkpoints(domain)
     _require_unused(found, plan)
@@ -127,9 +136,12 @@ def _merge_all(
 ) -> list[str]:
     """Returns what a person should know, as merge_back() does."""
     work = _Work(conn, domain, plan, journal, progress)
-    for merge in plan.merges:
-        if not merge.active:
-            work = _merge_below(work, merge)
+    below = [merge for merge in plan.merges if not merge.active]
+    if work.running:
+        for merges in _rounds([merge for merge in below if merge.attached]):
+            work = _merge_in_qemu(work, merges)
+    for merge in below:
+        _merge_below(work, merge)
     active = [merge for merge in plan.merges if merge.active]
     return [*work.notes, *(_merge_active(work, active) if active else [])]
 
@@ -175,26 +187,38 @@ def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
 # --- layers below, and on other branches ---------------------------------------------------------------------------
 
 
-def _merge_below(work: _Work, merge: Merge) -> _Work:
-    """Merge layers that the guest does not write to, unless that has been done. Returns the work to go on with."""
-    committed = f"{_COMMITTED}_{merge.top_path}"
-    if work.running and merge.attached:
-        work = _merge_in_qemu(work, merge)
-        work.journal.record(**{committed: True})
+def _rounds(merges: Iterable[Merge]) -> list[list[Merge]]:
+    """What can be done side by side: a disk takes one job at a time."""
+    rounds: list[list[Merge]] = []
+    for merge in merges:
+        free = next((each for each in rounds if all(other.target != merge.target for other in each)), None)
+        if free is None:
+            rounds.append([merge])
+        else:
+            free.append(merge)
+    return rounds
+
+
+def _merge_below(work: _Work, merge: Merge) -> None:
+    """Merge layers that neither the guest nor QEMU has open, unless that has been done; what stands on them stands on the base."""
+    committed = _committed(merge)
     children = [child for child in merge.children if not _stands_on_base(child, merge)]
     for path in (merge.top_path, *children):
         _require_nobody(path, "qcow2", merge)
     # not every top has a child that would tell by standing on the base
     if not work.journal.facts.get(committed):
         _require_nobody(merge.base_path, merge.base_format, merge)
-        way_back.reporter(work.progress, merge.target)
-        qemu_img.commit(merge.top_path, merge.base_path, work.progress.merge_bps)
+        way_back.reporter(work.progress, [merge.target])
+        way_back.commit_off(merge.gone, merge.base_path, work.progress)
         copying.sync(merge.base_path)
         work.journal.record(**{committed: True})
     for child in children:
         qemu_img.rebase_unsafe(child, merge.base_path, merge.base_format)
         copying.sync(child)
-    return work
+
+
+def _committed(merge: Merge) -> str:
+    return f"{_COMMITTED}_{merge.top_path}"
 
 
 def _require_nobody(path: str, image_format: str, merge: Merge) -> None:
@@ -202,39 +226,63 @@ def _require_nobody(path: str, image_format: str, merge: Merge) -> None:
         raise BusyError(f"Merging {merge.top_path} into {merge.base_path}", f"a process has {path} open")
 
 
-def _merge_in_qemu(work: _Work, merge: Merge) -> _Work:
-    started = f"{_STARTED}_{merge.target}"
+def _merge_in_qemu(work: _Work, merges: Sequence[Merge]) -> _Work:
+    """Merge layers of different disks, side by side. Returns the work to go on with."""
     domain = work.domain
-    what = _what(work, merge)
-    jobs = [job for job in blockjobs.jobs(domain) if job.target == merge.target]
-    ours = work.journal.facts.get(started) == merge.top_path
-    if jobs and not (ours and jobs[0].type == "commit"):
-        raise BusyError(what, f"the block job {jobs[0].id} is not ours", "Wait until it has finished.")
-    if merge.top_path in _seen(work, merge).qemu and not jobs:
-        work.journal.record(**{started: merge.top_path})
-        limit_bps = work.progress.merge_bps
-        blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path, limit_bps)
-    blockjobs.wait_ended(domain, merge.target, way_back.reporter(work.progress, merge.target))
-    if not way_back.soon(lambda: _seen(work, merge).agree):
-        work = _learned(work, merge)
-    if merge.top_path in _seen(work, merge).qemu:
-        raise KvmopsError(
-            what,
-            "the block job ended before its end",
-            "Look for a full file system or I/O errors under the disk; the next run tries again.",
-        )
+    running = {job.target: job for job in blockjobs.jobs(domain)}
+    seen = views.gather(work.conn, domain)
+    fresh = []
+    for merge in merges:
+        job = running.get(merge.target)
+        ours = work.journal.facts.get(_started(merge)) == merge.top_path
+        if job and not (ours and job.type == "commit"):
+            raise BusyError(_what(work, merge), f"the block job {job.id} is not ours", "Wait until it has finished.")
+        if not job and merge.top_path in seen.disk(merge.target).qemu:
+            fresh.append(merge)
+    apparmor.lift(domain, _written(fresh))
+    work.journal.record(**{_started(merge): merge.top_path for merge in fresh})
+    limit = blockjobs.Limit(domain, work.progress.merge_bps, work.progress.merge_within_s)
+    targets = [merge.target for merge in merges]
+    try:
+        for merge in fresh:
+            share = limit.share(merge.target, len(merges))
+            blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path, share)
+        blockjobs.wait_ended(domain, targets, way_back.reporter(work.progress, targets), limit)
+    except KvmopsError:
+        blockjobs.give_up(domain, targets)
+        raise
+    way_back.soon(lambda: all(view.agree for view in _seen(work, merges)))
+    for merge in merges:
+        if not _seen(work, [merge])[0].agree:
+            work = _learned(work, merge)
+        if merge.top_path in _seen(work, [merge])[0].qemu:
+            raise KvmopsError(
+                _what(work, merge),
+                "the block job ended before its end",
+                "Look for a full file system or I/O errors under the disk; the next run tries again.",
+            )
+        work.journal.record(**{_committed(merge): True})
     # a libvirtd that missed the end left them, and with them the files' space
-    for path in merge.gone:
-        blockjobs.drop_nodes(work.domain, path)
+    blockjobs.drop_nodes(work.domain, [path for merge in merges for path in merge.gone])
     return work
+
+
+def _written(merges: Iterable[Merge]) -> list[str]:
+    """What QEMU opens for writing: bases, and what stands on the merged layers."""
+    return [path for merge in merges for path in (merge.base_path, *merge.children)]
+
+
+def _started(merge: Merge) -> str:
+    return f"{_STARTED}_{merge.target}"
 
 
 def _what(work: _Work, merge: Merge) -> str:
     return f"Merging {merge.top_path} of {work.plan.vm_name} into {merge.base_path}"
 
 
-def _seen(work: _Work, merge: Merge) -> views.DiskView:
-    return views.gather(work.conn, work.domain).disk(merge.target)
+def _seen(work: _Work, merges: Sequence[Merge]) -> list[views.DiskView]:
+    found = views.gather(work.conn, work.domain)
+    return [found.disk(merge.target) for merge in merges]
 
 
 def _learned(work: _Work, merge: Merge) -> _Work:
@@ -242,7 +290,7 @@ def _learned(work: _Work, merge: Merge) -> _Work:
 
     Raises SplitViewError where that is not all, or cannot be mended.
     """
-    seen = _seen(work, merge)
+    [seen] = _seen(work, [merge])
     tried = ""
     hint = "Shut the VM down, start it, and run the task again."
     if tuple(path for path in seen.live if path not in merge.gone) == seen.qemu != seen.live:
@@ -257,7 +305,7 @@ def _learned(work: _Work, merge: Merge) -> _Work:
             else:
                 note = f"restarted libvirtd, which had missed the end of a merge of {merge.target} when it died"
                 work = replace(work, conn=conn, domain=domain, notes=(*work.notes, f"{work.plan.vm_name}: {note}"))
-        seen = _seen(work, merge)
+        [seen] = _seen(work, [merge])
     if not seen.agree:
         where = f"QEMU has {' on '.join(seen.qemu)}, the live definition {' on '.join(seen.live)}"
         raise SplitViewError(_what(work, merge), f"{where}{tried}", hint)
@@ -304,6 +352,8 @@ def _tidy_snapshots(domain: Domain, wanted: dict[str, str]) -> None:
 
 def _delete_inner(conn: Connection, domain: Domain, plan: RemovalPlan) -> None:
     """Internal snapshots out of the files that stay."""
+    if not plan.inner:
+        return
     now = layers.look(conn, domain)
     for state in plan.inner:
         if state.path not in now.files or state.name not in now.files[state.path].internal:

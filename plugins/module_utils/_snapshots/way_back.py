@@ -9,9 +9,11 @@ next (decide), do that one thing, look again. Only what the journal of our own r
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -26,6 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
+    apparmor,
     blockjobs,
     files,
     snapshots,
@@ -67,7 +70,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation
 CATCH_UP_S = 2.0
 # libvirt goes on with the snapshot that a killed worker has asked for, the guest's freeze in it
 JOB_PATIENCE_S = 60.0
+_NAMED = 4  # so many disks have room in a line of progress
 _AFTERWARDS = frozenset({Act.FORGET, Act.UNLINK, Act.UNLINK_MEMORY})
+_SIDE_BY_SIDE = (
+    frozenset({Act.MERGE, Act.FINISH}),
+    frozenset({Act.MERGE_QEMU, Act.FINISH_QEMU}),
+    frozenset({Act.MERGE_OFF}),
+    frozenset({Act.DROP}),
+    frozenset({Act.UNLINK}),
+)
 UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDEFINE})
 
 
@@ -79,6 +90,7 @@ def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: 
     seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
     all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
     jobs = {job.target: job for job in all_jobs}
+    opened = blockjobs.open_files(domain) if domain is not None and seen.running else frozenset()
     taking = facts.get(overlays.PHASE) == Phase.TAKING
     power = Power.RUNNING if seen.running else Power.SAVED if seen.managed_save else Power.OFF
     disks = []
@@ -108,7 +120,7 @@ def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: 
                 ghost=disk.mirror and overlay.target not in jobs,
                 stray=seen.running
                 and not on_overlay
-                and any(blockjobs.has_nodes(domain, path) for path in overlay.layers),
+                and any(views.real(path) in opened for path in overlay.layers),
                 inside=tuple(name for name in _inside(overlay) if name not in plan.expendable),
                 claimed=claimed,
             )
@@ -195,14 +207,14 @@ def _content(overlay: Overlay, *, compare: bool) -> Content:
 
 def _is_same_size(overlay: Overlay) -> bool:
     """Whether base and overlay are disks of one size: a disk may have been resized since, and nothing written to it."""
-    top, base = qemu_img.info(overlay.overlay_path, "qcow2"), qemu_img.info(overlay.base_path, overlay.base_format)
-    return top.virtual_size_bytes == base.virtual_size_bytes
+    return layers.size_bytes(overlay.overlay_path, "qcow2") == layers.size_bytes(overlay.base_path, overlay.base_format)
 
 
 def _inside(overlay: Overlay) -> list[str]:
     names: list[str] = []
     for path in overlay.layers:
-        if os.path.lexists(path) and os.path.getsize(path):
+        # a look at the header: qemu-img for each disk at every step takes longer than the merges
+        if os.path.lexists(path) and os.path.getsize(path) and layers.header(path).internal_snapshots:
             names += qemu_img.info(path, "qcow2").internal_snapshots
     return names
 
@@ -243,8 +255,8 @@ class _Work:
     def overlay(self, target: str) -> Overlay:
         return next(each for each in self.plan.overlays if each.target == target)
 
-    def step(self, target: str, step: Step) -> None:
-        self.journal.record(**{overlays.step_fact(target): step})
+    def steps(self, targets: list[str], step: Step) -> None:
+        self.journal.record(**{overlays.step_fact(target): step for target in targets})
 
 
 def bring_back(
@@ -303,10 +315,10 @@ def _act(work: _Work) -> list[str]:
                     continue  # others may have it now
                 former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
             return done
-        action = actions[0]
-        _ACTS[action.act](work, action.target)
+        group = _together(actions)
+        _ACTS[group[0].act](work, [action.target for action in group])
         if not work.merge_only:
-            done.append(_sentence(action, plan))
+            done += [_sentence(action, plan) for action in group]
     raise SplitViewError(
         f"The VM {plan.vm_name}",
         f"{actions[0].act.value} {actions[0].target} has no lasting effect",
@@ -320,6 +332,12 @@ def _refuse_to_leave(work: _Work, actions: list[Action]) -> None:
         if action.act is Act.LEAVE:
             blocked = Blocked(SplitViewError, f"the VM has it no more, and its files cannot be merged: {action.why}", action.target)
             raise _blocked(blocked, work.conn, work.domain, work.plan)
+
+
+def _together(actions: list[Action]) -> list[Action]:
+    """The first of them, with those that follow and are done side by side with it."""
+    kinds = next((kinds for kinds in _SIDE_BY_SIDE if actions[0].act in kinds), frozenset())
+    return [*actions[:1], *itertools.takewhile(lambda action: action.act in kinds, actions[1:])]
 
 
 def _stand_again(work: _Work) -> list[str]:
@@ -443,74 +461,95 @@ def _sentence(action: Action, plan: SnapshotPlan) -> str:
     return f"{plan.vm_name}: " + texts[action.act].format(action.target or plan.name)
 
 
-def _thaw(work: _Work, _target: str) -> None:
+def _thaw(work: _Work, _targets: list[str]) -> None:
     agent.thaw(work.domain)
 
 
-def _merge(work: _Work, target: str) -> None:
-    overlay = work.overlay(target)
-    work.step(target, Step.COMMITTING)
-    blockjobs.start_commit(work.domain, target, overlay.base_path, overlay.overlay_path, work.progress.merge_bps)
-    _finish(work, target)
+def _merge(work: _Work, targets: list[str]) -> None:
+    """All commits begin before the first pivot, and each pivot waits for all: either all disks are merged, or none.
+
+    A security driver may deny a base from the first pivot on. A merge that cannot be done leaves every disk on its overlay.
+    """
+    running = {job.target for job in blockjobs.jobs(work.domain)}
+    fresh = [target for target in targets if target not in running]
+    limit = blockjobs.Limit(work.domain, work.progress.merge_bps, work.progress.merge_within_s)
+    apparmor.lift(work.domain, [work.overlay(target).base_path for target in fresh])
+    work.steps(fresh, Step.COMMITTING)
+    try:
+        for target in fresh:
+            overlay = work.overlay(target)
+            share = limit.share(target, len(targets))
+            blockjobs.start_commit(work.domain, target, overlay.base_path, overlay.overlay_path, share)
+        blockjobs.wait_ready(work.domain, targets, reporter(work.progress, targets), limit)
+    except KvmopsError:
+        blockjobs.give_up(work.domain, targets)
+        raise
+    _pivot(work, targets)
 
 
-def _finish(work: _Work, target: str) -> None:
-    blockjobs.wait_ready(work.domain, target, reporter(work.progress, target), work.progress.merge_bps)
-    disk = views.gather(work.conn, work.domain).disk(target)
-    blind = _seen(disk.persistent, work.overlay(target)) is Seen.BASE
-    work.step(target, Step.PIVOTING_BLIND if blind else Step.PIVOTING)
-    blockjobs.pivot(work.domain, target)
-    _require_on_base(work, target)
+def _pivot(work: _Work, targets: list[str]) -> None:
+    seen = views.gather(work.conn, work.domain)
+    for number, target in enumerate(targets):
+        blind = _seen(seen.disk(target).persistent, work.overlay(target)) is Seen.BASE
+        work.steps([target], Step.PIVOTING_BLIND if blind else Step.PIVOTING)
+        try:
+            blockjobs.pivot(work.domain, target)
+        except KvmopsError:
+            blockjobs.give_up(work.domain, targets[number + 1 :])
+            raise
+    _require_on_base(work, targets)
 
 
-def _merge_qemu(work: _Work, target: str) -> None:
-    overlay = work.overlay(target)
-    work.step(target, Step.COMMITTING)
-    blockjobs.start_commit_qemu(work.domain, target, overlay.overlay_path, overlay.base_path, work.progress.merge_bps)
-    _finish_qemu(work, target)
+def _merge_qemu(work: _Work, targets: list[str]) -> None:
+    running = {job.target for job in blockjobs.jobs(work.domain)}
+    for target in targets:
+        if target not in running:
+            overlay = work.overlay(target)
+            work.steps([target], Step.COMMITTING)
+            limit_bps = work.progress.merge_bps
+            blockjobs.start_commit_qemu(work.domain, target, overlay.overlay_path, overlay.base_path, limit_bps)
+    for target in targets:
+        on_bytes = reporter(work.progress, [target])
+        before_pivot = functools.partial(work.steps, [target], Step.PIVOTING_BLIND)
+        blockjobs.finish_commit_qemu(work.domain, target, on_bytes, before_pivot)
+        _require_on_base(work, [target])
+        blockjobs.dismiss_own(work.domain, target)
 
 
-def _finish_qemu(work: _Work, target: str) -> None:
-    def before_pivot() -> None:
-        work.step(target, Step.PIVOTING_BLIND)
-
-    blockjobs.finish_commit_qemu(work.domain, target, reporter(work.progress, target), before_pivot)
-    _require_on_base(work, target)
-    blockjobs.dismiss_own(work.domain, target)
-
-
-def _require_on_base(work: _Work, target: str) -> None:
-    disk = views.gather(work.conn, work.domain).disk(target)
-    overlay = work.overlay(target)
-    if _seen(disk.qemu, overlay) is not Seen.BASE or _seen(disk.live, overlay) is not Seen.BASE:
-        raise SplitViewError(
-            f"The disk {target} of {work.plan.vm_name}",
-            f"after the merge QEMU has {_first(disk.qemu)}, the live definition {_first(disk.live)}; expected {overlay.base_path}",
-            "The next run of this task looks again.",
-        )
-    work.step(target, Step.PIVOTED)
+def _require_on_base(work: _Work, targets: list[str]) -> None:
+    seen = views.gather(work.conn, work.domain)
+    for target in targets:
+        disk, overlay = seen.disk(target), work.overlay(target)
+        if _seen(disk.qemu, overlay) is not Seen.BASE or _seen(disk.live, overlay) is not Seen.BASE:
+            raise SplitViewError(
+                f"The disk {target} of {work.plan.vm_name}",
+                f"after the merge QEMU has {_first(disk.qemu)}, the live definition {_first(disk.live)}; "
+                f"expected {overlay.base_path}",
+                "The next run of this task looks again.",
+            )
+    work.steps(targets, Step.PIVOTED)
 
 
-def _dismiss(work: _Work, _target: str) -> None:
+def _dismiss(work: _Work, _targets: list[str]) -> None:
     blockjobs.dismiss_stale_creations(work.domain)
 
 
-def _drop(work: _Work, target: str) -> None:
-    for path in work.overlay(target).layers:
-        blockjobs.drop_nodes(work.domain, path)
+def _drop(work: _Work, targets: list[str]) -> None:
+    blockjobs.drop_nodes(work.domain, [path for target in targets for path in work.overlay(target).layers])
 
 
-def _rejoin(work: _Work, target: str) -> None:
+def _rejoin(work: _Work, targets: list[str]) -> None:
     """QEMU left the overlay, libvirt did not see it: an empty overlay of the same name makes libvirt right again."""
+    [target] = targets
     overlay = work.overlay(target)
     disk = domain_xml.parse(work.domain.XMLDesc(0)).disk(target)
     if disk is None or not disk.index:
         raise SplitViewError(
             f"The disk {target} of {work.plan.vm_name}", "libvirt does not say which nodes it is made of"
         )
-    _drop(work, target)
+    _drop(work, [target])
     _renew_overlay(overlay)
-    work.step(target, Step.NONE)
+    work.steps([target], Step.NONE)
     blockjobs.insert_overlay(work.domain, overlay.overlay_path, overlay.base_path, disk.index)
 
 
@@ -539,26 +578,27 @@ def _require_as_frozen(work: _Work, target: str) -> None:
         )
 
 
-def _merge_off(work: _Work, target: str) -> None:
-    _require_as_frozen(work, target)
-    overlay = work.overlay(target)
-    work.step(target, Step.COMMITTING)
-    qemu_img.commit(overlay.overlay_path, overlay.base_path, work.progress.merge_bps)
-    work.step(target, Step.PIVOTING)  # whoever starts the VM after the next line starts it on the base, rightly
-    if (
-        work.domain is not None
-        and _seen(views.gather(work.conn, work.domain).disk(target).persistent, overlay) is Seen.OVERLAY
-    ):
-        _redefine(work, target)
-    work.step(target, Step.PIVOTED)
+def _merge_off(work: _Work, targets: list[str]) -> None:
+    for target in targets:
+        _require_as_frozen(work, target)
+    for target in targets:
+        overlay = work.overlay(target)
+        work.steps([target], Step.COMMITTING)
+        commit_off(overlay.layers, overlay.base_path, work.progress)
+        work.steps([target], Step.PIVOTING)  # whoever starts the VM after the next line starts it on the base, rightly
+        if work.domain is not None:
+            kept = views.gather(work.conn, work.domain).disk(target).persistent
+            if _seen(kept, overlay) is Seen.OVERLAY:
+                _redefine(work, [target])
+        work.steps([target], Step.PIVOTED)
 
 
-def _leave(work: _Work, target: str) -> None:
-    work.step(target, Step.LEFT)
+def _leave(work: _Work, targets: list[str]) -> None:
+    work.steps(targets, Step.LEFT)
 
 
-def _redefine(work: _Work, target: str) -> None:
-    _define_formers(work, [work.overlay(target)])
+def _redefine(work: _Work, targets: list[str]) -> None:
+    _define_formers(work, [work.overlay(target) for target in targets])
 
 
 def _restore_definition(work: _Work) -> None:
@@ -583,26 +623,27 @@ def _define_formers(work: _Work, overlay_list: list[Overlay]) -> None:
         raise translate(error, f"The definition of {work.plan.vm_name}") from error
 
 
-def _forget(work: _Work, _target: str) -> None:
+def _forget(work: _Work, _targets: list[str]) -> None:
     snapshots.forget(work.domain, work.plan.name)
 
 
-def _unlink(work: _Work, target: str) -> None:
+def _unlink(work: _Work, targets: list[str]) -> None:
     files.sync(work.conn.getURI(), work.plan.vm_name)
-    remove_file(work.overlay(target).overlay_path)
+    for target in targets:
+        remove_file(work.overlay(target).overlay_path)
 
 
-def _unlink_memory(work: _Work, _target: str) -> None:
+def _unlink_memory(work: _Work, _targets: list[str]) -> None:
     files.sync(work.conn.getURI(), work.plan.vm_name)
     remove_file(work.plan.memory_path)
 
 
-_ACTS: dict[Act, Callable[[_Work, str], None]] = {
+_ACTS: dict[Act, Callable[[_Work, list[str]], None]] = {
     Act.THAW: _thaw,
     Act.MERGE: _merge,
-    Act.FINISH: _finish,
+    Act.FINISH: _merge,
     Act.MERGE_QEMU: _merge_qemu,
-    Act.FINISH_QEMU: _finish_qemu,
+    Act.FINISH_QEMU: _merge_qemu,
     Act.DISMISS: _dismiss,
     Act.DROP: _drop,
     Act.REJOIN: _rejoin,
@@ -625,23 +666,30 @@ def soon(true: Callable[[], bool]) -> bool:
     return True
 
 
-def reporter(progress: Progress, target: str) -> blockjobs.OnBytes:
-    """Tell the progress of a merge that begins; a wish to cancel is not heard."""
+def reporter(progress: Progress, targets: Sequence[str]) -> blockjobs.OnBytes:
+    """Tell the progress of merges that begin side by side; a wish to cancel is not heard."""
+    named = ", ".join(targets) if len(targets) <= _NAMED else f"{len(targets)} disks"
     reported = announced = 0
     with suppress(CancelledError):
-        progress.phase("merge", target)
+        progress.phase("merge", named)
 
     def report(done_bytes: int, total_bytes: int) -> None:
         nonlocal reported, announced
         if total_bytes > 1.1 * announced:  # it grows while the guest writes
             announced, reported = total_bytes, 0
             with suppress(CancelledError):
-                progress.phase("merge", target, total_bytes)
+                progress.phase("merge", named, total_bytes)
         with suppress(CancelledError):
             progress.advance(max(0, done_bytes - reported))
         reported = max(reported, done_bytes)
 
     return report
+
+
+def commit_off(paths: Sequence[str], base: str, progress: Progress) -> None:
+    """Merge layers, the top first, into their base, none of them in use."""
+    size_bytes = sum(os.stat(path).st_blocks * 512 for path in paths)
+    qemu_img.commit(paths[0], base, blockjobs.least_bps(progress.merge_bps, size_bytes, progress.merge_within_s))
 
 
 def remove_file(path: str) -> None:

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 import libvirt
+import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs
 from ansible_collections.kvmops.backup.tests.lab import modules
@@ -78,30 +79,66 @@ def test_a_merge_keeps_to_the_limit(lab, run_module):
     assert seen - {0} == {9 * MIB} and vm.domain.snapshotNum() == 0
 
 
-def test_a_guest_that_writes_faster_does_not_keep_the_merge_from_ending(monkeypatch):
-    """The limit is raised as long as the end comes no nearer."""
-    speeds: list[int] = []
+class Disks:
+    """A VM with disks whose merges have limits."""
 
-    class Domain:
-        @staticmethod
-        def blockJobSetSpeed(target, bps, flags):
-            assert (target, flags) == ("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
-            speeds.append(bps)
+    def __init__(self):
+        self.speeds = {}
 
+    def blockJobSetSpeed(self, target, bps, flags):
+        assert flags == libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        self.speeds.setdefault(target, []).append(bps)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time, in a list."""
     now = [0.0]
     monkeypatch.setattr(blockjobs.time, "monotonic", lambda: now[0])
-    limit = blockjobs.Limit(Domain(), "vda", MIB)
+    return now
+
+
+def test_a_guest_that_writes_faster_does_not_keep_the_merge_from_ending(now):
+    """The limit is raised as long as the end comes no nearer by at least half of it."""
+    vm = Disks()
+    limit = blockjobs.Limit(vm, MIB)
+    assert limit.share("vda", 1) == MIB
     for second in range(100):
         now[0] = float(second)
-        limit.look(second * MIB, (100 + second) * MIB)  # what is left stays the same
-    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
-    for second in range(100, 200):
+        limit.look({"vda": (second * MIB, (1000 + second) * MIB)})  # what is left stays the same
+    assert vm.speeds["vda"] == [2 * MIB, 4 * MIB, 8 * MIB]
+    for second in range(100, 150):
         now[0] = float(second)
-        limit.look(0, (200 - second) * MIB)
-    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
+        limit.look({"vda": (0, (1700 - 7 * second) * MIB)})
+    assert vm.speeds["vda"] == [2 * MIB, 4 * MIB, 8 * MIB]
+    for second in range(150, 211):
+        now[0] = float(second)
+        limit.look({"vda": (0, 650 * MIB - second * 1000)})  # nearer, but it would take days
+    assert vm.speeds["vda"] == [2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, 32 * MIB]
     # what QEMU copies in a moment needs no limit; without it the end falls between two writes of the guest
-    limit.look(0, 0)
-    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB]
-    limit.look(100 * MIB, 100 * MIB + 1000)
-    limit.look(100 * MIB, 101 * MIB)
-    assert speeds == [2 * MIB, 4 * MIB, 8 * MIB, 0]
+    limit.look({"vda": (0, 0)})
+    assert vm.speeds["vda"][-1] == 32 * MIB
+    limit.look({"vda": (100 * MIB, 100 * MIB + 1000)})
+    limit.look({"vda": (100 * MIB, 101 * MIB)})
+    assert vm.speeds["vda"][-2:] == [32 * MIB, 0]
+
+
+def test_disks_share_the_limit_and_settling_ends_in_time(now):
+    vm = Disks()
+    limit = blockjobs.Limit(vm, 8 * MIB)
+    assert [limit.share(target, 2) for target in ("vda", "vdb")] == [4 * MIB, 4 * MIB]
+    limit.look({"vda": (1, 1000 * MIB), "vdb": (1, 1000 * MIB)})
+    assert vm.speeds == {}
+    limit.look({"vda": (999 * MIB, 1000 * MIB), "vdb": (1, 1000 * MIB)})  # the other one has it all
+    assert vm.speeds == {"vda": [0], "vdb": [8 * MIB]}
+
+    vm = Disks()
+    limit = blockjobs.Limit(vm, MIB, within_s=3600)
+    limit.share("vda", 1)
+    limit.look({"vda": (0, 36000 * MIB)})
+    assert vm.speeds["vda"] == [10 * MIB]
+    now[0] = 3000.0
+    limit.look({"vda": (0, 36000 * MIB)})
+    assert vm.speeds["vda"][-1] >= 60 * MIB
+    assert blockjobs.Limit(vm, 0, within_s=3600).look({"vda": (0, 36000 * MIB)}) is None  # no limit stays none
+    assert blockjobs.least_bps(0, 2**40, 3600) == 0

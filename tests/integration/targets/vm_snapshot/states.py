@@ -52,6 +52,16 @@ def remove(vm, names=removal.ALL):
     return merge.remove_snapshots(conn, connection.find_domain(conn, vm.name), names, context)
 
 
+def noted(calls, name, function):
+    """The function, which notes its calls by that name."""
+
+    def call(*arguments, **named):
+        calls.append(name)
+        return function(*arguments, **named)
+
+    return call
+
+
 def settle(vm):
     """recover.settle() as the next run would call it."""
     return recover.settle(connection.connect(daemons.URI), vm.domain.UUIDString())

@@ -9,6 +9,8 @@ import os
 import pytest
 import states
 
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs
 from ansible_collections.kvmops.backup.tests.lab import markers, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
@@ -45,3 +47,19 @@ def test_all_of_a_chain(lab, length, power):
     vm.wait_for_marker(last + 2)
     for target in ("vda", "vdb"):
         markers.parse_log(vm.log(target))
+
+
+def test_each_disk_is_looked_at_a_few_times(lab, monkeypatch):
+    """Merging takes as long as there are disks, not as their square; all of them begin before the first one ends."""
+    disks = 9
+    vm = lab.create_vm("many", [Disk(), *(Disk(size_mib=1, ext4=False) for _dummy in range(disks - 1))])
+    chain_of(vm, 1)
+    calls = []
+    monkeypatch.setattr(qemu_img, "_execute", states.noted(calls, "qemu-img", qemu_img._execute))
+    for name in ("start_commit", "pivot"):
+        monkeypatch.setattr(blockjobs, name, states.noted(calls, name, getattr(blockjobs, name)))
+    states.remove(vm)
+    merges = [call for call in calls if call != "qemu-img"]
+    assert merges == ["start_commit"] * disks + ["pivot"] * disks
+    assert len(calls) - len(merges) <= 5 * disks
+    states.assert_consistent(vm)
