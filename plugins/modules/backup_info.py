@@ -294,6 +294,14 @@ archives:
           elements: dict
           returned: success
           sample: [{mac: '52:54:00:12:34:56', type: network, source: default, model: virtio}]
+        boot_files:
+          description:
+            - Files of the host that QEMU loads for the VM, each with C(path), C(kind), and C(member) (null where it is not in
+              the archive).
+          type: list
+          elements: dict
+          returned: success
+          sample: [{path: /boot/vmlinuz, kind: kernel, member: 0_vmlinuz.boot}]
         hostdevs:
           description: Host devices passed through to the VM.
           type: list

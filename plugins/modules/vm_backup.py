@@ -139,6 +139,14 @@ options:
       - Whether the images of inserted CDs go into the archive.
     type: bool
     default: true
+  include_boot_files:
+    description:
+      - Whether the files of the host that QEMU loads for the VM go into the archive, once: kernel, initial RAM disk and
+        device tree of direct kernel boot, and firmware, ACPI tables and option ROMs that do not come with the packages
+        of the host (below C(/usr)).
+      - What is left out, by this option or because it cannot be read, is told in RV(skipped_devices).
+    type: bool
+    default: true
   include_secrets:
     description:
       - Whether secrets of the configuration (such as VNC and SPICE passwords) go into the archive.
@@ -427,6 +435,7 @@ ARGUMENT_SPEC = {
     "compress": {"type": "bool", "default": False},
     "consistency": {"type": "str", "choices": ["auto", "agent", "memory", "crash"], "default": "auto"},
     "include_iso": {"type": "bool", "default": True},
+    "include_boot_files": {"type": "bool", "default": True},
     "include_secrets": {"type": "bool", "default": False},
     "max_age": {"type": "str"},
     "keep_last": {"type": "int"},

@@ -22,6 +22,7 @@ class Role(str, Enum):
     ISO = "iso"
     NVRAM = "nvram"
     TPM = "tpm"
+    BOOT = "boot"  # a file of the host that QEMU loads: kernel, initial RAM disk, firmware
 
 
 class Consistency(str, Enum):

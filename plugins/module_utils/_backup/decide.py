@@ -83,7 +83,7 @@ def decide(
                 compressed=reader.compressed,
                 points=reader.points,
                 names=frozenset(entry.name for entry in reader.entries),
-                same_isos=found.same_isos,
+                same_files=found.same_files,
             )
     except ArchiveError as error:
         return _no_increment(request, facts, f"{path} cannot be continued: {error}")

@@ -21,6 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.source import
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
     blockjobs,
+    boot_files,
     firmware_state,
     memory_blockers,
     place_rules,
@@ -66,6 +67,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
     all_images = _as_defined(conn, view.disks, all_images)
     stands, images = thin.look(conn, view.name, view.uuid, all_images)
     tpm_path = firmware_state.tpm_state_path(conn, view)
+    boot = _boot_files([live, persistent, *(state.xml for state in states)])
     return VmFacts(
         name=view.name,
         uuid=view.uuid,
@@ -88,7 +90,10 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         locked_images=() if running else _locked(view.disks, images),
         nvram_bytes=os.path.getsize(view.nvram_path) if view.nvram_path else 0,
         tpm_path=tpm_path,
-        file_bytes=_file_bytes([view.nvram_path, *(state.memory_path for state in states)], tpm_path),
+        boot_files=boot,
+        file_bytes=_file_bytes(
+            [view.nvram_path, *(state.memory_path for state in states), *(each.path for each in boot)], tpm_path
+        ),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
     )
 
@@ -97,6 +102,32 @@ def _written(disks: Iterable[domain_xml.Disk], images: Mapping[str, Image]) -> l
     """Images that the guest writes to, alone as far as its definition knows."""
     data = [disk for disk in disks if disk.device == "disk" and not disk.readonly and not disk.shareable]
     return [disk.path for disk in data if disk.path in images and not images[disk.path].is_device]
+
+
+def _boot_files(texts: Iterable[str]) -> tuple[boot_files.BootFile, ...]:
+    """What the definitions and those in snapshots name, each path once, with what keeps it from being stored."""
+    found: dict[str, boot_files.BootFile] = {}
+    for text in filter(None, texts):
+        root = _xml.parse(text, "a definition")
+        for domain in [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]:
+            for each in boot_files.named(domain):
+                if not (each.kind.packaged and os.path.realpath(each.path).startswith("/usr/")):
+                    problem = _not_stored(each.path) if each.kind.stored else "files of this kind often hold secrets"
+                    found.setdefault(each.path, boot_files.BootFile(each.path, each.kind, problem))
+    return tuple(found.values())
+
+
+def _not_stored(path: str) -> str:
+    if os.path.realpath(path).startswith(("/sys/", "/proc/", "/dev/")):
+        return "it belongs to this machine"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    try:
+        return "" if stat.S_ISREG(os.fstat(fd).st_mode) else "it is no regular file"
+    finally:
+        os.close(fd)
 
 
 def _file_bytes(paths: Iterable[str], tpm_path: str) -> dict[str, int]:

@@ -26,22 +26,22 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 
-_NUMBERED = re.compile(r"(.+)_([0-9]+)\.(?:qcow2|snapshot)|([0-9]+)_.+\.iso")
+_NUMBERED = re.compile(r"(.+)_([0-9]+)\.(?:qcow2|snapshot)|([0-9]+)_.+\.(?:iso|boot)")
 
 
 @dataclass(frozen=True)
 class Base:
     """The archive that an increment is added to.
 
-    `points`: oldest first; the VM stands on the newest. `names`: every member in the file. `same_isos`: paths of CD images
-    that are still what the archive has of them.
+    `points`: oldest first; the VM stands on the newest. `names`: every member in the file. `same_files`: paths of CD images and
+    boot files that are still what the archive has of them.
     """
 
     path: str
     compressed: bool
     points: tuple[Configuration, ...]
     names: frozenset[str]
-    same_isos: frozenset[str] = frozenset()
+    same_files: frozenset[str] = frozenset()
 
     @property
     def newest(self) -> Configuration:
@@ -76,6 +76,7 @@ class Sources:
     snapshot_disks: Mapping[str, Sequence[Disk]]
     nvram_bytes: int
     tpm_path: str = ""
+    boot_files: Sequence[str] = ()
 
 
 def of_point(
@@ -96,7 +97,8 @@ def of_point(
         if path and key in kept:
             kept[key] = replace(kept[key], active=True)
     isos, new_isos = _isos(sources, judgements, base)
-    new += new_isos
+    boot, new_boot = _boot_files(sources, base, _next_number(base, None) + len(new_isos))
+    new += [*new_isos, *new_boot]
     if sources.nvram_bytes:
         path = sources.view.nvram_path
         name = f"{timestamp}.nvram"
@@ -112,7 +114,7 @@ def of_point(
     old = {member.former_path for member in memories}
     paths = [each.memory_path for each in sources.snapshots if each.memory == "external"]
     new += [memory_member(timestamp, n, path) for n, path in enumerate((p for p in paths if p not in old), 1)]
-    return Stored((*kept.values(), *isos, *memories), tuple(new))
+    return Stored((*kept.values(), *isos, *boot, *memories), tuple(new))
 
 
 def memory_member(timestamp: int, number: int, path: str) -> PlannedMember:
@@ -122,7 +124,7 @@ def memory_member(timestamp: int, number: int, path: str) -> PlannedMember:
 
 
 def _next_number(base: Base | None, stem: str | None) -> int:
-    """The first free number of a disk's layers, or with None of the CD images, in the whole archive."""
+    """The first free number of a disk's layers, or with None of CD images and boot files, in the whole archive."""
     numbers = [-1]
     for name in base.names if base else ():
         match = _NUMBERED.fullmatch(name)
@@ -136,7 +138,7 @@ def _isos(
 ) -> tuple[list[Member], list[PlannedMember]]:
     """The CD images that are inserted now: those in the archive already, and the others. Each image once."""
     known = {m.former_path: m for m in base.newest.members if m.role is Role.ISO} if base else {}
-    same = base.same_isos if base else frozenset()
+    same = base.same_files if base else frozenset()
     kept: dict[str, Member] = {}
     new: dict[str, PlannedMember] = {}
     number = _next_number(base, None)
@@ -160,6 +162,19 @@ def _isos(
         )
         new[disk.path] = PlannedMember(member, disk.path)
     return list(kept.values()), list(new.values())
+
+
+def _boot_files(sources: Sources, base: Base | None, number: int) -> tuple[list[Member], list[PlannedMember]]:
+    """Kernel and the like: those in the archive already, and the others. `number`: of the first of these."""
+    known = {m.former_path: m for m in base.newest.members if m.role is Role.BOOT} if base else {}
+    held = {path for path in sources.boot_files if base and path in known and path in base.same_files}
+    new = [path for path in sources.boot_files if path not in held]
+    return [known[path] for path in sources.boot_files if path in held], [
+        PlannedMember(
+            Member(f"{n}_{names.stem(os.path.basename(path))}.boot", Role.BOOT, size_bytes=0, former_path=path), path
+        )
+        for n, path in enumerate(new, number)
+    ]
 
 
 def _former_targets(sources: Sources, present: AbstractSet[str]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.thin import 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.boot_files import BootFile
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
@@ -51,8 +52,8 @@ class VmFacts:
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
     stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
     `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `shared`: files of its disks that
-    another VM has too, with the name of that one (`find.shared`). `thin`: the template that it
-    stands on, or is.
+    another VM has too, with the name of that one (`find.shared`). `boot_files`: files of the host that its definitions name and
+    QEMU loads. `thin`: the template that it stands on, or is.
     """
 
     name: str
@@ -76,6 +77,7 @@ class VmFacts:
     checkpoints: tuple[str, ...] = ()
     memory_blockers: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
+    boot_files: tuple[BootFile, ...] = ()
     thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
@@ -166,7 +168,13 @@ def plan(
     if snapshot is None and stays:
         raise RefusedError(what, "it has no disk that can be frozen", "Use mode: full without incrementable.")
     sources = Sources(
-        facts.view, facts.images, facts.snapshots, facts.snapshot_disks, facts.nvram_bytes, facts.tpm_path
+        facts.view,
+        facts.images,
+        facts.snapshots,
+        facts.snapshot_disks,
+        facts.nvram_bytes,
+        facts.tpm_path,
+        [each.path for each in facts.boot_files if request.include_boot_files and not each.problem],
     )
     stored = members.of_point(sources, judgements, timestamp, base)
     compressed = base.compressed if base else request.compress
@@ -193,7 +201,7 @@ def plan(
         requires=facts.thin.requires,
         provides=facts.thin.provides,
         snapshots=in_archive(facts.snapshots),
-        skipped=_skipped(facts, judgements),
+        skipped=_skipped(facts, judgements, request),
         warnings=tuple(warnings),
         tool_version=tool_version,
     )
@@ -250,7 +258,9 @@ def in_archive(states: Sequence[Snapshot]) -> tuple[SnapshotNode, ...]:
     return tuple(SnapshotNode(each.name, each.xml, each.parent, each.current) for each in states)
 
 
-def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tuple[Skipped, ...]:
+def _skipped(
+    facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]], request: BackupRequest
+) -> tuple[Skipped, ...]:
     skipped = [
         Skipped(disk.target, judgement.reason) for disk, judgement in judgements if judgement.verdict is Verdict.SKIP
     ]
@@ -267,6 +277,11 @@ def _skipped(facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]]) -> tu
             f"filesystem {each.target}", f"what is in shared host directories is not part of a backup ({each.source})"
         )
         for each in facts.view.filesystems
+    ]
+    skipped += [
+        Skipped(f"{each.kind.name} {each.path}", each.problem or "include_boot_files is false")
+        for each in facts.boot_files
+        if each.problem or not request.include_boot_files
     ]
     if facts.view.nvram_type not in ("", "file"):
         skipped.append(Skipped("nvram", f"NVRAM of type {facts.view.nvram_type} is no file of this host"))

@@ -77,6 +77,7 @@ class BackupRequest:
     threads: int = 0
     consistency: ConsistencyWish = ConsistencyWish.AUTO
     include_iso: bool = True
+    include_boot_files: bool = True
     include_secrets: bool = False
     max_age_s: int | None = None
     keep_last: int = 0
@@ -125,6 +126,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         threads=params["threads"],
         consistency=ConsistencyWish(params["consistency"]),
         include_iso=params["include_iso"],
+        include_boot_files=params["include_boot_files"],
         include_secrets=params["include_secrets"],
         max_age_s=None if params["max_age"] is None else duration_s(params["max_age"], "max_age"),
         keep_last=_count(params, "keep_last"),

@@ -38,13 +38,13 @@ class Standing:
     """The verdict. `reason` "": the archive can be continued; `proved`: evidence that was found or renewed on the way.
 
     `unread_bytes`: what would have to be read to be sure (only where the caller has limited that; `reason` is "" then).
-    `same_isos`: CD images of the point that are still what the archive has.
+    `same_files`: CD images and boot files of the point that are still what the archive has.
     """
 
     reason: str
     proved: Mapping[str, Evidence] = field(default_factory=dict)
     unread_bytes: int = 0
-    same_isos: frozenset[str] = frozenset()
+    same_files: frozenset[str] = frozenset()
 
 
 def vm_now(conn: Connection, domain: Domain, facts: VmFacts) -> chain.VmNow:
@@ -120,9 +120,9 @@ def stands(
                 return Standing(f"{member.former_path} was written to or replaced since point {point.timestamp}")
             # written to while it was read: the tuple from before does not fit any more, and it will be read again
             proved[member.former_path] = Evidence(member.digest, found[member.former_path])
-        # whether a CD image is stored again does not matter to whoever only looks
-        isos = _same_isos(reader, facts, state, threads, progress) if read_limit_bytes is None else {}
-    return Standing("", {**proved, **isos}, 0, frozenset(isos))
+        # whether a CD image or a kernel is stored again does not matter to whoever only looks
+        same = _same_files(reader, facts, state, threads, progress) if read_limit_bytes is None else {}
+    return Standing("", {**proved, **same}, 0, frozenset(same))
 
 
 def open_source(path: str, from_raw: bool) -> ImageSource:
@@ -178,14 +178,15 @@ def _is_same(reader: ArchiveReader, member: Member, threads: int, progress: Prog
         return False
 
 
-def _same_isos(
+def _same_files(
     reader: ArchiveReader, facts: VmFacts, state: VmState, threads: int, progress: Progress
 ) -> dict[str, Evidence]:
-    """CD images of the newest point that are inserted now and have not changed, with the evidence."""
-    inserted = {disk.path for disk in facts.view.disks if disk.device == "cdrom"}
+    """CD images and boot files of the newest point that the VM has now and that have not changed, with the evidence."""
+    used = {Role.ISO: {disk.path for disk in facts.view.disks if disk.device == "cdrom"}}
+    used[Role.BOOT] = {each.path for each in facts.boot_files}
     same = {}
     for member in reader.point().members:
-        if member.role is not Role.ISO or member.former_path not in inserted:
+        if member.former_path not in used.get(member.role, ()):
             continue
         with suppress(OSError):
             found = Evidence(member.digest, _vm_state.evidence(member.former_path))

@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files, domain
 
 SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
 
@@ -248,6 +248,7 @@ def _points(view: View) -> list[dict[str, Any]]:
 def _config(point: Configuration) -> dict[str, Any]:
     view = domain.parse(point.domain_xml)
     disks = [disk for disk in view.disks if disk.device != "cdrom"]
+    held = {member.former_path: member.name for member in point.members if member.role is Role.BOOT}
     return {
         "point": point.timestamp,
         "name": view.name,
@@ -264,8 +265,17 @@ def _config(point: Configuration) -> dict[str, Any]:
             if disk.device == "cdrom"
         ],
         "nics": [{"mac": nic.mac, "type": nic.type, "source": nic.source, "model": nic.model} for nic in view.nics],
+        "boot_files": [
+            {"path": path, "kind": kind, "member": held.get(path)} for path, kind in _boot_files(point).items()
+        ],
         "hostdevs": [f"{hostdev.kind} {hostdev.description}".strip() for hostdev in view.hostdevs],
     }
+
+
+def _boot_files(point: Configuration) -> dict[str, str]:
+    """What QEMU loads for the VM besides disks: kind by path."""
+    root = _xml.parse(point.domain_xml, "The domain XML")
+    return {each.path: each.kind.name for each in boot_files.named(root)}
 
 
 def _disk(disk: domain.Disk, point: Configuration) -> dict[str, Any]:

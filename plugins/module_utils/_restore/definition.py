@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import reach
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, PlannedDisk
 
-#: Host files that QEMU hands to the guest as they are: element or attribute path → what it is.
-_GUEST_READABLE = (
-    ("os/acpi/table", "", "ACPI table"),
-    ("sysinfo/entry", "file", "firmware configuration"),
-    ("devices/*/rom", "file", "option ROM"),
-)
+#: The VM can do without these.
+_DISPENSABLE = ("ACPI table", "firmware configuration", "option ROM")
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,10 @@ def host_file_names(root: etree._Element, pools: Mapping[str, str]) -> set[str]:
     """Every file of the host that the definition names and a plan may want to look at. ``pools``: their directories."""
     drives = [disk for disk in disk_rules.elements(root) if disk.device in ("cdrom", "floppy")]
     names = {disk_rules.file_of(drive, pools) for drive in drives}
-    names |= {(root.findtext(f"os/{tag}") or "").strip() for tag in ("kernel", "initrd", "dtb", "loader", "shim")}
+    names |= {each.path for each in boot_files.named(root)} | {(root.findtext("os/loader") or "").strip()}
     nvram = root.find("os/nvram")
     if nvram is not None:
         names.add(nvram.get("template") or "")
-    for path, attribute, _dummy in _GUEST_READABLE:
-        names |= {(element.get(attribute) if attribute else element.text) or "" for element in root.iterfind(path)}
     return {name for name in names if name.startswith("/")}
 
 
@@ -256,14 +251,11 @@ def _is_public(path: str, facts: HostFacts) -> bool:
 
 
 def _guest_readable(root: etree._Element, facts: HostFacts, outcome: Outcome) -> None:
-    for path, attribute, kind in _GUEST_READABLE:
-        for element in root.findall(path):
-            name = ((element.get(attribute) if attribute else element.text) or "").strip()
-            parent = element.getparent()
-            if name and parent is not None and not _is_public(name, facts):
-                reason = f"{kind}: not on this host, or not a file that everybody may read"
-                outcome.skipped.append(Skipped(name, reason))
-                parent.remove(element)
+    for each in list(boot_files.named(root)):
+        if each.kind.name in _DISPENSABLE and not _is_public(each.path, facts):
+            reason = f"{each.kind.name}: not on this host, or not a file that everybody may read"
+            outcome.skipped.append(Skipped(each.path, reason))
+            _xml.parent_of(each.element).remove(each.element)
 
 
 def private_boot_files(root: etree._Element, facts: HostFacts) -> list[str]:

@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files, firmware_state, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -85,7 +85,7 @@ def gather(
         capabilities = _capabilities(conn, root, vms)
     except libvirt.libvirtError as error:
         raise translate(error, "The state of this host") from error
-    images = {m.former_path: m for m in configuration.members if m.role is Role.ISO and m.former_path}
+    images = {m.former_path: m for m in configuration.members if m.role in (Role.ISO, Role.BOOT) and m.former_path}
     return HostFacts(
         archive_place=_place(conn, pools, path=os.path.dirname(os.path.realpath(archive_path))),
         nvram_place=_place(conn, pools, path=firmware_state.nvram_directory(conn)),
@@ -235,10 +235,11 @@ def _named(roots: Iterable[etree._Element], pools: Mapping[str, str], sources: s
 
 
 def _other_files(roots: Iterable[etree._Element]) -> frozenset[str]:
-    """CD images and NVRAM: nothing may be put in their place either."""
+    """CD images, NVRAM and what QEMU loads besides: nothing may be put in their place either."""
     paths: set[str] = set()
     for root in roots:
         paths |= {source.get("file") or "" for source in root.iterfind("devices/disk/source")}
+        paths |= {each.path for each in boot_files.named(root)}
         nvram = root.find("os/nvram")
         if nvram is not None:
             source = nvram.find("source")

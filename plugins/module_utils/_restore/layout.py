@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import places
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import boot, places
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     ExistingVm,
@@ -35,7 +35,7 @@ class Needed:
     `disks`: the chain of each of the VM's disks by target, lowest layer first; `others`: the chains that snapshots stand on.
     `memories`: memory images with the name of their snapshot. `frozen`: names of members that snapshots hold.
     `overlays`: by target, the former path of the file that took the writes after the current snapshot. `bases`: disks of the
-    template that a thin clone stands on.
+    template that a thin clone stands on. `boot`: kernel and the like, which go where the first disk goes.
     """
 
     disks: Mapping[str, tuple[Member, ...]]
@@ -44,6 +44,7 @@ class Needed:
     frozen: frozenset[str] = frozenset()
     overlays: Mapping[str, str] | None = None
     bases: Sequence[BaseDisk] = ()
+    boot: boot.Decision = field(default_factory=boot.Decision)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
         for m in members.values()
     ]
     images = [_beside_disks(member, members, host) for member, _dummy in needed.memories]
-    where = places.decide([*sized, *images], host)
+    where = places.decide([*sized, *images, *(_with_first(each, members) for each in needed.boot.restored)], host)
     namer = _Namer(who)
     made: list[MadeFile] = []
     tops: dict[str, PlannedFile | MadeFile] = {}
@@ -133,6 +134,12 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
         path = os.path.join(place.path, namer.of_memory(place, member, state))
         files[member.name] = PlannedFile(member=member, path=path, format="raw", pool=place.pool)
         placed[path] = place
+    for member in needed.boot.restored:
+        place = where.places[member.name]
+        path = os.path.join(place.path, namer.of_boot_file(place, member))
+        public = member.name in needed.boot.public
+        files[member.name] = PlannedFile(member=member, path=path, format="raw", pool=place.pool, public=public)
+        placed[path] = place
     problems = (*where.problems, *_unknown_formats(members.values()))
     return Layout(tuple(files.values()), tuple(made), tops, placed, files, where.warnings, problems)
 
@@ -178,11 +185,18 @@ def clashes(
 def _beside_disks(image: Member, members: Mapping[str, Member], host: HostFacts) -> Member:
     """A memory image whose former directory is libvirt's own, or gone, is counted where the first disk was."""
     former = host.former.get(places.former_key(image))
-    first = next(iter(members.values()), None)
-    if first is None or (former is not None and (former.pool or not places.directory_problem(former))):
+    if not members or (former is not None and (former.pool or not places.directory_problem(former))):
         return image
-    name = os.path.basename(image.former_path)
-    return replace(image, pool=first.pool, former_path=os.path.join(os.path.dirname(first.former_path), name))
+    return _with_first(image, members)
+
+
+def _with_first(member: Member, members: Mapping[str, Member]) -> Member:
+    """A member that is counted where the first disk was."""
+    first = next(iter(members.values()), None)
+    if first is None:
+        return replace(member, pool="", former_path="")
+    name = os.path.basename(member.former_path)
+    return replace(member, pool=first.pool, former_path=os.path.join(os.path.dirname(first.former_path), name))
 
 
 def _members(chains: Iterable[tuple[Member, ...]]) -> dict[str, Member]:
@@ -254,6 +268,12 @@ class _Namer:
         if self._take(place, name):
             return name
         return derived if self._take(place, derived) else self._first_free(place, "", f"{state}-memory", "memory")
+
+    def of_boot_file(self, place: Place, member: Member) -> str:
+        """Of a kernel or the like, which has the same name for many VMs."""
+        prefix, name = f"{names.stem(self._who.name)}-", _fit(os.path.basename(member.former_path)) or member.name
+        name = name if name.startswith(prefix) else prefix + name
+        return name if self._take(place, name) else self._first_free(place, "", os.path.splitext(member.name)[0], "boot")
 
     def _first_free(self, place: Place, former: str, target: str, suffix: str) -> str:
         number = self._counts.get(target, 0)

@@ -165,7 +165,8 @@ class PlannedFile:
     """A member and the file it becomes. `backing` is the final path of the layer below it, with its format.
 
     `path` is a directory for the state of a TPM. `temporary`: only needed until another file has been made of it. `head`: what
-    a memory image gets instead of its first bytes, which must be `former_head` (both b"": nothing).
+    a memory image gets instead of its first bytes, which must be `former_head` (both b"": nothing). `public`: everybody may
+    read it.
     """
 
     member: Member
@@ -177,6 +178,7 @@ class PlannedFile:
     temporary: bool = False
     head: bytes = b""
     former_head: bytes = b""
+    public: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts)
         lacking += _firmware(root, facts)
         lacking += _devices(root, capabilities)
     lacking += [
-        f"{name} (booted by the VM) as a file that everybody on this host may read"
+        f"{name} (booted by the VM, and not in the archive) as a file that everybody on this host may read"
         for name in definition.private_boot_files(root, facts)
     ]
     return lacking

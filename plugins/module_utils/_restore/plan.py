@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
+    boot,
     definition,
     disks,
     identity,
@@ -163,6 +164,8 @@ def _draft(
     tree = () if bare or flat else states.gather(configuration, host, others, heads)
     fate = disks.decide(configuration, root, host, others, bare=bare)
     chains = {target: each.chain for target, each in fate.fates.items() if isinstance(each, disks.Restored)}
+    roots = [root, *(each.root for state in tree for each in state.all_definitions)]
+    booted = boot.Decision() if bare else boot.decide(configuration, roots, host)
     needed = layout.Needed(
         disks=chains,
         others=states.chains(tree),
@@ -170,6 +173,7 @@ def _draft(
         frozen=states.frozen(tree),
         overlays=states.overlays(tree),
         bases=_bases(host),
+        boot=booted,
     )
     merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
     files = layout.decide(needed, host, who, request.disk_format, merged)
@@ -200,6 +204,10 @@ def _draft(
         bare=bare,
         fresh=fresh,
         template=configuration.template,
+        boot={
+            **{path: path for path in booted.here},
+            **{member.former_path: files.of_member(member.name).path for member in booted.restored},
+        },
     )
     outcome = rewrite.Outcome() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
     if outcome.lacking:
@@ -208,6 +216,7 @@ def _draft(
     warnings = [*fate.warnings, *files.warnings]
     if not configuration.format_version:
         warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
+    warnings += boot.warnings(booted, {each.name: files.of_member(each.name).path for each in booted.restored}, host)
     warnings += _not_backed_up(files, bool(tree))
     warnings += _left_over(who.replaced, set_aside, others, host, {rewrite.nvram_path(root, who, host), who.uuid})
     warnings += _revived(files.places, others) if configuration.template else []

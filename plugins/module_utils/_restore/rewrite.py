@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, mark, needs, reach
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import boot, definition, disks, mark, needs, reach
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh, Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     ExistingVm,
@@ -34,6 +34,7 @@ class Circumstances:
     """What is the same for all definitions of a restore.
 
     ``macs``: new address by former one. ``trusted``: the archive is one of ours. ``template``: the VM gets the mark of one.
+    ``boot``: where kernels and the like are that the restore writes or has compared, by former path.
     """
 
     host: HostFacts
@@ -46,6 +47,7 @@ class Circumstances:
     bare: bool
     fresh: Fresh
     template: bool = False
+    boot: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def rewrite(
     """
     mark.strip(root)
     template_mark.put(root, now.template)
+    own = boot.detach(root, now.boot)
     lacking = needs.missing(root, now.networks, now.host)
     kept, left_out = reach.apply(root, trusted=now.trusted, copy=now.who.new)
     host_devices, absent = reach.decide_hostdevs(root, now.host, now.others, bare=now.bare)
@@ -83,6 +86,7 @@ def rewrite(
         nvram_path=nvram_path(root, now.who, now.host),
     )
     outcome = definition.apply(root, changes, now.host)
+    boot.attach(own)
     return Outcome(
         warnings=(*kept, *host_devices, *outcome.warnings),
         skipped=(*outcome.skipped, *left_out, *absent),

@@ -223,7 +223,9 @@ class Transaction:
         if file.backing:
             backing = partials.get(file.backing, file.backing) if file.temporary else file.backing
             qemu_img.rebase_unsafe(step.partial, backing, file.backing_format)
-        if file.member.role is Role.MEMORY or file.member.role is Role.NVRAM:
+        if file.public:
+            os.chmod(step.partial, 0o644)
+        if file.member.role in (Role.MEMORY, Role.NVRAM, Role.BOOT):
             self._durable(file.path, "", file.format, step.partial)
 
     def _make(self, made: MadeFile, step: restores.FileStep, partials: dict[str, str]) -> None:

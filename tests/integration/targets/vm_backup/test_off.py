@@ -48,7 +48,8 @@ def test_every_reader_gets_the_same_bytes(lab, varied, run_module, compress):
 
     listed = run("tar", "-tf", archive).split("\n")[:-1]
     stamp = result["point"]
-    expected = ["vda_0.qcow2", "vdb_0.qcow2", "0_tools_1.iso", f"{stamp}.digests", f"{stamp}_varied.xml"]
+    expected = ["vda_0.qcow2", "vdb_0.qcow2", "0_tools_1.iso", "1_vmlinuz.boot", "2_initrd.gz.boot"]
+    expected += [f"{stamp}.digests", f"{stamp}_varied.xml"]
     assert listed == expected
     assert run("bsdtar", "-tf", archive).split("\n")[:-1] == expected
     plain = archive
@@ -67,6 +68,7 @@ def test_every_reader_gets_the_same_bytes(lab, varied, run_module, compress):
         assert truth.file_sha256(files / "vda_0.qcow2") == truth.file_sha256(varied.disks()["vda"])
         assert truth.content_sha256(files / "vdb_0.qcow2", "qcow2") == truth.raw_sha256(varied.disks()["vdb"])
         assert (files / "0_tools_1.iso").read_bytes() == (lab.directory / "isos" / "tools 1.iso").read_bytes()
+        assert truth.file_sha256(files / "1_vmlinuz.boot") == truth.file_sha256(lab.directory / "boot" / "vmlinuz")
         for name in ("vda_0.qcow2", "vdb_0.qcow2"):
             run("qemu-img", "check", "-f", "qcow2", str(files / name))
     config = (lab.directory / "out0" / expected[-1]).read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -367,3 +368,44 @@ def test_nvram_and_a_volume_come_back(lab: Lab, run_module: Run) -> None:
     assert "<source pool='vm-volumes' volume='efi.qcow2'/>" in back.xml(inactive=True)
     assert truth.content_sha256(pool / "efi.qcow2", "qcow2") == content
     assert not run_module("vm_restore", source=archive).changed
+
+
+def test_a_kernel_comes_from_the_archive_where_the_host_has_not_the_same(lab: Lab, run_module: Run) -> None:
+    """Stored once in an archive with two points; used from its former path also where only root may read it."""
+    vm = lab.create_vm("direct", [Disk()], agent=False, start=False)
+    place = lab.path("boot-of-direct")
+    for name in ("vmlinuz", "initrd.gz"):
+        shutil.copy(lab.directory / "boot" / name, place / name)
+        (place / name).chmod(0o600)
+    digests = {path.name: truth.file_sha256(path) for path in place.iterdir()}
+    lab.connection.defineXML(vm.xml(inactive=True).replace(f"{lab.directory}/boot/", f"{place}/"))
+    target = lab.path("backups")
+    for _dummy in range(2):
+        archive = backup(run_module, vm, target, mode="auto")
+    shown = run_module("backup_info", archive=archive)["archives"][0]
+    assert len(shown["points"]) == 2
+    assert [each["member"] for each in shown["config"]["boot_files"]] == ["0_vmlinuz.boot", "1_initrd.gz.boot"]
+    before = vm.xml(inactive=True)
+    run_module("vm_restore", source=archive, force=True, flatten=True)
+    assert [line for line in vm.xml(inactive=True).splitlines() if "boot-of-direct" in line] == [
+        line for line in before.splitlines() if "boot-of-direct" in line
+    ]
+
+    (place / "vmlinuz").unlink()
+    (place / "initrd.gz").write_bytes(b"another one")
+    restored = lab.path("restored")
+    done = run_module("vm_restore", source=archive, name="copy", path=str(restored))
+    assert any("is not on this host" in text and "vmlinuz" in text for text in done.warnings)
+    assert any("another file" in text and "initrd.gz" in text for text in done.warnings)
+    assert {name: truth.file_sha256(restored / f"copy-{name}") for name in digests} == digests
+    copy = lab.adopt("copy").start()  # its guest is up
+    root = etree.fromstring(copy.xml())
+    assert root.findtext("os/kernel") == str(restored / "copy-vmlinuz") and "console=ttyS0" in root.findtext("os/cmdline")
+    copy.destroy()
+    assert not run_module("vm_restore", source=archive, name="copy", path=str(restored)).changed
+
+    bare = backup(run_module, copy, lab.path("without"), include_boot_files=False)
+    copy_kernel = restored / "copy-vmlinuz"
+    copy_kernel.rename(f"{copy_kernel}.away")
+    refused = run_module("vm_restore", source=bare, name="other", path=str(lab.path("other")), fails=True)
+    assert f"{copy_kernel} (booted by the VM, and not in the archive)" in refused.message

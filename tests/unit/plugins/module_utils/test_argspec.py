@@ -249,6 +249,7 @@ def test_options_reach_their_field() -> None:
             threads=3,
             consistency="crash",
             include_iso=False,
+            include_boot_files=False,
             include_secrets=True,
             max_age="20h",
             keep_last=3,
@@ -266,7 +267,8 @@ def test_options_reach_their_field() -> None:
         vm="web01", path="/b", uri="qemu:///session", mode=backup_request.Mode.INCREMENTAL, incrementable=True,
         archive="/b/a.tar", increment_limit=7, increment_limit_deletes=backup_request.Deletes.OWN,
         compress=True, compress_level=9, threads=3,
-        consistency=backup_request.ConsistencyWish.CRASH, include_iso=False, include_secrets=True, max_age_s=72000,
+        consistency=backup_request.ConsistencyWish.CRASH, include_iso=False, include_boot_files=False,
+        include_secrets=True, max_age_s=72000,
         keep_last=3, keep_days=30, free_space=True, max_parallel=2, wait_timeout_s=1800, slot_timeout_s=1800,
         bandwidth_bps=50 * 2**20, notes="n", check_mode=True, diff=True,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.request impo
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.boot_files import KINDS, BootFile
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing
@@ -355,7 +356,7 @@ def test_transient_vm():
     assert any("transient" in text for text in made.warnings)
 
 
-def base_of(*members, taken=(), isos=()):
+def base_of(*members, taken=(), same=()):
     point = Configuration(
         timestamp=NOW - 10,
         domain_xml="<domain/>",
@@ -365,7 +366,7 @@ def base_of(*members, taken=(), isos=()):
         incrementable=True,
     )
     names = frozenset([*(member.name for member in members), *taken])
-    return Base("/backups/old.tar", False, (point,), names, frozenset(isos))
+    return Base("/backups/old.tar", False, (point,), names, frozenset(same))
 
 
 def archived(name, path, role=Role.DISK, target="vda", **more):
@@ -426,6 +427,34 @@ def test_disks_are_told_apart_by_target():
     ]
 
 
+def test_boot_files_are_stored_once_or_named():
+    kernel, roms, secret = KINDS[0], KINDS[-2], KINDS[-1]
+    vm = facts(
+        boot_files=(
+            BootFile("/boot/vmlinuz", kernel),
+            BootFile("/boot/lost", roms, "it cannot be read (No such file or directory)"),
+            BootFile("/etc/web.ign", secret, "it may be secret"),
+        ),
+        file_bytes={"/boot/vmlinuz": 10 * 2**20},
+        **CHAIN,
+    )
+    old = [archived("vda_0.qcow2", "/images/web.qcow2", active=True), archived("0_vmlinuz.boot", "/boot/vmlinuz", Role.BOOT, "")]
+    same, changed = increment(vm, base_of(*old, same=["/boot/vmlinuz"])), increment(vm, base_of(*old))
+    assert [p.member.name for p in same.members] == ["vda_1.snapshot"]
+    assert [m.name for m in same.kept] == ["vda_0.qcow2", "0_vmlinuz.boot"]
+    assert [p.member.name for p in changed.members] == ["vda_1.snapshot", "1_vmlinuz.boot"]
+    assert changed.estimated_bytes - same.estimated_bytes > 10 * 2**20
+    first = make(replace(vm, snapshots=(), snapshot_disks={}))
+    assert [p.member.name for p in first.members][-1] == "0_vmlinuz.boot"
+    assert {each.device: each.reason for each in first.configuration.skipped} == {
+        "option ROM /boot/lost": "it cannot be read (No such file or directory)",
+        "firmware configuration /etc/web.ign": "it may be secret",
+    }
+    without = make(replace(vm, snapshots=(), snapshot_disks={}), include_boot_files=False)
+    assert Role.BOOT not in [p.member.role for p in without.members]
+    assert any("kernel /boot/vmlinuz is not in the backup" in text for text in without.warnings)
+
+
 def test_cd_images_and_memory_are_stored_once():
     cd = "<disk type='file' device='cdrom'><source file='/isos/t.iso'/><target dev='sda' bus='sata'/><readonly/></disk>"
     vm = facts(
@@ -441,7 +470,7 @@ def test_cd_images_and_memory_are_stored_once():
         archived("0_t.iso", "/isos/t.iso", Role.ISO, "sda", active=True),
         archived(f"{NOW - 10}_1.memory", "/i/a.m", Role.MEMORY, ""),
     ]
-    same = increment(vm, base_of(*old, isos=["/isos/t.iso"]))
+    same = increment(vm, base_of(*old, same=["/isos/t.iso"]))
     assert [p.member.name for p in same.members] == ["vda_1.snapshot", f"{NOW}_1.memory"]
     assert [m.name for m in same.kept] == ["vda_0.qcow2", "0_t.iso", f"{NOW - 10}_1.memory"]
     changed = increment(vm, base_of(*old))

@@ -82,6 +82,7 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
             ],
             "cds": [{"target": "sda", "path": "/iso/debian.iso", "members": ["0_debian.iso"]}],
             "nics": [{"mac": "52:54:00:12:34:56", "type": "network", "source": "default", "model": "virtio"}],
+            "boot_files": [],
             "hostdevs": [],
         },
         "snapshots": [

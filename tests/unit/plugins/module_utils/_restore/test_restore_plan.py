@@ -426,6 +426,53 @@ def test_everything_that_is_lacking_is_named_at_once() -> None:
     assert [phrase for phrase in lacking if phrase not in text] == []
 
 
+BOOTED = (
+    "<kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd</initrd><cmdline>ro</cmdline><loader type='rom'>/opt/fw.rom</loader>"
+)
+BOOT_FILES = tuple(
+    Member(f"{n}_{name}.boot", Role.BOOT, MIB, digest="b" * 64, former_path=path)
+    for n, (name, path) in enumerate([("vmlinuz", "/boot/vmlinuz"), ("initrd", "/boot/initrd"), ("fw.rom", "/opt/fw.rom")])
+)
+
+
+def test_a_kernel_is_the_one_of_the_archive() -> None:
+    """The file of this host with its digest, else one beside the disks; never another file of this host."""
+    files = {
+        "/boot/vmlinuz": HostFile(MIB, public=False, pool_iso=False, matches=True),
+        "/boot/initrd": HostFile(MIB, public=True, pool_iso=False, matches=False),
+    }
+    point = configuration(domain_xml(os_extra=BOOTED), (VDA, VDB, *BOOT_FILES))
+    found = planned(host(files=files), point)
+    booted = etree.fromstring(found.domain_xml).find("os")
+    assert [(each.tag, each.text) for each in booted if each.tag != "type"] == [
+        ("kernel", "/boot/vmlinuz"),
+        ("initrd", "/vms/web-initrd"),
+        ("cmdline", "ro"),
+        ("loader", "/vms/web-fw.rom"),
+    ]
+    placed = {file.path: file.public for file in found.files if file.member.role is Role.BOOT}
+    assert placed == {"/vms/web-initrd": False, "/vms/web-fw.rom": True}
+    assert any("/boot/initrd" in text and "another file" in text and "/vms/web-initrd" in text for text in found.warnings)
+    assert any("/opt/fw.rom" in text and "is not on this host" in text for text in found.warnings)
+    assert not any("vmlinuz" in text for text in found.warnings)
+
+
+def test_a_kernel_in_no_archive_has_to_be_here_and_public() -> None:
+    point = configuration(domain_xml(os_extra="<kernel>/boot/vmlinuz</kernel>"))
+    assert "/boot/vmlinuz (booted by the VM, and not in the archive)" in refusal(point=point)
+    here = {"/boot/vmlinuz": HostFile(MIB, public=True, pool_iso=False)}
+    assert "<kernel>/boot/vmlinuz</kernel>" in planned(host(files=here), point).domain_xml
+
+
+def test_a_copy_of_a_restored_vm_gets_a_kernel_of_its_own() -> None:
+    kernel = replace(BOOT_FILES[0], former_path="/vms/web-vmlinuz")
+    point = configuration(domain_xml(os_extra="<kernel>/vms/web-vmlinuz</kernel>"), (VDA, VDB, kernel))
+    assert "<kernel>/vms/web-vmlinuz</kernel>" in planned(point=point).domain_xml
+    assert "<kernel>/vms/b-web-vmlinuz</kernel>" in planned(point=point, name="b").domain_xml
+    text = refusal(facts=with_names(host(), vms={"web-vmlinuz"}), point=point)
+    assert "the file /vms/web-vmlinuz exists" in text
+
+
 def test_devices_that_no_emulator_here_has_are_named() -> None:
     """virt-manager's VMs have SPICE and QXL, which are packages of their own on a server."""
     keys = {element: key for _kind, element, _attribute, key in needs.DEVICES}
