@@ -119,6 +119,15 @@ options:
       - A running VM and a VM with a managed-save image are never replaced.
     type: bool
     default: false
+  repair:
+    description:
+      - Whether to restore images that QEMU had marked as corrupt before they were backed up. The restored copy is repaired
+        with C(qemu-img check -r all), never the archive; RV(repaired) and warnings say what was mended. What the guest has
+        in such an image may be damaged all the same.
+      - Without it such an image is refused. One that was only not closed (reference counts that are written late) is
+        repaired in any case, as QEMU itself does.
+    type: bool
+    default: false
 seealso:
   - module: kvmops.backup.vm_backup
   - module: kvmops.backup.backup_info
@@ -223,6 +232,12 @@ skipped_devices:
       type: str
       returned: success
       sample: the LUN is not present on this host
+repaired:
+  description: Images of which the restored copy was repaired (O(repair)), and how many faults were mended.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{target: vda, path: /var/lib/libvirt/images/web01.qcow2, corruptions: 2, leaks: 1}]
 bytes_written:
   description: Bytes written to disks; blocks shared with the archive through reflinks are not counted.
   returned: success
@@ -278,6 +293,7 @@ ARGUMENT_SPEC = {
     "flatten": {"type": "bool", "default": False},
     "start": {"type": "bool", "default": False},
     "force": {"type": "bool", "default": False},
+    "repair": {"type": "bool", "default": False},
 }
 
 

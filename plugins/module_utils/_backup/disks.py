@@ -43,7 +43,8 @@ class Image:
 
     `allocated_bytes`: what it takes on its file system. `packed_bytes`: of a raw image, its size as qcow2. `backing_path` "" for
     the lowest layer. `kind`, `group`, `pool`, `pool_type`, `read_only`: of its place, as in `_libvirt.storage.Place`.
-    `template_disk`: the disk of a template that it stands on, counted from 1; it has no `backing_path` then.
+    `template_disk`: the disk of a template that it stands on, counted from 1; it has no `backing_path` then. `corrupt`: QEMU
+    has marked it as that, and does not open it for writing any more. `dirty`: it was not closed, or is open now.
     """
 
     path: str
@@ -63,6 +64,8 @@ class Image:
     fs_type: str = ""
     packed_bytes: int = 0
     template_disk: int = 0
+    corrupt: bool = False
+    dirty: bool = False
 
     def objection(self, *, incrementable: bool, running: bool, snapshots: bool) -> str:
         """Why it cannot be backed up where it lies; "" if it can."""

@@ -258,7 +258,7 @@ def _image(
         status = os.fstat(fd)
         is_device = stat.S_ISBLK(status.st_mode)
         size = os.lseek(fd, 0, os.SEEK_END)
-        data_file = fmt == "qcow2" and bool(probe(lambda offset, length: os.pread(fd, length, offset), size).data_file)
+        told = probe(lambda offset, length: os.pread(fd, length, offset), size) if fmt == "qcow2" else None
     finally:
         os.close(fd)
     packed = 0
@@ -274,7 +274,9 @@ def _image(
         packed_bytes=packed,
         virtual_size_bytes=virtual_size,
         backing_path=backing,
-        has_data_file=data_file,
+        has_data_file=told is not None and bool(told.data_file),
+        corrupt=told is not None and told.corrupt,
+        dirty=told is not None and told.dirty,
         is_device=is_device,
         device_id=status.st_dev,
     )

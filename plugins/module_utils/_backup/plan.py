@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
@@ -149,11 +150,13 @@ def plan(
     `now`: unix time that the point is not older than. Raises RefusedError or TargetError with everything that speaks against it.
     """
     what = f"Backup of VM {facts.name}"
-    full_only = facts.thin.marked or (request.mode is Mode.AUTO and bool(facts.checkpoints or facts.shared))
+    corrupt = [image.path for image in facts.images.values() if image.corrupt]
+    alone = bool(facts.checkpoints or facts.shared or corrupt)  # no snapshot can stay
+    full_only = facts.thin.marked or (request.mode is Mode.AUTO and alone)
     stays = (request.incrementable and not full_only) or base is not None
     _refuse_state(facts, what)
     if stays:
-        _refuse_incrementable(facts, what)
+        _refuse_incrementable(facts, corrupt, what)
     judgements = _judgements(facts, request, what, stays)
     consistency, fallback = _consistency(facts, request.consistency, what)
     timestamp, archive = _name(facts, target, request, now, base)
@@ -163,6 +166,7 @@ def plan(
     )
     if snapshot is not None and facts.running:
         require_freezable(facts.standing, facts.name, what)
+        _refuse_corrupt(facts, snapshot, what)
     if snapshot is None and facts.running:
         consistency = Consistency.CRASH
     if snapshot is None and stays:
@@ -184,6 +188,7 @@ def plan(
         warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
     warnings += _space(facts, target, compressed, stored.new, consistency, snapshot, what)
     warnings += _space_to_merge(facts) if stays else []
+    warnings += _about_marks(facts, {*(each.path for each in stored.new), *(each.former_path for each in stored.kept)})
     warnings += _about_standing_alone(facts) if request.mode is Mode.AUTO else []
     warnings += _about_templates(facts, request)
     configuration = Configuration(
@@ -241,6 +246,26 @@ def _about_standing_alone(facts: VmFacts) -> list[str]:
         way_out = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)
         warnings.append(f"nothing can be added to this archive: the VM is off: {why}. {way_out}")
     return warnings
+
+
+def _about_marks(facts: VmFacts, paths: AbstractSet[str]) -> list[str]:
+    """Warnings about images of the backup that QEMU has marked."""
+    images = [image for path, image in facts.images.items() if path in paths]
+    warnings = [
+        f"QEMU has marked {image.path} as corrupt: it is stored as it is, and a restore needs 'repair: true'. {_repair(image.path)}"
+        for image in images
+        if image.corrupt
+    ]
+    return warnings + [
+        f"{image.path} was not closed by the QEMU that wrote to it last: it is stored as it is, and its reference counts are "
+        "renewed by the next QEMU, or by a restore"
+        for image in images
+        if image.dirty and not image.corrupt and not facts.running
+    ]
+
+
+def _repair(path: str) -> str:
+    return f"Repair it while the VM is off: qemu-img check -r all {path}"
 
 
 def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
@@ -331,7 +356,18 @@ def _refuse_state(facts: VmFacts, what: str) -> None:
         raise RefusedError(what, f"it has a mediated device ({mediated[0].description})", "Shut the VM down first.")
 
 
-def _refuse_incrementable(facts: VmFacts, what: str) -> None:
+def _refuse_corrupt(facts: VmFacts, snapshot: SnapshotPlan, what: str) -> None:
+    """The guest cannot use such a disk any more, and no snapshot of it could be merged."""
+    for overlay in snapshot.overlays:
+        if facts.images[overlay.base_path].corrupt:
+            why = f"QEMU has marked {overlay.base_path} as corrupt and given it up"
+            raise RefusedError(what, why, f"Shut the VM down: then it can be backed up as it is. {_repair(overlay.base_path)}")
+
+
+def _refuse_incrementable(facts: VmFacts, corrupt: Sequence[str], what: str) -> None:
+    if corrupt:
+        why = f"QEMU has marked {', '.join(corrupt)} as corrupt, and could never merge a snapshot into it"
+        raise RefusedError(what, why, f"Use mode: full without incrementable. {_repair(corrupt[0])}")
     if facts.running and not facts.persistent_xml:
         raise RefusedError(
             what,

@@ -118,6 +118,9 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
     for notice in report.notices:
         context.warn(f"{path}: {notice}")
     damage = list(report.damage)
+    if not request.deep:
+        for text in _marked(path):
+            context.warn(f"{path}: {text}")
     if request.deep:
         try:
             for fault in _check_images(path, {item.member for item in damage}, request.threads, context):
@@ -188,6 +191,17 @@ def _check_images(path: str, known_damaged: set[str], threads: int, context: Con
                 yield Damage(member.name, 0, member.size_bytes, lost, reason)
 
 
+def _marked(path: str) -> list[str]:
+    """What QEMU had marked before it was backed up: the bytes are right, and yet no restore works as usual."""
+    marked = []
+    with contextlib.suppress(ArchiveError), open_archive(path) as reader:
+        for member in _images(reader) if reader.bytes.random_access else ():
+            with contextlib.suppress(probe.ImageError, ArchiveError):
+                if probe.probe(reader.read_at(member.name), member.size_bytes).corrupt:
+                    marked.append(f"QEMU had marked {member.name} as corrupt before it was backed up: restore with 'repair: true'")
+    return marked
+
+
 def _images(reader: ArchiveReader) -> list[Member]:
     images = {m.name: m for point in reader.points for m in point.members if m.role in (Role.DISK, Role.LAYER)}
     # those of a foreign archive that no disk is known to have
@@ -221,6 +235,9 @@ def _image_fault(reader: ArchiveReader, member: Member, threads: int, context: C
     except (probe.ImageError, DamagedError) as error:
         return str(error)
     if found.ok:
+        return ""
+    if info.dirty:  # QEMU makes its reference counts anew when it opens it, and a restore does
+        context.warn(f"{reader.path}: {member.name} was not closed when it was backed up: a restore renews its reference counts")
         return ""
     return f"qemu-img check: {found.corruptions} corruptions, {found.errors} errors, {found.leaks} leaked clusters"
 

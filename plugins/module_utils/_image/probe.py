@@ -120,11 +120,11 @@ def probe(read_at: ReadAt, size_bytes: int) -> ImageInfo:
     )
 
 
-def check_archive_image(info: ImageInfo, *, allowed_backing: str | None) -> None:
+def check_archive_image(info: ImageInfo, *, allowed_backing: str | None, repair: bool = False) -> None:
     """Refuse an image that must not be unpacked: foreign format, data file, corrupt, or a backing file nobody expects.
 
     ``allowed_backing`` is what the member table says the image stands on; the name in the header itself is replaced
-    later and therefore not compared. Encrypted images are fine.
+    later and therefore not compared. Encrypted images are fine, and with ``repair`` corrupt ones.
     """
     if info.format not in ("qcow2", "raw"):
         raise ImageError("disk image", f"its format is {info.format}, only qcow2 and raw are expected")
@@ -132,11 +132,11 @@ def check_archive_image(info: ImageInfo, *, allowed_backing: str | None) -> None
         raise ImageError("disk image", f"it keeps its data in another file ({info.data_file!r})", _HOST_FILE_HINT)
     if info.backing_file and allowed_backing is None:
         raise ImageError("disk image", f"it stands on another file ({info.backing_file!r})", _HOST_FILE_HINT)
-    if info.corrupt:
+    if info.corrupt and not repair:
         raise ImageError(
             "disk image",
-            "QEMU marked it as corrupt",
-            "Repair the original with 'qemu-img check -r all' and back it up again.",
+            "QEMU had marked it as corrupt before it was backed up",
+            "A restore with 'repair: true' repairs the restored copy.",
         )
 
 

@@ -91,6 +91,32 @@ def check(path: str, fmt: str, *, untrusted: bool = False, window: tuple[int, in
     return CheckResult(ok=not (errors or leaks or corruptions), errors=errors, leaks=leaks, corruptions=corruptions)
 
 
+@dataclass(frozen=True)
+class Repaired:
+    """What ``qemu-img check -r all`` has mended."""
+
+    corruptions: int
+    leaks: int
+
+
+def repair(path: str) -> Repaired:
+    """Repair the metadata of one qcow2 that others made, by itself, as QEMU does when it opens one that was not closed.
+
+    Raises ImageError when that fails or anything but leaked clusters is left.
+    """
+    file = {"driver": "file", "filename": _absolute(path)}
+    options = json.dumps({"driver": "qcow2", "backing": None, "file": file})
+    command = ["check", "-r", "all", "--output=json", f"json:{options}"]
+    done = _execute(command, path, cpu_s=_cpu_s([path]), timeout_s=_LONG_S)
+    if done.returncode not in (0, 2, 3):
+        raise _failed(command, path, done)
+    found = json.loads(done.stdout)
+    if found.get("corruptions", 0) or found.get("check-errors", 0):
+        why = f"qemu-img could not repair it: {found.get('corruptions', 0)} corruptions are left"
+        raise ImageError(f"disk image {path}", why)
+    return Repaired(int(found.get("corruptions-fixed", 0)), int(found.get("leaks-fixed", 0)))
+
+
 def create_overlay(path: str, backing: str, backing_format: str, virtual_size_bytes: int | None = None) -> None:
     """Create a new qcow2 at ``path`` that stands on ``backing``. Raises ImageError, also when ``path`` exists."""
     try:

@@ -221,6 +221,7 @@ class RestorePlan:
     `set_aside`: existing files whose names the restore takes, removed once the new VM stands.
     `domain_xml`: the definition, without the mark. `refresh_pools`: names of pools that get new files.
     `made`: files that are made of those in `files`. `states`: the snapshots, parents first. `flat`: they were given up.
+    `repair`: images that QEMU had marked as corrupt are repaired.
     `requires`: content of the template that files stand on; it is compared once more before they take their places.
     `autostart`: the VM starts with the host, as the original did, which is gone; False: as the replaced VM does, if there is one.
     """
@@ -243,6 +244,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
+    repair: bool = False
     autostart: bool = False
     requires: TemplateRequirement | None = None
 
@@ -250,6 +252,16 @@ class RestorePlan:
     def all_files(self) -> tuple[PlannedFile | MadeFile, ...]:
         """Every file of the restore, those that others are made of first."""
         return (*self.files, *self.made)
+
+
+@dataclass(frozen=True)
+class RepairedImage:
+    """An image of which the restored copy was repaired, and what qemu-img has mended in it."""
+
+    target: str
+    path: str
+    corruptions: int
+    leaks: int
 
 
 @dataclass(frozen=True)
@@ -266,3 +278,4 @@ class RestoreResult:
     bytes_written: int = 0
     duration_s: float = 0.0
     warnings: tuple[str, ...] = ()
+    repaired: tuple[RepairedImage, ...] = ()

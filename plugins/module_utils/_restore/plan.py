@@ -49,9 +49,10 @@ def plan(
     bare: bool = False,
     heads: states.Heads | None = None,
     fresh: identity.Fresh | None = None,
+    corrupt: Collection[str] = (),
 ) -> RestorePlan:
     """Decides the restore of one point. ``bare``: the source is a configuration file, not an archive; ``heads``: those of the
-    memory images of its snapshots (states.memory_heads).
+    memory images of its snapshots (states.memory_heads); ``corrupt``: members that QEMU had marked as that.
 
     Raises RefusedError that lists everything that speaks against it, HostileError for snapshots nobody can have had.
     """
@@ -69,10 +70,29 @@ def plan(
     since = "" if restored_before is None else _since(restored_before, draft)
     if restored_before is not None and (restored_before.running or not (request.force and since)):
         return _unchanged(draft, restored_before, request, since)
+    marked = [file for file in draft.files if file.member.name in corrupt]
+    if request.repair:
+        draft = replace(draft, warnings=(*draft.warnings, *map(_to_be_repaired, marked)))
+    else:
+        problems += [_refused_as_corrupt(file) for file in marked]
     if problems or of_states:
         hint = " 'flatten: true' restores the VM without its snapshots." if of_states else ""
         raise RefusedError(what, "; ".join([*problems, *of_states]), f"Nothing has been touched.{hint}")
     return draft
+
+
+def _refused_as_corrupt(file: PlannedFile) -> str:
+    return (
+        f"{file.member.name} ({file.member.target}) was marked as corrupt by QEMU before it was backed up "
+        "('repair: true' repairs the restored copy)"
+    )
+
+
+def _to_be_repaired(file: PlannedFile) -> str:
+    return (
+        f"{file.member.name} was marked as corrupt by QEMU before it was backed up: {file.path} is repaired. Check the file "
+        f"systems on {file.member.target} before you trust them."
+    )
 
 
 def _restored_before(configuration: Configuration, host: HostFacts, request: RestoreRequest) -> ExistingVm | None:
@@ -243,6 +263,7 @@ def _draft(
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
+            repair=request.repair,
             autostart=configuration.autostart and not configuration.template and _takes_its_place(configuration, who),
             requires=configuration.requires,
         ),

@@ -46,6 +46,7 @@ class RestoreRequest:
     check_mode: bool = False
     diff: bool = False
     disk_images: Mapping[str, str] = field(default_factory=dict)
+    repair: bool = False
 
 
 def from_params(params: Mapping[str, Any]) -> RestoreRequest:
@@ -64,6 +65,7 @@ def from_params(params: Mapping[str, Any]) -> RestoreRequest:
         flatten=params["flatten"],
         start=params["start"],
         force=params["force"],
+        repair=params["repair"],
         uri=params["uri"],
         check_mode=params["check_mode"],
         diff=params["diff"],

@@ -23,6 +23,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
     RefusedError,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -67,6 +69,9 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 result = run(conn, archive, plan, context.progress, request.uri, source=request.source)
     for text in (*plan.warnings, *(f"{item.device} is left out: {item.reason}" for item in plan.skipped)):
         context.warn(text)
+    for image in result.repaired:
+        mended = f"{image.corruptions} corruptions and {image.leaks} leaked clusters"
+        context.warn(f"{image.path} ({image.target}) was repaired: qemu-img has mended {mended}.")
     return _values(result, plan, request)
 
 
@@ -146,7 +151,18 @@ def _plan(
     if archive is not None and not request.flatten:
         heads = states.memory_heads(archive.read, configuration)
     host = facts.gather(conn, configuration, request, request.source, heads, progress)
-    return make_plan(configuration, host, request, bare=archive is None, heads=heads)
+    corrupt = () if archive is None else _marked_corrupt(archive, configuration)
+    return make_plan(configuration, host, request, bare=archive is None, heads=heads, corrupt=corrupt)
+
+
+def _marked_corrupt(archive: ArchiveReader, configuration: Configuration) -> set[str]:
+    """Images that QEMU had marked, where that can be told without reading the whole archive; else it turns out on the way."""
+    found = set()
+    for member in configuration.layers.values() if archive.bytes.random_access else ():
+        with contextlib.suppress(ImageError, ArchiveError):  # told when it is read
+            if probe.probe(archive.read_at(member.name), member.size_bytes).corrupt:
+                found.add(member.name)
+    return found
 
 
 def run(
@@ -160,14 +176,16 @@ def run(
 ) -> RestoreResult:
     """Carries a plan out. ``archive`` may be None for a plan without files. Raises KvmopsError; the host is then as before."""
     begin = time.monotonic()
-    written = 0 if plan.unchanged else Transaction(conn, archive, plan, progress, uri, source).run()
+    transaction = None if plan.unchanged else Transaction(conn, archive, plan, progress, uri, source)
+    written = transaction.run() if transaction else 0
+    repaired = tuple(transaction.repaired) if transaction else ()
     if plan.start:
         progress.phase("start")
         try:
             conn.lookupByUUIDString(plan.uuid).create()
         except libvirt.libvirtError as error:
             raise KvmopsError(f"The VM {plan.name}", f"it is restored, but does not start: {error}") from error
-    return replace(_predicted(plan), bytes_written=written, duration_s=time.monotonic() - begin)
+    return replace(_predicted(plan), bytes_written=written, duration_s=time.monotonic() - begin, repaired=repaired)
 
 
 def _predicted(plan: RestorePlan) -> RestoreResult:
@@ -191,6 +209,7 @@ def _values(result: RestoreResult, plan: RestorePlan, request: RestoreRequest) -
         "disks": [asdict(disk) for disk in result.disks],
         "snapshots": list(result.snapshots),
         "skipped_devices": [asdict(item) for item in result.skipped],
+        "repaired": [asdict(image) for image in result.repaired],
         "bytes_written": result.bytes_written,
         "estimated_bytes": plan.estimated_bytes,
         "duration": round(result.duration_s, 3),

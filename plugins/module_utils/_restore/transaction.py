@@ -47,6 +47,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     MadeFile,
     Mark,
     PlannedFile,
+    RepairedImage,
     RestorePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left, restores
@@ -89,6 +90,7 @@ class Transaction:
         source: str,
     ) -> None:
         self._conn, self._archive, self._plan, self._progress = conn, archive, plan, progress
+        self.repaired: list[RepairedImage] = []
         token = secrets.token_hex(8)
         for file in plan.files:
             if file.member.role is Role.TPM:
@@ -215,11 +217,11 @@ class Transaction:
         if file.head:
             _replace_head(file, step.partial)
         if step.scratch and os.path.exists(step.scratch):
-            _check_qcow2(file, step.scratch)
+            self._check_qcow2(file, step.scratch)
             qemu_img.convert(step.scratch, "qcow2", step.partial, "raw", untrusted=True)
             os.unlink(step.scratch)
         elif file.format == "qcow2":
-            _check_qcow2(file, step.partial)
+            self._check_qcow2(file, step.partial)
         if file.backing:
             backing = partials.get(file.backing, file.backing) if file.temporary else file.backing
             qemu_img.rebase_unsafe(step.partial, backing, file.backing_format)
@@ -227,6 +229,17 @@ class Transaction:
             os.chmod(step.partial, 0o644)
         if file.member.role in (Role.MEMORY, Role.NVRAM, Role.BOOT):
             self._durable(file.path, "", file.format, step.partial)
+
+    def _check_qcow2(self, file: PlannedFile, partial: str) -> None:
+        """Fit to be opened by QEMU; repaired where QEMU would do so at its next start, or the user wants it."""
+        info = _read_header(partial)
+        if info.format != "qcow2":
+            raise ArchiveError(f"The member {file.member.name}", f"its content is {info.format} and not qcow2")
+        probe.check_archive_image(info, allowed_backing=file.backing or None, repair=self._plan.repair)
+        if info.corrupt or info.dirty:
+            self._progress.phase("repair", file.member.target)
+            found = qemu_img.repair(partial)
+            self.repaired.append(RepairedImage(file.member.target, file.path, found.corruptions, found.leaks))
 
     def _make(self, made: MadeFile, step: restores.FileStep, partials: dict[str, str]) -> None:
         below = partials.get(made.backing, made.backing)
@@ -390,7 +403,8 @@ def _sink(archive: ArchiveReader, file: PlannedFile, step: restores.FileStep) ->
     if not step.scratch:
         return FileSink(fd, member.size_bytes)
     read_at = archive.read_at(member.name)
-    if archive.bytes.random_access and can_stream_as_raw(probe.probe(read_at, member.size_bytes), read_at):
+    info = probe.probe(read_at, member.size_bytes) if archive.bytes.random_access else None
+    if info is not None and not info.corrupt and can_stream_as_raw(info, read_at):
         mapping = read_mapping(read_at, member.size_bytes)
         return RawSink(fd, mapping.virtual_size_bytes, mapping)
     os.close(fd)
@@ -403,13 +417,6 @@ def _read_header(path: str) -> probe.ImageInfo:
         return probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
     finally:
         os.close(fd)
-
-
-def _check_qcow2(file: PlannedFile, partial: str) -> None:
-    info = _read_header(partial)
-    if info.format != "qcow2":
-        raise ArchiveError(f"The member {file.member.name}", f"its content is {info.format} and not qcow2")
-    probe.check_archive_image(info, allowed_backing=file.backing or None)
 
 
 def _replace_head(file: PlannedFile, partial: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -409,3 +410,54 @@ def test_a_kernel_comes_from_the_archive_where_the_host_has_not_the_same(lab: La
     copy_kernel.rename(f"{copy_kernel}.away")
     refused = run_module("vm_restore", source=bare, name="other", path=str(lab.path("other")), fails=True)
     assert f"{copy_kernel} (booted by the VM, and not in the archive)" in refused.message
+
+
+def without_a_refcount(path: Path, mark: int) -> None:
+    """A qcow2 with one reference count too few, marked as dirty (1) or corrupt (2) as QEMU does it."""
+    data = bytearray(path.read_bytes())
+    (table,) = struct.unpack_from(">Q", data, 48)
+    (block,) = struct.unpack_from(">Q", data, table)
+    counts = struct.unpack_from(">64H", data, block)
+    data[79] |= mark
+    struct.pack_into(">H", data, block + 2 * max(n for n, count in enumerate(counts) if count), 0)
+    path.write_bytes(data)
+
+
+def test_a_disk_that_qemu_has_marked_as_corrupt_is_restored_repaired(lab: Lab, run_module: Run) -> None:
+    """And one that was not closed (lazy_refcounts), which QEMU repairs by itself; both said at the backup."""
+    lazy = Disk(options="lazy_refcounts=on")
+    vm = lab.create_vm("worn", [Disk(), lazy], agent=False, start=False)
+    good = contents(vm)
+    disks = vm.disks()
+    without_a_refcount(disks["vda"], 2)
+    without_a_refcount(disks["vdb"], 1)
+    target = lab.path("backups")
+    refused = run_module("vm_backup", vm="worn", path=str(target), incrementable=True, fails=True)
+    assert str(disks["vda"]) in refused.message and "qemu-img check -r all" in refused.message
+    for check_mode in (True, False):
+        done = run_module("vm_backup", vm="worn", path=str(target), mode="auto", check_mode=check_mode)
+        assert any(str(disks["vda"]) in text and "corrupt" in text and "repair: true" in text for text in done.warnings)
+        assert any(str(disks["vdb"]) in text and "not closed" in text for text in done.warnings)
+        assert not done["archive"]["incrementable"] and vm.domain.snapshotListNames() == []
+    archive = done["archive"]["path"]
+    digest = truth.file_sha256(archive)
+    shown = run_module("backup_info", archive=archive)["archives"][0]
+    assert any("corrupt" in text and "repair: true" in text for text in shown["warnings"])
+    checked = run_module("backup_verify", archive=archive)
+    assert checked["archives"][0]["ok"] and any("vda_0.qcow2" in text for text in checked.warnings)
+    deep = run_module("backup_verify", archive=archive, deep=True, fails=True)
+    assert [each["member"] for each in deep["archives"][0]["damage"]] == ["vda_0.qcow2"]
+
+    place = lab.path("restored")
+    for check_mode in (True, False):
+        refused = run_module("vm_restore", source=archive, name="copy", path=str(place), check_mode=check_mode, fails=True)
+        assert "vda_0.qcow2 (vda)" in refused.message and "'repair: true'" in refused.message
+    assert list(place.iterdir()) == []
+    done = run_module("vm_restore", source=archive, name="copy", path=str(place), repair=True)
+    copy = lab.adopt("copy")
+    assert {each["target"]: each["corruptions"] > 0 for each in done["repaired"]} == {"vda": True, "vdb": True}
+    assert any("is repaired" in text and "vda" in text for text in done.warnings)
+    for path in copy.disks().values():
+        run("qemu-img", "check", "-f", "qcow2", str(path))
+    assert contents(copy) == good
+    assert truth.file_sha256(archive) == digest

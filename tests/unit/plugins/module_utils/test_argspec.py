@@ -305,6 +305,7 @@ def test_options_reach_their_field() -> None:
             disk_format="qcow2",
             start=True,
             force=True,
+            repair=True,
             uri="qemu:///session",
             check_mode=True,
             diff=True,
@@ -312,7 +313,7 @@ def test_options_reach_their_field() -> None:
     )
     assert restore == restore_request.RestoreRequest(
         "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, False, True, True,
-        "qemu:///session", True, True, {"vda": "b.img", "vdb": ""},
+        "qemu:///session", True, True, {"vda": "b.img", "vdb": ""}, True,
     )  # fmt: skip
     found = ChangeRequest.of(
         params_of("backup_archive", archive="/b/x.tar", state="absent", compressed=False, notes="")

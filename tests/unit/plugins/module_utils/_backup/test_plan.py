@@ -163,6 +163,26 @@ def test_what_qemu_cannot_migrate_is_not_in_a_memory_image():
     assert make(replace(vm, agent=AgentState.OK)).consistency is Consistency.AGENT
 
 
+def test_an_image_that_qemu_has_marked_as_corrupt():
+    marked = [image(corrupt=True)]
+    off = facts(running=False, images=marked)
+    made = make(off, mode=Mode.AUTO, incrementable=True)
+    assert (made.stays, made.snapshot) == (False, None)
+    assert "repair: true" in made.warnings[0] and "qemu-img check -r all /images/web.qcow2" in made.warnings[0]
+    for vm, wish in ((off, {"incrementable": True}), (facts(images=marked, agent=AgentState.OK), {})):
+        with pytest.raises(RefusedError, match="qemu-img check -r all /images/web"):
+            make(vm, **wish)
+    base = [image(corrupt=True), image("/images/top.qcow2", backing_path="/images/web.qcow2")]
+    on_top = facts(definition=xml(disk(path="/images/top.qcow2")), images=base, agent=AgentState.OK)
+    assert "as corrupt" in make(on_top).warnings[0]  # its temporary snapshot is merged into the top
+
+
+def test_an_image_that_was_not_closed():
+    (warning,) = make(facts(running=False, images=[image(dirty=True)])).warnings
+    assert "/images/web.qcow2 was not closed" in warning
+    assert make(facts(images=[image(dirty=True)], agent=AgentState.OK)).warnings == ()  # it is open
+
+
 @pytest.mark.parametrize("standing", [Standing.RUNS, Standing.IO_ERROR])
 def test_no_room_for_an_overlay(standing):
     vm = replace(facts(agent=AgentState.OK), standing=standing, free_bytes={1: 4096})
