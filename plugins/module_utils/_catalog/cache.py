@@ -28,7 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     SnapshotNode,
 )
 
-_VERSION = f"2/{FORMAT_VERSION}"
+_VERSION = f"3/{FORMAT_VERSION}"
 _MAX_FILES = 1000
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import yaml
 from ansible.module_utils import basic
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _argspec, _deps, _paths
@@ -29,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import request as restore_request
 
+MODULES = Path(_argspec.__file__).parents[1] / "modules"
 SPEC = {"vm": {"type": "str"}, "query": {"type": "str"}}
 
 
@@ -220,6 +222,16 @@ def params_of(module: str, **given: Any) -> dict[str, Any]:
         "diff": False,
         **given,
     }
+
+
+# What Ansible makes something of itself: a result with `skipped` is that of a task which was not run.
+ANSIBLES_OWN = {"skipped", "unreachable", "results", "rc", "stdout", "stderr", "exception", "invocation", "deprecations"}
+
+
+@pytest.mark.parametrize("module", [path.stem for path in MODULES.glob("*.py")])
+def test_no_result_has_a_key_that_means_something_to_ansible(module: str) -> None:
+    documented = importlib.import_module(f"ansible_collections.kvmops.backup.plugins.modules.{module}").RETURN
+    assert not ANSIBLES_OWN & set(yaml.safe_load(documented))
 
 
 def test_the_defaults_of_modules_and_requests_are_the_same() -> None:
