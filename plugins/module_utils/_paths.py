@@ -37,10 +37,19 @@ def _why_not_private(status: os.stat_result, user: int) -> str:
 
 def read_only_file() -> str:
     """The administrator's list of places that nothing may be written to; see _settings."""
+    return _setting("read-only")
+
+
+def trusted_owners_file() -> str:
+    """The administrator's list of users whose archives in a place count as ours; see _settings."""
+    return _setting("trusted-owners")
+
+
+def _setting(name: str) -> str:
     if os.geteuid() == 0:
-        return "/etc/kvmops-backup/read-only"
+        return f"/etc/kvmops-backup/{name}"
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.join(base, "kvmops-backup", "read-only")
+    return os.path.join(base, "kvmops-backup", name)
 
 
 def state_dir() -> str:

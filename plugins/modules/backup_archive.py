@@ -66,6 +66,12 @@ options:
       - Text to keep with the archive. An empty text removes it; it is left as it is if not given.
       - What cannot be read as an archive is refused.
     type: str
+  trust:
+    description:
+      - Whether to convert an archive that another user of the host can have written. The result belongs to the user who
+        runs, and counts as ours from then on, with all that its definitions name on the host.
+    type: bool
+    default: false
   force:
     description:
       - Whether to delete an archive although it is protected or the last good one of its VM, or a file that cannot be
@@ -159,6 +165,7 @@ ARGUMENT_SPEC = {
     "compressed": {"type": "bool"},
     "protected": {"type": "bool"},
     "notes": {"type": "str"},
+    "trust": {"type": "bool", "default": False},
     "force": {"type": "bool", "default": False},
 }
 

@@ -114,6 +114,14 @@ archives:
       type: bool
       returned: success
       sample: false
+    not_ours:
+      description:
+        - Why the archive counts for nothing in retention, O(kvmops.backup.vm_backup#module:max_age), mode V(auto) and
+          the report, and is restored as a foreign one. Empty for an archive of ours, which this collection has made and
+          no other user of the host can have written.
+      type: str
+      returned: success
+      sample: it belongs to mallory
     incrementable:
       description:
         - Whether increments can be added, found out by looking at the VM. The warnings say why not.

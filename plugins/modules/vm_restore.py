@@ -112,6 +112,25 @@ options:
       - Whether to start the VM once it is restored.
     type: bool
     default: false
+  start_reduced:
+    description:
+      - Whether O(start) starts the VM also where something of its definition was left out because the archive is not
+        ours to trust (see O(trust)). Otherwise such a restore is refused before anything is written.
+    type: bool
+    default: false
+  trust:
+    description:
+      - Whether to take the source as ours although it is a foreign archive, a Domain XML, or an archive that another user
+        of the host can have written.
+      - What is ours to trust may use what its definition names on the host. From other sources only what is on a list of
+        harmless elements and attributes comes along, and nothing that names a file, device or socket of the host; the
+        rest is in RV(skipped_devices). The page C(docs/SECURITY.md) of the collection has the rules.
+      - An archive is ours if it was made by this collection, belongs to root or to the user who runs, no other can write
+        to it, and this holds for every directory on the way to it (sticky ones may be written to by all). Users whose
+        archives count as ours in a place of their own, as on NFS with C(root_squash), are set on the host with
+        C(hypervisor_trusted_owners) of the role P(kvmops.backup.hypervisor#role).
+    type: bool
+    default: false
   force:
     description:
       - Whether to replace an existing VM of that name or UUID, and existing files. The old ones stay as they are
@@ -292,6 +311,8 @@ ARGUMENT_SPEC = {
     "disk_format": {"type": "str", "choices": ["keep", "qcow2"], "default": "keep"},
     "flatten": {"type": "bool", "default": False},
     "start": {"type": "bool", "default": False},
+    "start_reduced": {"type": "bool", "default": False},
+    "trust": {"type": "bool", "default": False},
     "force": {"type": "bool", "default": False},
     "repair": {"type": "bool", "default": False},
 }

@@ -63,11 +63,13 @@ def next_timestamp(reader: ArchiveReader, now: int) -> int:
 
 
 def why_full(reader: ArchiveReader) -> str:
-    """Why a native archive takes no more points, "" while it does: a clause about its configurations, which readers hold in memory.
+    """Why a native archive takes no more points, "" while it does: whose it is, or its configurations.
 
-    Each has all snapshots that the VM had, so that a chain without end gets there. The next one is taken to be at most twice
-    as large as the newest.
+    Readers hold these in memory, and each has all snapshots that the VM had, so that a chain without end gets there. The next
+    one is taken to be at most twice as large as the newest.
     """
+    if reader.distrust:
+        return f"it is not ours: {reader.distrust}"
     newest = reader.entry(reader.points[-1].member_name).size_bytes
     if len(reader.points) < MAX_CONFIGURATIONS and reader.heads_bytes + 2 * newest <= MAX_CONFIGURATION_BYTES:
         return ""
@@ -429,6 +431,8 @@ def _fit(path: str, timestamp: int) -> _Archive:
         what = f"Archive {path}"
         if not reader.native:
             raise RefusedError(what, "it was not made by this collection, so nothing is added to it", _FULL)
+        if reader.distrust:
+            raise RefusedError(what, f"it is not ours: {reader.distrust}", _FULL)
         reader.point()  # raises where the newest one is not good
         if reader.remains.text:
             raise DamagedError(what, f"there are {reader.remains.text}, which no append has left", _FULL)

@@ -27,7 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
     PlainFile,
     compressor_threads,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 OnPartial = Callable[[str], None]
@@ -41,19 +41,33 @@ def compress(
     threads: int = 0,
     progress: Optional[Progress] = None,
     on_partial: OnPartial = lambda _path: None,
+    trust: bool = False,
 ) -> str:
-    """Replaces a plain archive by a compressed one; the new path.
+    """Replaces a plain archive by a compressed one; the new path. ``trust``: also one that is not ours to trust.
 
-    Raises DamagedError if the archive is damaged (nothing is changed then), TargetError where the place cannot take the new one.
+    Raises DamagedError if the archive is damaged (nothing is changed then), TargetError where the place cannot take the new one,
+    RefusedError where it would become ours by that.
     """
-    return _convert(path, Compression(level), threads, progress or Progress(), on_partial)
+    return _convert(path, Compression(level), threads, progress or Progress(), on_partial, trust)
 
 
 def uncompress(
-    path: str, *, threads: int = 0, progress: Optional[Progress] = None, on_partial: OnPartial = lambda _path: None
+    path: str,
+    *,
+    threads: int = 0,
+    progress: Optional[Progress] = None,
+    on_partial: OnPartial = lambda _path: None,
+    trust: bool = False,
 ) -> str:
-    """Replaces a compressed archive by a plain one; the new path. Raises as `compress`."""
-    return _convert(path, None, threads, progress or Progress(), on_partial)
+    """Replaces a compressed archive by a plain one; the new path. As `compress`."""
+    return _convert(path, None, threads, progress or Progress(), on_partial, trust)
+
+
+def not_ours(path: str, distrust: str) -> RefusedError:
+    """Why an archive is not converted; the result would belong to whoever runs, as if it had always done so."""
+    return RefusedError(
+        f"Archive {path}", f"it is not ours: {distrust}", "Its other form would be ours. If you trust it: 'trust: true'."
+    )
 
 
 def converted_path(path: str, compressed: bool) -> str:
@@ -80,7 +94,7 @@ def rewrite(path: str, level: int, *, threads: int, progress: Progress, on_parti
 
 
 def _convert(
-    path: str, compression: Optional[Compression], threads: int, progress: Progress, on_partial: OnPartial
+    path: str, compression: Optional[Compression], threads: int, progress: Progress, on_partial: OnPartial, trust: bool
 ) -> str:
     new = converted_path(path, compression is not None)
     if os.path.lexists(new):
@@ -89,6 +103,8 @@ def _convert(
         with busy.alone(path):
             pass  # who restores from it now would keep it from going in the end; who begins meanwhile is not stopped
         with open_archive(path) as reader:
+            if reader.native and reader.distrust and not trust:
+                raise not_ours(path, reader.distrust)
             _refuse_damaged(reader, threads, progress)
             with _written(reader, new, compression, threads, progress, on_partial) as partial:
                 _files.publish(partial, new)
@@ -109,7 +125,7 @@ def _written(
     """The partial file with the other form of an archive, durable and read back; it is removed if the block fails."""
     partial = os.path.join(os.path.dirname(new), names.partial_name(os.path.basename(new), secrets.token_hex(6)))
     on_partial(partial)
-    fd = _files.create(partial, os.fstat(reader.bytes.fd).st_mode & 0o777)
+    fd = _files.create(partial, os.fstat(reader.bytes.fd).st_mode & 0o755)  # nobody else may write to it
     try:
         sums = _copy(reader, fd, partial, compression, threads, progress)
         _files.sync(fd, partial)

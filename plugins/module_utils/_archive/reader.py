@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional, Union
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _trust
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     config,
     digests,
@@ -126,6 +127,11 @@ class ArchiveReader:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    @functools.cached_property
+    def distrust(self) -> str:
+        """Why the file that was opened is not ours to trust, "" if it is; whether we wrote what is in it is `native`."""
+        return _trust.doubt(self.path, os.fstat(self._file.fileno()))
 
     def changed(self) -> bool:
         """Whether somebody has written to the file since it was opened."""

@@ -13,10 +13,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Kvmop
 
 
 class VmArchives:
-    """The archives of ours that belong to the VM of this UUID; one of another VM is read once, however often a run looks."""
+    """The archives of ours that belong to the VM of this UUID; one of another VM is read once, however often a run looks.
+
+    `distrusted`: those that say they are of the VM and are not ours to trust, with the reason.
+    """
 
     def __init__(self, uuid: str) -> None:
         self._uuid = uuid
+        self.distrusted: dict[str, str] = {}
         self._of_others: set[tuple[str, tuple[int, ...]]] = set()
 
     def views(self, directory: str) -> list[catalog.View]:
@@ -28,8 +32,10 @@ class VmArchives:
                 if seen in self._of_others:
                     continue
                 view = catalog.look(path)
-                if view.native and view.newest.vm_uuid == self._uuid:
+                if view.ours and view.newest.vm_uuid == self._uuid:
                     found.append(view)
-                else:
-                    self._of_others.add(seen)
+                    continue
+                self._of_others.add(seen)
+                if view.distrust and view.newest.vm_uuid == self._uuid:
+                    self.distrusted[path] = view.distrust
         return select.without_twins(found)

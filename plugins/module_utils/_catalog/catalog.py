@@ -24,9 +24,9 @@ SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
 
 @dataclass(frozen=True)
 class View:
-    """What a file says: its good points, oldest first. `native`: made by this collection. `broken`: why other points are not
-    good, and what an append has left. `damaged`: there are such points, or the last verification
-    has found damage; `found` is what it has found."""
+    """What a file says: its good points, oldest first. `native`: in the form that this collection gives it; `distrust`: why its
+    file is not ours to trust, "" if it is. `broken`: why other points are not good, and what an append has left. `damaged`:
+    there are such points, or the last verification has found damage; `found` is what it has found."""
 
     path: str
     size_bytes: int
@@ -36,6 +36,17 @@ class View:
     broken: tuple[str, ...] = ()
     damaged: bool = False
     found: verified.Verified | None = None
+    distrust: str = ""
+
+    @property
+    def not_ours(self) -> str:
+        """Why it counts for nothing here; "" for ours, which this collection made and nobody else can have written."""
+        return self.distrust if self.native else "it was not made by this collection"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it counts."""
+        return not self.not_ours
 
     @property
     def identity(self) -> tuple[tuple[int, str], ...]:
@@ -44,8 +55,8 @@ class View:
 
     @property
     def good(self) -> bool:
-        """Whether a VM can be restored from it as far as is known: what "the last good archive" counts. Never of foreign ones."""
-        return self.native and not self.damaged
+        """Whether a VM can be restored from it as far as is known: what "the last good archive" counts. Only of ours."""
+        return self.ours and not self.damaged
 
     @property
     def good_points(self) -> tuple[Configuration, ...]:
@@ -126,7 +137,10 @@ def _look_at_archive(path: str, refresh: bool) -> View:
             cache.store(path, key, reader.points)
         found = verified.last(path, reader.points)
         damaged = bool(reader.broken) or (found is not None and not found.ok)
-        return View(path, reader.size_bytes, reader.compressed, reader.native, reader.points, broken, damaged, found)
+        distrust = reader.distrust if reader.native else ""
+        return View(
+            path, reader.size_bytes, reader.compressed, reader.native, reader.points, broken, damaged, found, distrust
+        )
 
 
 def _look_at_xml(path: str) -> View:
@@ -170,7 +184,13 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "snapshots": [
             {"name": state.name, "parent": state.parent, "current": state.current} for state in shown.snapshots
         ],
-        "warnings": [*view.broken, *_found(view.found), *_warnings(shown)],
+        "not_ours": view.not_ours,
+        "warnings": [
+            *([f"not ours: {view.distrust}"] if view.distrust else []),
+            *view.broken,
+            *_found(view.found),
+            *_warnings(shown),
+        ],
     }
 
 
@@ -214,6 +234,7 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "verified": None,
         "config": None,
         "snapshots": [],
+        "not_ours": "",
         "warnings": [reason],
     }
 

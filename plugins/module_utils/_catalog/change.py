@@ -159,6 +159,8 @@ def _wanted(before: State, request: ChangeRequest) -> State:
     """The state after the change; its size is known only then. Raises ArchiveError if the archive cannot be read."""
     compressed, path = before.compressed, before.path
     if request.compressed is not None and request.compressed != before.compressed:
+        if before.view is not None and before.view.distrust and not request.trust:
+            raise convert.not_ours(before.path, before.view.distrust)
         compressed, path = request.compressed, convert.converted_path(before.path, request.compressed)
         if before.view is None:
             catalog.look(before.path)  # raises, with the reason
@@ -179,7 +181,8 @@ def _refuse_other_archive(before: State, after: State) -> None:
     if after.path == before.path or not os.path.lexists(after.path):
         return
     try:
-        same = before.view is not None and catalog.look(after.path).identity == before.view.identity
+        other = catalog.look(after.path)
+        same = before.view is not None and other.identity == before.view.identity and other.ours >= before.view.ours
     except ArchiveError:
         same = False
     if not same:
@@ -209,10 +212,17 @@ def _convert(path: str, request: ChangeRequest, context: Context) -> None:
     try:
         if request.compressed:
             convert.compress(
-                path, request.compress_level, threads=request.threads, progress=context.progress, on_partial=on_partial
+                path,
+                request.compress_level,
+                threads=request.threads,
+                progress=context.progress,
+                on_partial=on_partial,
+                trust=request.trust,
             )
         else:
-            convert.uncompress(path, threads=request.threads, progress=context.progress, on_partial=on_partial)
+            convert.uncompress(
+                path, threads=request.threads, progress=context.progress, on_partial=on_partial, trust=request.trust
+            )
     finally:
         journal.done()
 
@@ -277,7 +287,7 @@ def _refuse_to_delete(before: State) -> None:
     if _is_last(view, others):
         raise RefusedError(
             what,
-            f"it is the last {'good ' if view.native else ''}archive of {view.newest.vm_name or 'its VM'} in {directory}",
+            f"it is the last {'good ' if view.ours else ''}archive of {view.newest.vm_name or 'its VM'} in {directory}",
             "To delete it all the same, use force: true.",
         )
 
@@ -286,7 +296,7 @@ def _is_last(view: catalog.View, others: Sequence[catalog.View]) -> bool:
     """Whether the VM has no other good archive among these, and for a foreign one no other foreign one either. Pure."""
     if view.damaged:
         return False  # it is not a good one
-    stay = [each for each in others if each.good or not (view.native or each.damaged)]
+    stay = [each for each in others if each.good or not (view.ours or each.damaged)]
     own = select.of_vm([view, *stay], view.newest.vm_name, view.newest.vm_uuid)
     return len(select.without_twins(own)) < 2
 

@@ -123,6 +123,7 @@ class ChangeRequest:
     protected: bool | None = None
     notes: str | None = None
     force: bool = False
+    trust: bool = False
     uri: str = "qemu:///system"
     check_mode: bool = False
     diff: bool = False
@@ -139,6 +140,7 @@ class ChangeRequest:
             protected=params["protected"],
             notes=params["notes"],
             force=params["force"],
+            trust=params["trust"],
             uri=params["uri"],
             check_mode=params["check_mode"],
             diff=params["diff"],

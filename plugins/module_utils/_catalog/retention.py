@@ -153,7 +153,8 @@ def look(directory: str, uri: str, context: Context, continued: Continued) -> Pl
                 continue
             why = _not_ours(view)
             if why:
-                unknown.append(_retention.Archive(path, "", 0, not_ours=why))
+                # that it needs a template of ours is believed: nothing is lost by that
+                unknown.append(_retention.Archive(path, "", 0, not_ours=why, needs=_needs(view)))
             else:
                 views.append(view)
     single = select.without_twins(views)
@@ -334,8 +335,8 @@ def _vms_of(place: Place, paths: Collection[str]) -> set[str]:
 
 
 def _not_ours(view: catalog.View) -> str:
-    if not view.native:
-        return "it was not made by this collection"
+    if view.not_ours:
+        return f"not ours: {view.distrust}" if view.distrust else view.not_ours
     return "" if view.newest.vm_uuid else "it does not say whose it is"
 
 

@@ -79,7 +79,8 @@ def without_twins(views: Iterable[catalog.View]) -> list[catalog.View]:
         directory, base = os.path.split(view.path)
         stem = base[: -len(".zst")] if base.endswith(".zst") else base
         key = (directory, stem, view.identity)
-        if not (view.native and key in seen):
+        if not (view.ours and key in seen):
             kept.append(view)
-        seen.add(key)
+        if view.ours:
+            seen.add(key)
     return kept

@@ -28,11 +28,14 @@ class Decision:
     public: frozenset[str] = frozenset()
 
 
-def decide(configuration: Configuration, roots: Iterable[etree._Element], host: HostFacts) -> Decision:
-    """``roots``: the definitions that will be defined, as they are in the archive."""
+def decide(
+    configuration: Configuration, roots: Iterable[etree._Element], host: HostFacts, *, trusted: bool
+) -> Decision:
+    """``roots``: the definitions that will be defined, as they are in the archive. One that is not ``trusted`` gets no file of
+    this host, which libvirt would give to QEMU's user."""
     members = {m.former_path: m for m in configuration.members if m.role is Role.BOOT}
     wanted = [each for root in roots for each in boot_files.named(root) if each.path in members]
-    here = {path for path in members if path in host.files and host.files[path].matches is True}
+    here = {path for path in members if trusted and path in host.files and host.files[path].matches is True}
     restored = {each.path: members[each.path] for each in wanted if each.path not in here}
     public = {members[each.path].name for each in wanted if each.kind.public}
     return Decision(frozenset(here), tuple(restored.values()), frozenset(public))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,10 +15,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import reach
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, PlannedDisk
 
+_MAC = re.compile(r"[0-9a-f]{1,2}(?::[0-9a-f]{1,2}){5}")
 #: The VM can do without these.
 _DISPENSABLE = ("ACPI table", "firmware configuration", "option ROM")
 
@@ -32,7 +34,7 @@ class NewDisk(PlannedDisk):
 
 @dataclass(frozen=True)
 class Changes:
-    """All decisions that the definition has to show. ``nvram_path`` "": the VM has no NVRAM."""
+    """All decisions that the definition has to show. ``nvram_path`` "": the VM has no NVRAM; ``trusted``: as in Circumstances."""
 
     identity: Identity
     genid: str
@@ -40,6 +42,7 @@ class Changes:
     disks: Mapping[str, NewDisk]
     networks: Mapping[str, str]
     nvram_path: str = ""
+    trusted: bool = True
 
 
 @dataclass
@@ -51,9 +54,10 @@ class Outcome:
 
 
 def mac_addresses(root: etree._Element) -> list[str]:
-    """Address of each interface in document order, "" where the definition gives none."""
+    """Address of each interface in document order and lower case, "" where the definition gives none."""
     found = (interface.find("mac") for interface in root.findall("devices/interface"))
-    return [(mac.get("address") or "") if mac is not None else "" for mac in found]
+    addresses = ((mac.get("address") or "").lower() if mac is not None else "" for mac in found)
+    return [address if _MAC.fullmatch(address) else "" for address in addresses]
 
 
 def host_file_names(root: etree._Element, pools: Mapping[str, str]) -> set[str]:
@@ -68,7 +72,7 @@ def host_file_names(root: etree._Element, pools: Mapping[str, str]) -> set[str]:
 
 
 def apply(root: etree._Element, changes: Changes, facts: HostFacts) -> Outcome:
-    """Rewrites a definition in place; what reaches out of the VM has been dealt with before (reach.apply)."""
+    """Rewrites a definition in place; what reaches out of the VM has been dealt with before (host_exposure.apply)."""
     outcome = Outcome()
     _identity(root, changes)
     for element in root.findall("devices/disk"):
@@ -124,9 +128,34 @@ def _disk(element: etree._Element, changes: Changes, outcome: Outcome) -> None:
     elif isinstance(fate, disk_rules.Restored):
         _restored_disk(element, changes.disks[target], outcome)
     else:
-        driver = element.find("driver")
-        if element.find("source") is not None and (driver is None or not driver.get("type")):
-            _driver(element).set("type", "raw")
+        _kept_disk(element, fate.source, changes.trusted)
+
+
+def _kept_disk(element: etree._Element, source: Mapping[str, str], trusted: bool) -> None:
+    """A medium or a LUN of this host: of all that names one, only what was judged stays.
+
+    One that a definition not ours names is read as it is and only read, and libvirt does not give it to QEMU's user.
+    """
+    former = element.find("source")
+    for child in element.findall("source"):
+        element.remove(child)
+    if not source:
+        return
+    driver = _driver(element)
+    if not driver.get("type"):
+        driver.set("type", "raw")
+    new = etree.Element("source", dict(source))
+    element.set("type", "file" if "file" in source else element.get("type") or "file")
+    element.insert(element.index(driver) + 1, new)
+    if trusted:
+        new.extend(list(former) if former is not None else [])
+        return
+    for child in element.findall("driver")[1:]:
+        element.remove(child)
+    driver.set("type", "raw")
+    etree.SubElement(new, "seclabel", model="dac", relabel="no")
+    if element.find("readonly") is None:
+        etree.SubElement(element, "readonly")
 
 
 def _driver(element: etree._Element) -> etree._Element:
@@ -223,7 +252,9 @@ def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome:
     loader, nvram = os_element.find("loader"), os_element.find("nvram")
     automatic = bool(os_element.get("firmware"))
     path = (loader.text or "").strip() if loader is not None else ""
-    if loader is not None and automatic and not loader_is_here(path, facts):
+    if loader is not None and loader.get("type") == "pflash" and not changes.trusted:
+        loader.set("readonly", "yes")
+    if loader is not None and automatic and not loader_is_here(path, facts, changes.trusted):
         outcome.warnings.append(f"The firmware {path} is not on this host; libvirt chooses one of its own.")
         os_element.remove(loader)
         if nvram is not None:
@@ -240,9 +271,9 @@ def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome:
     nvram.text = changes.nvram_path
 
 
-def loader_is_here(path: str, facts: HostFacts) -> bool:
-    """Whether a firmware image is one of this host's, or at least a file that everybody may read."""
-    return not path or path in facts.capabilities.firmware or _is_public(path, facts)
+def loader_is_here(path: str, facts: HostFacts, trusted: bool) -> bool:
+    """Whether a firmware image is one of this host's; of a ``trusted`` archive a file that everybody may read will do."""
+    return not path or path in facts.capabilities.firmware or (trusted and _is_public(path, facts))
 
 
 def _is_public(path: str, facts: HostFacts) -> bool:
@@ -271,7 +302,7 @@ def _runtime_traces(root: etree._Element) -> None:
             continue
         device.attrib.pop("tty", "")
         for source in device.findall("source"):
-            if device.get("type") == "pty" or reach.is_own_socket(source.get("path") or ""):
+            if device.get("type") == "pty" or host_exposure.is_own_socket(source.get("path") or ""):
                 device.remove(source)
 
 

@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
+_TARGET = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_LAYERS = 200  # of one disk, as for libvirt
-_SOURCE_ATTRIBUTES = ("file", "dev", "volume", "name", "dir", "path")
+#: What names the source of a disk of a type; libvirt does not look at the others.
+_SOURCE_ATTRIBUTES = {
+    "file": "file", "block": "dev", "dir": "dir", "volume": "volume", "network": "name", "vhostuser": "path",
+    "vhostvdpa": "dev", "nvme": "namespace",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class Restored:
 
 @dataclass(frozen=True)
 class Kept:
-    """The element stays as it is: a CD image or a LUN of this host, or a drive without a medium."""
+    """The element stays with this source, as its attributes: a medium or a LUN of this host; {} for an empty drive."""
+
+    source: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class DiskElement:
-    """What matters here of a <disk>. `source`: its file, device or volume, "" for an empty drive; `pool`: a volume's."""
+    """What matters here of a <disk>. `source`: its file, device or volume, by its type ("" for none); `pool`: a volume's."""
 
     target: str
     device: str
@@ -66,20 +75,30 @@ class DiskElement:
     source: str
     pool: str
 
+    @property
+    def source_attributes(self) -> dict[str, str]:
+        """The source as libvirt reads it, and nothing else; {} for an empty drive."""
+        if not self.source:
+            return {}
+        return {**({"pool": self.pool} if self.pool else {}), _SOURCE_ATTRIBUTES.get(self.type, "file"): self.source}
+
 
 def elements(root: etree._Element) -> list[DiskElement]:
     """All disks of a domain definition in document order."""
     found = []
     for disk in root.findall("devices/disk"):
         target, source = disk.find("target"), disk.find("source")
-        names = [source.get(key) for key in _SOURCE_ATTRIBUTES] if source is not None else []
+        kind = disk.get("type") or "file"
+        name = (source.get(_SOURCE_ATTRIBUTES.get(kind, "file")) or "") if source is not None else ""
+        if source is not None and not name and kind in ("network", "nvme", "vhostuser", "vhostvdpa"):
+            name = "network"
         found.append(
             DiskElement(
                 target=(target.get("dev") or "") if target is not None else "",
                 device=disk.get("device") or "disk",
-                type=disk.get("type") or "file",
-                source=next((name for name in names if name), "" if source is None or not len(source) else "network"),
-                pool=(source.get("pool") or "") if source is not None else "",
+                type=kind,
+                source=name,
+                pool=(source.get("pool") or "") if source is not None and kind == "volume" else "",
             )
         )
     return found
@@ -98,17 +117,18 @@ def decide(
     facts: HostFacts,
     others: Sequence[ExistingVm],
     *,
+    trusted: bool,
     bare: bool = False,
     then: bool = False,
 ) -> Decision:
-    """Decides about the disks of one definition.
+    """Decides about the disks of one definition; one that is not ``trusted`` gets nothing of this host that is not everybody's.
 
     ``others``: the VMs that stay. ``bare``: the definition comes from an .xml file; it then gets no disk at all.
     ``then``: it is that of a snapshot, whose disks are the files that it names.
     """
     disks = elements(root)
     targets = [disk.target for disk in disks]
-    if "" in targets or len(set(targets)) != len(targets):
+    if not all(map(_TARGET.fullmatch, targets)) or len(set(targets)) != len(targets):
         return Decision({}, problems=("the configuration has disks without a target of their own",))
     if bare:
         reason = "a configuration file is restored without disks"
@@ -125,11 +145,11 @@ def decide(
                 problems.append(problem)
             fates[disk.target] = Restored(_placed(chain, disk))
         else:
-            fates[disk.target] = _without_member(disk, facts, others, skipped.get(disk.target, ""))
+            fates[disk.target] = _without_member(disk, facts, others, trusted, skipped.get(disk.target, ""))
             if disk.device == "lun" and isinstance(fates[disk.target], Kept):
                 warnings.append(f"The VM gets a block device of this host: {disk.source} ({disk.target}).")
         if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
-            fates[disk.target] = _cd_image(disk, tops[disk.target], facts, warnings)
+            fates[disk.target] = _cd_image(disk, tops[disk.target], facts, trusted, warnings)
     return Decision(fates, tuple(warnings), tuple(problems))
 
 
@@ -190,20 +210,38 @@ def _placed(chain: Sequence[Member], disk: DiskElement) -> tuple[Member, ...]:
     )
 
 
-def _without_member(disk: DiskElement, facts: HostFacts, others: Sequence[ExistingVm], why: str) -> Fate:
+def _without_member(
+    disk: DiskElement, facts: HostFacts, others: Sequence[ExistingVm], trusted: bool, why: str
+) -> Fate:
     """``why`` it was not backed up, if the archive says so."""
     if disk.device in ("cdrom", "floppy"):
         if not disk.source:
             return Kept()
-        image = facts.files.get(file_of(disk, facts.pools))
-        if image is not None and (image.public or image.pool_iso):
-            return Kept()
+        kept = _kept_medium(disk, facts, trusted)
+        if kept is not None:
+            return kept
+        if file_of(disk, facts.pools) in facts.files and not trusted:
+            return Emptied(
+                f"the medium {disk.source} is not in the archive, and an archive that is not ours to trust is shown a file of this "
+                "host only if every user may read it and none but root may replace it"
+            )
         return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")
     if disk.device == "lun":
-        problem = _lun_problem(disk, facts, others)
-        return Dropped(f"the LUN {disk.source} {problem}") if problem else Kept()
+        problem = _lun_problem(disk, facts, others) if trusted else host_exposure.NOT_TAKEN
+        return Dropped(f"the LUN {disk.source} {problem}") if problem else Kept(disk.source_attributes)
     missing = f"{disk.source or 'the disk'} is not in the archive"
     return Dropped(f"{missing}: {why}" if why else missing)
+
+
+def _kept_medium(disk: DiskElement, facts: HostFacts, trusted: bool) -> Kept | None:
+    """The medium where this host has it and it may be shown to a guest."""
+    path = file_of(disk, facts.pools)
+    image = facts.files.get(path)
+    if image is None or not (image.public or (trusted and image.pool_iso)):
+        return None
+    if trusted:
+        return Kept(disk.source_attributes)
+    return Kept({"file": path}) if image.settled else None
 
 
 def _lun_problem(disk: DiskElement, facts: HostFacts, others: Sequence[ExistingVm]) -> str:
@@ -216,15 +254,21 @@ def _lun_problem(disk: DiskElement, facts: HostFacts, others: Sequence[ExistingV
     return f"belongs to the VM {user}" if user else device.problem
 
 
-def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, warnings: list[str]) -> Fate:
+def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, trusted: bool, warnings: list[str]) -> Fate:
     """An image found at its former path is used as it is (C4), as long as it may be shown to a guest."""
     path = member.former_path or disk.source
     image = facts.files.get(path)
     if image is None or file_of(disk, facts.pools) != path:
         return Restored((member,))
-    if image.matches is not True and not (image.public or image.pool_iso):
-        warnings.append(f"{path} may be another file than the CD image in the archive and is private: it is not used.")
+    kept = _kept_medium(disk, facts, trusted)
+    if kept is None and trusted and image.matches is True:
+        kept = Kept(disk.source_attributes)
+    if kept is None:
+        if image.matches is not True:
+            warnings.append(
+                f"{path} may be another file than the CD image in the archive and is private: it is not used."
+            )
         return Restored((member,))
     if image.matches is False:
         warnings.append(f"The CD image {path} differs from {member.name} in the archive and is used as it is.")
-    return Kept()
+    return kept

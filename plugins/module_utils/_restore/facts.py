@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _text, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _text, _trust, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     CHUNK_BYTES,
@@ -34,10 +34,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
+    host_exposure,
     mark,
     needs,
     places,
-    reach,
     states,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
@@ -198,10 +198,10 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         persistent=persistent,
         managed_save=bool(domain.hasManagedSaveImage(0)),
         xml=texts[0],
-        macs=frozenset(mac.lower() for root in roots for mac in definition.mac_addresses(root) if mac),
+        macs=frozenset(mac for root in roots for mac in definition.mac_addresses(root) if mac),
         files=named | _other_files(roots) | firmware_state.default_files(domain.connect(), name, uuid),
         disk_files=disk_files,
-        hostdevs=frozenset(filter(None, (reach.hostdev_identity(e) for root in roots for e in reach.hostdevs(root)))),
+        hostdevs=frozenset(identity for root in roots for identity in host_exposure.identities(root)),
         locked_files=locked,
         mark=found,
         touched_files=frozenset() if found is None else _touched(found) | _strayed(found, roots, pools),
@@ -378,7 +378,8 @@ def _host_files(
             matches = _same_bytes(name, status.st_size, images[name], algorithm)
         real = os.path.realpath(name)
         pool_iso = os.path.dirname(real) in directories and real.lower().endswith(".iso") and real not in vm_disks
-        found[name] = HostFile(status.st_size, _is_public(name, status.st_mode), pool_iso, matches)
+        settled = not _trust.doubt(name, status)
+        found[name] = HostFile(status.st_size, _is_public(name, status.st_mode), pool_iso, matches, settled)
     return found
 
 

@@ -113,7 +113,8 @@ class Capabilities:
 class HostFile:
     """A file of this host that a configuration names.
 
-    `public`: any user may read it. `pool_iso`: an .iso in a storage pool that is no VM's disk.
+    `public`: any user may read it. `settled`: only root, or the user who runs, can write to it or put another in its place.
+    `pool_iso`: an .iso in a storage pool that is no VM's disk.
     `matches`: same bytes as the archive's member; None where that was not compared.
     """
 
@@ -121,6 +122,7 @@ class HostFile:
     public: bool
     pool_iso: bool
     matches: bool | None = None
+    settled: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class HostFacts:
     `nvram_place`, `tpm_place`: where libvirt keeps NVRAM and the state of emulated TPMs.
     `files`: host files named by the configuration (CD images, kernels, …) that exist.
     `block_devices`: those of the LUNs in the configuration that are here, by the path given there.
-    `hostdevs`: identity of the host devices (definition.hostdev_identity) that are here.
+    `hostdevs`: identity of the host devices (host_exposure.hostdev_identity) that are here.
     `template`: what this host has of the template that a thin clone needs, None for any other VM.
     `pools`: directories of the active pools by name.
     """
@@ -223,6 +225,7 @@ class RestorePlan:
     `made`: files that are made of those in `files`. `states`: the snapshots, parents first. `flat`: they were given up.
     `repair`: images that QEMU had marked as corrupt are repaired.
     `requires`: content of the template that files stand on; it is compared once more before they take their places.
+    `reduced`: what of the definition was left out because the archive is not ours to trust.
     `autostart`: the VM starts with the host, as the original did, which is gone; False: as the replaced VM does, if there is one.
     """
 
@@ -244,6 +247,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
+    reduced: tuple[str, ...] = ()
     repair: bool = False
     autostart: bool = False
     requires: TemplateRequirement | None = None

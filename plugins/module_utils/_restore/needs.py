@@ -22,7 +22,7 @@ DEVICES = (
 )
 
 
-def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts) -> list[str]:
+def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts, *, trusted: bool) -> list[str]:
     """One phrase per missing thing, naming it; [] if the VM can run here."""
     capabilities = facts.capabilities
     lacking = definition.missing_networks(root, networks, facts)
@@ -31,7 +31,7 @@ def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts)
     else:
         lacking += _machine(root, capabilities)
         lacking += _cpu(root, capabilities)
-        lacking += _firmware(root, facts)
+        lacking += _firmware(root, facts, trusted)
         lacking += _devices(root, capabilities)
     lacking += [
         f"{name} (booted by the VM, and not in the archive) as a file that everybody on this host may read"
@@ -78,7 +78,7 @@ def _devices(root: etree._Element, capabilities: Capabilities) -> list[str]:
     return list(dict.fromkeys(lacking))
 
 
-def _firmware(root: etree._Element, facts: HostFacts) -> list[str]:
+def _firmware(root: etree._Element, facts: HostFacts, trusted: bool) -> list[str]:
     os_element = root.find("os")
     if os_element is None:
         return []
@@ -86,4 +86,4 @@ def _firmware(root: etree._Element, facts: HostFacts) -> list[str]:
     if automatic:
         return [] if automatic in facts.capabilities.firmware_auto else [f"firmware of the kind {automatic}"]
     loader = (os_element.findtext("loader") or "").strip()
-    return [] if definition.loader_is_here(loader, facts) else [f"the firmware {loader}"]
+    return [] if definition.loader_is_here(loader, facts, trusted) else [f"the firmware {loader}"]

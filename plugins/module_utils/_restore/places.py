@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
@@ -44,6 +44,21 @@ def directory_problem(place: Place) -> str:
         if any(directory == system or directory.startswith(f"{system}/") for system in _SYSTEM_DIRECTORIES):
             return "belongs to the operating system and is no storage pool"
     return ""
+
+
+def unknown(members: Iterable[Member], facts: HostFacts) -> list[str]:
+    """Why former directories are not taken from an archive that is not ours: nothing says that VMs have files there."""
+    if facts.target is not None:
+        return []
+    known = {os.path.dirname(path) for vm in facts.vms for path in vm.disk_files}
+    keys = dict.fromkeys(former_key(member) for member in members)
+    found = ((key, facts.former.get(key)) for key in keys if key.startswith("/"))
+    return [
+        f"the former directory {key} is no storage pool, and no VM of this host has a disk in it, so an archive that is not ours "
+        "to trust does not choose it (name it, or another place, with 'pool' or 'path')"
+        for key, place in found
+        if place is not None and not place.pool and not {place.path, place.real_path} & known and not directory_problem(place)
+    ]
 
 
 def decide(members: Sequence[Member], facts: HostFacts) -> Decision:

@@ -23,9 +23,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     boot,
     definition,
     disks,
+    host_exposure,
     identity,
     layout,
     mark,
+    places,
     rewrite,
     states,
 )
@@ -50,9 +52,11 @@ def plan(
     heads: states.Heads | None = None,
     fresh: identity.Fresh | None = None,
     corrupt: Collection[str] = (),
+    distrust: str = "",
 ) -> RestorePlan:
     """Decides the restore of one point. ``bare``: the source is a configuration file, not an archive; ``heads``: those of the
-    memory images of its snapshots (states.memory_heads); ``corrupt``: members that QEMU had marked as that.
+    memory images of its snapshots (states.memory_heads); ``corrupt``: members that QEMU had marked as that. ``distrust``: why
+    the archive is not ours, "" if it is.
 
     Raises RefusedError that lists everything that speaks against it, HostileError for snapshots nobody can have had.
     """
@@ -63,11 +67,28 @@ def plan(
     name = request.name or configuration.vm_name
     if not identity.is_name(name):
         raise RefusedError(what, f"{name!r} is not a name for a VM", "Give a plain one with the option 'name'.")
+    ours = bool(configuration.format_version) and not distrust
+    trusted = ours or request.trust
+    if not trusted:  # an archive that is not ours says nothing about what the host does by itself
+        configuration = replace(configuration, autostart=False, template=False)
     draft, problems, of_states = _draft(
-        configuration, root, host, request, bare, heads or {}, fresh or identity.Fresh()
+        configuration,
+        root,
+        host,
+        request,
+        bare,
+        heads or {},
+        fresh or identity.Fresh(),
+        trusted=trusted,
+        taken=trusted and not ours,
     )
-    restored_before = _restored_before(configuration, host, request)
+    if distrust and not trusted:
+        draft = replace(draft, warnings=(f"The archive is taken as a foreign one: {distrust}.", *draft.warnings))
+    restored_before = _restored_before(draft, configuration, host, request)
     since = "" if restored_before is None else _since(restored_before, draft)
+    if draft.reduced and request.start and not request.start_reduced and not (restored_before and restored_before.running):
+        problems.append(_not_started(draft.reduced))
+        restored_before = None
     if restored_before is not None and (restored_before.running or not (request.force and since)):
         return _unchanged(draft, restored_before, request, since)
     marked = [file for file in draft.files if file.member.name in corrupt]
@@ -95,13 +116,22 @@ def _to_be_repaired(file: PlannedFile) -> str:
     )
 
 
-def _restored_before(configuration: Configuration, host: HostFacts, request: RestoreRequest) -> ExistingVm | None:
+def _not_started(reduced: Sequence[str]) -> str:
+    return (
+        f"it would start without {', '.join(reduced)}, which the archive asks for and is not ours to trust ('start: false' to look "
+        "at the VM first, 'start_reduced: true' to start it like that, 'trust: true' to take the archive as ours)"
+    )
+
+
+def _restored_before(
+    draft: RestorePlan, configuration: Configuration, host: HostFacts, request: RestoreRequest
+) -> ExistingVm | None:
     """The VM that this very restore has made earlier, whatever has become of it since."""
     name = request.name or configuration.vm_name
     vm = next((vm for vm in host.vms if vm.name == name), None)
     if vm is None or vm.mark is None:
         return None
-    asked = (configuration.timestamp, mark.configuration_digest(configuration))
+    asked = (configuration.timestamp, draft.configuration)
     same_point = (vm.mark.point, vm.mark.configuration) == asked
     wanted_uuid = configuration.vm_uuid if request.uuid == "keep" else request.uuid
     if not same_point or (wanted_uuid not in ("", "new") and wanted_uuid.lower() != vm.uuid):
@@ -167,10 +197,16 @@ def _draft(
     bare: bool,
     heads: states.Heads,
     fresh: identity.Fresh,
+    *,
+    trusted: bool,
+    taken: bool,
 ) -> tuple[RestorePlan, list[str], list[str]]:
-    """The plan, and the reasons why it cannot be carried out; those that lie in snapshots apart."""
+    """The plan, and the reasons why it cannot be carried out; those that lie in snapshots apart.
+
+    ``taken``: the archive is not ours, and the user takes it as ours.
+    """
     flat = _gives_states_up(configuration, request)
-    own_macs = [mac.lower() for mac in definition.mac_addresses(root)]
+    own_macs = definition.mac_addresses(root)
     macs = own_macs + ([] if bare or flat else states.other_macs(configuration, heads, own_macs))
     who = identity.decide(
         configuration.vm_name,
@@ -181,11 +217,11 @@ def _draft(
         fresh,
     )
     others = [vm for vm in host.vms if vm is not who.replaced]
-    tree = () if bare or flat else states.gather(configuration, host, others, heads)
-    fate = disks.decide(configuration, root, host, others, bare=bare)
+    tree = () if bare or flat else states.gather(configuration, host, others, heads, trusted=trusted)
+    fate = disks.decide(configuration, root, host, others, trusted=trusted, bare=bare)
     chains = {target: each.chain for target, each in fate.fates.items() if isinstance(each, disks.Restored)}
     roots = [root, *(each.root for state in tree for each in state.all_definitions)]
-    booted = boot.Decision() if bare else boot.decide(configuration, roots, host)
+    booted = boot.Decision() if bare else boot.decide(configuration, roots, host, trusted=trusted)
     needed = layout.Needed(
         disks=chains,
         others=states.chains(tree),
@@ -207,6 +243,7 @@ def _draft(
         *who.problems,
         *fate.problems,
         *files.problems,
+        *([] if trusted else places.unknown((file.member for file in files.files), host)),
         *clashes,
     ]
     if nvram is not None and host.nvram_place.problem:
@@ -220,7 +257,7 @@ def _draft(
         macs={former: mac for former, mac in reversed([*zip(macs, who.macs)]) if former},
         genid=fresh.uuid(),
         networks=request.networks,
-        trusted=bool(configuration.format_version),
+        trusted=trusted,
         bare=bare,
         fresh=fresh,
         template=configuration.template,
@@ -232,6 +269,7 @@ def _draft(
     outcome = rewrite.Outcome() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
     if outcome.lacking:
         problems.append("this host does not have " + ", ".join(outcome.lacking))
+    reduced = tuple(item.device for item in outcome.skipped if host_exposure.NOT_TAKEN in item.reason)
     of_tree = states.plan(tree, files, now, heads)
     warnings = [*fate.warnings, *files.warnings]
     if not configuration.format_version:
@@ -247,7 +285,7 @@ def _draft(
             name=who.name,
             uuid=who.uuid,
             point=configuration.timestamp,
-            configuration=mark.configuration_digest(configuration),
+            configuration=mark.configuration_digest(configuration) + ("-trusted" if taken else ""),
             domain_xml=_xml.text(root),
             disks=tuple(PlannedDisk(target, top.path, top.format) for target, top in files.tops.items()),
             files=all_files,
@@ -263,6 +301,7 @@ def _draft(
             warnings=tuple(dict.fromkeys(warnings)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
+            reduced=reduced,
             repair=request.repair,
             autostart=configuration.autostart and not configuration.template and _takes_its_place(configuration, who),
             requires=configuration.requires,

@@ -27,6 +27,7 @@ class RestoreRequest:
     `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
     `mac`: "" (as for `uuid`), "keep" or "new". `flatten`: one image per disk and no snapshots.
     `disk_images`: members of a foreign archive by target, "" for a disk that is left out.
+    `trust`: the source is taken as ours, whoever it belongs to; `start_reduced`: it is started also where something was left out.
     `networks` maps names of networks and bridges in the archive to those of this host.
     """
 
@@ -47,6 +48,8 @@ class RestoreRequest:
     diff: bool = False
     disk_images: Mapping[str, str] = field(default_factory=dict)
     repair: bool = False
+    start_reduced: bool = False
+    trust: bool = False
 
 
 def from_params(params: Mapping[str, Any]) -> RestoreRequest:
@@ -64,6 +67,8 @@ def from_params(params: Mapping[str, Any]) -> RestoreRequest:
         disk_format=DiskFormat(params["disk_format"]),
         flatten=params["flatten"],
         start=params["start"],
+        start_reduced=params["start_reduced"],
+        trust=params["trust"],
         force=params["force"],
         repair=params["repair"],
         uri=params["uri"],

@@ -16,7 +16,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import name
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import boot, definition, disks, mark, needs, reach
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
+    boot,
+    definition,
+    disks,
+    host_exposure,
+    mark,
+    needs,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh, Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     ExistingVm,
@@ -33,7 +40,8 @@ VM_TYPES = ("kvm", "qemu")
 class Circumstances:
     """What is the same for all definitions of a restore.
 
-    ``macs``: new address by former one. ``trusted``: the archive is one of ours. ``template``: the VM gets the mark of one.
+    ``macs``: new address by former one. ``trusted``: the archive is ours, or the user takes it as ours.
+    ``template``: the VM gets the mark of one.
     ``boot``: where kernels and the like are that the restore writes or has compared, by former path.
     """
 
@@ -70,26 +78,33 @@ def rewrite(
 
     ``macs``: addresses of its interfaces, one by one, where they were decided for this very definition.
     """
+    nvram = nvram_path(root, now.who, now.host)
+    etree.strip_elements(root, etree.Comment, with_tail=False)  # texts are judged as a whole
+    by_former = (now.macs.get(mac) or now.fresh.mac() for mac in definition.mac_addresses(root))
+    addresses = list(zip(root.findall("devices/interface"), macs or by_former))
+    own = boot.detach(root, now.boot)
+    if not now.trusted:
+        host_exposure.strip_boot_files(each.element for each in own)
+    exposed = host_exposure.apply(root, trusted=now.trusted, copy=now.who.new)
     mark.strip(root)
     template_mark.put(root, now.template)
-    own = boot.detach(root, now.boot)
-    lacking = needs.missing(root, now.networks, now.host)
-    kept, left_out = reach.apply(root, trusted=now.trusted, copy=now.who.new)
-    host_devices, absent = reach.decide_hostdevs(root, now.host, now.others, bare=now.bare)
-    by_former = (now.macs.get(mac.lower()) or now.fresh.mac() for mac in definition.mac_addresses(root))
+    lacking = needs.missing(root, now.networks, now.host, trusted=now.trusted)
+    host_devices, absent = host_exposure.decide_hostdevs(root, now.host, now.others, bare=now.bare)
+    stay = root.findall("devices/interface")
     changes = definition.Changes(
-        identity=replace(now.who, macs=tuple(macs or by_former)),
+        identity=replace(now.who, macs=tuple(mac for interface, mac in addresses if interface in stay)),
         genid=now.genid,
         fates=fates,
         disks=_new_disks(root, tops),
         networks=now.networks,
-        nvram_path=nvram_path(root, now.who, now.host),
+        nvram_path=nvram,
+        trusted=now.trusted,
     )
     outcome = definition.apply(root, changes, now.host)
     boot.attach(own)
     return Outcome(
-        warnings=(*kept, *host_devices, *outcome.warnings),
-        skipped=(*outcome.skipped, *left_out, *absent),
+        warnings=(*exposed.warnings, *host_devices, *outcome.warnings),
+        skipped=(*outcome.skipped, *exposed.skipped, *absent),
         lacking=tuple(lacking),
     )
 

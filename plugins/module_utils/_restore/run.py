@@ -152,7 +152,15 @@ def _plan(
         heads = states.memory_heads(archive.read, configuration)
     host = facts.gather(conn, configuration, request, request.source, heads, progress)
     corrupt = () if archive is None else _marked_corrupt(archive, configuration)
-    return make_plan(configuration, host, request, bare=archive is None, heads=heads, corrupt=corrupt)
+    return make_plan(
+        configuration,
+        host,
+        request,
+        bare=archive is None,
+        heads=heads,
+        corrupt=corrupt,
+        distrust="" if archive is None else archive.distrust,
+    )
 
 
 def _marked_corrupt(archive: ArchiveReader, configuration: Configuration) -> set[str]:

@@ -15,7 +15,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition, disks, rewrite, tree
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
+    definition,
+    disks,
+    host_exposure,
+    rewrite,
+    tree,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.layout import Layout
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     ExistingVm,
@@ -104,7 +110,7 @@ def definitions(configuration: Configuration, heads: Heads) -> list[etree._Eleme
 
 
 def gather(
-    configuration: Configuration, host: HostFacts, others: Sequence[ExistingVm], heads: Heads
+    configuration: Configuration, host: HostFacts, others: Sequence[ExistingVm], heads: Heads, *, trusted: bool
 ) -> tuple[State, ...]:
     """The snapshots of a point and what becomes of every disk in them, parents first. Raises HostileError."""
     found = []
@@ -119,7 +125,7 @@ def gather(
         problems += [
             f"it is a VM of type {root.get('type')!r}" for root in roots if root.get("type") not in rewrite.VM_TYPES
         ]
-        decisions = [disks.decide(configuration, root, host, others, then=True) for root in roots]
+        decisions = [disks.decide(configuration, root, host, others, trusted=trusted, then=True) for root in roots]
         problems += [problem for decision in decisions for problem in decision.problems]
         judged = [_Definition(root, decision.fates) for root, decision in zip(roots, decisions)]
         count = len(state.definitions)
@@ -179,7 +185,7 @@ def overlays(found: Iterable[State]) -> dict[str, str]:
 
 def other_macs(configuration: Configuration, heads: Heads, known: Sequence[str]) -> list[str]:
     """All addresses in them that are not known yet, in lower case, each once."""
-    found = (mac.lower() for root in definitions(configuration, heads) for mac in definition.mac_addresses(root))
+    found = (mac for root in definitions(configuration, heads) for mac in definition.mac_addresses(root))
     return list(dict.fromkeys(mac for mac in found if mac and mac not in known))
 
 
@@ -203,6 +209,8 @@ def plan(found: Sequence[State], layout: Layout, now: rewrite.Circumstances, hea
             notes.setdefault(
                 "A memory image may not fit the VM without that; the disks can be taken back all the same.", []
             ).append(state.name)
+        if state.tree.cookie is not None and not now.trusted:
+            host_exposure.only_allowed(state.tree.cookie)
         memory_path = ""
         if state.image is not None and state.memory is not None:
             file = layout.of_member(state.image.name)

@@ -56,6 +56,7 @@ def render(report: Report, *, name: str = "", place: str = "") -> str:
     for gauge, text, number in (
         ("silent_hosts", "Hosts that did not answer when the report was made.", len(report.silent_hosts)),
         ("unreadable_files", "Files in the places of archives that cannot be read.", len(report.unreadable)),
+        ("archives_not_ours", "Archives that count for nothing, as others can have written them.", len(report.not_ours)),
         ("report_timestamp_seconds", "Unix time of the report.", report.now),
     ):
         lines += [

@@ -82,12 +82,14 @@ class Vm:
 
 @dataclass(frozen=True)
 class Report:
-    """All VMs, those in trouble first; files that nobody can read; hosts that did not answer."""
+    """All VMs, those in trouble first; files that nobody can read; archives that are not ours and count for nothing; hosts
+    that did not answer."""
 
     now: int
     vms: tuple[Vm, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
     silent_hosts: tuple[str, ...] = field(default=())
+    not_ours: tuple[tuple[str, str], ...] = ()
 
     def count(self, state: State) -> int:
         """How many VMs are in this state."""
@@ -109,7 +111,7 @@ def report(
     where: dict[str, tuple[str, Mapping[str, Any]]] = {}
     archives: dict[str, dict[tuple[Any, ...], Archive]] = {}
     names: dict[str, str] = {}
-    unreadable = []
+    unreadable, not_ours = [], []
     for host in hosts:
         for vm in host.get("vms") or ():
             where.setdefault(str(vm["uuid"]), (str(host["host"]), vm))
@@ -117,6 +119,9 @@ def report(
         for entry in host.get("archives") or ():
             if not entry.get("vm"):
                 unreadable.append((str(entry["path"]), "; ".join(map(str, entry["warnings"]))))
+                continue
+            if entry.get("not_ours"):
+                not_ours.append((str(entry["path"]), str(entry["not_ours"])))
                 continue
             found = _archive(entry, now)
             uuid = str(entry["vm"]["uuid"]) or str(entry["vm"]["name"])
@@ -137,7 +142,7 @@ def report(
     order = list(State)
     vms.sort(key=lambda vm: (order.index(vm.state), vm.name, vm.uuid))
     silent = [str(host["host"]) for host in hosts if host.get("vms") is None or host.get("archives") is None]
-    return Report(now, tuple(vms), tuple(sorted(set(unreadable))), tuple(silent))
+    return Report(now, tuple(vms), tuple(sorted(set(unreadable))), tuple(silent), tuple(sorted(set(not_ours))))
 
 
 def _vm(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,9 +60,23 @@ def test_read_only_places_are_for_reading(lab: Lab, ansible: Ansible, run_module
     lab.create_vm("guarded", [Disk(size_mib=16)], start=False)
     archive = run_module("vm_backup", vm="guarded", pool="kept")["archive"]["path"]
 
-    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=["kept", str(plain)]))
-    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=["kept", str(plain)])) == []
+    squashed = lab.path("squashed") / Path(archive).name  # as NFS shows it
+    shutil.copy(archive, squashed)
+    for path in (squashed.parent, squashed):
+        shutil.chown(path, "nobody")
+
+    def not_ours() -> str:
+        return str(run_module("backup_info", archive=str(squashed))["archives"][0]["not_ours"])
+
+    assert not_ours().startswith("it belongs to nobody")
+    lists = {
+        "hypervisor_read_only": ["kept", str(plain)],
+        "hypervisor_trusted_owners": [{"path": str(squashed.parent), "owner": "nobody"}],
+    }
+    assert changed_tasks(ansible.playbook(PLAY, **lists))
+    assert changed_tasks(ansible.playbook(PLAY, **lists)) == []
     assert changed_tasks(ansible.playbook(PLAY)) == []  # not named: not lifted
+    assert not_ours() == ""
 
     files = sorted(pool.iterdir())
     for options in ({"pool": "kept"}, {"path": str(pool)}, {"path": str(plain)}):
@@ -76,7 +91,8 @@ def test_read_only_places_are_for_reading(lab: Lab, ansible: Ansible, run_module
     assert run_module("vm_restore", source=archive, name="copy", path=str(lab.path("restored"))).changed
     lab.adopt("copy")
 
-    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=[]))
+    assert changed_tasks(ansible.playbook(PLAY, hypervisor_read_only=[], hypervisor_trusted_owners=[]))
+    assert not_ours()
     assert run_module("backup_archive", archive=archive, protected=True).changed
 
 

@@ -102,6 +102,18 @@ def test_what_cannot_be_read_and_who_does_not_answer() -> None:
     assert "it is no archive" in text
 
 
+def test_an_archive_of_others_counts_for_nothing() -> None:
+    told = many(1)
+    before = make(*told)
+    forged = [{**entry, "path": "/srv/forged.tar", "not_ours": "it belongs to <mallory>"} for entry in told[0]["archives"]]
+    for each in told:
+        each["archives"] = list(each["archives"]) + forged
+    report = make(*told)
+    assert report.vms == before.vms and report.not_ours == (("/srv/forged.tar", "it belongs to <mallory>"),)
+    assert "it belongs to &lt;mallory&gt;" in page.render(report, title="t", tz=timezone.utc)
+    assert 'kvmops_backup_archives_not_ours{report="",place=""} 1\n' in metrics.render(report)
+
+
 @pytest.mark.parametrize("count", [0, 5, 200])
 def test_the_page_is_well_formed_and_stands_alone(count: int) -> None:
     text = page.render(make(*many(count)), title="Backups", tz=timezone.utc)

@@ -89,6 +89,7 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
             {"name": "one", "parent": "", "current": False},
             {"name": "two", "parent": "one", "current": True},
         ],
+        "not_ours": "",
         "warnings": ["the agent was slow", "sdb is not in the archive: LUN disks are passed through"],
     }  # fmt: skip
 

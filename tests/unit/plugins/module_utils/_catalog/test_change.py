@@ -470,3 +470,25 @@ def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path, own_directories: 
         change(replace(ChangeRequest(str(path)), compressed=True), Told(stopped))
     assert everything(tmp_path) == before
     assert list((own_directories / "state_dir" / "journal").iterdir()) == []
+
+
+def test_an_archive_of_others_is_not_made_ours_by_converting_it(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    os.chown(path, 1234567, -1)
+    for check_mode in (True, False):
+        with pytest.raises(RefusedError, match="not ours") as caught:
+            run(path, told, compressed=True, check_mode=check_mode)
+        assert "trust: true" in caught.value.hint
+    with pytest.raises(RefusedError, match="not ours"):
+        convert.compress(str(path))
+    assert names(tmp_path) == [path.name]
+    done = run(path, told, compressed=True, trust=True)
+    assert done["changed"] and os.stat(done["archive"]["path"]).st_uid == 0
+
+
+def test_the_last_archive_of_ours_needs_force_beside_one_of_others(tmp_path: Path, told: Told) -> None:
+    ours, forged = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
+    os.chown(forged, 1234567, -1)
+    with pytest.raises(RefusedError, match="last good"):
+        run(ours, told, present=False)
+    assert run(forged, told, present=False)["changed"] and ours.exists()

@@ -338,3 +338,33 @@ def test_only_vms_of_which_an_archive_would_go_are_looked_at(tmp_path: Path, tol
     result = run(tmp_path, told, continued=continued, keep_last=1)
     assert sorted(asked[1:]) == sorted([UUID, OTHER_UUID])
     assert other[0].exists() and str(other[0]) not in {each["path"] for each in result["removed"]}
+
+
+MALLORY = 1234567
+
+
+def test_nothing_of_ours_goes_because_of_an_archive_of_others(tmp_path: Path, told: Told) -> None:
+    """It has the VM's uuid, good digests and a later time."""
+    genuine, forged = history(tmp_path, [2, 0])
+    os.chown(forged, MALLORY, -1)
+    assert catalog.look(str(forged)).points and not catalog.look(str(forged)).good
+    result = run(tmp_path, told, keep_last=1)
+    assert not result["changed"] and genuine.exists() and forged.exists()
+    reasons = {os.path.basename(each["path"]): each["reason"] for each in result["kept"]}
+    assert reasons[forged.name].startswith("not ours: it belongs to the user 1234567")
+    assert reasons[genuine.name] == "it is number 1 of 1 (keep_last)"
+    described = catalog.describe(str(forged))
+    assert described["not_ours"].startswith("it belongs to the user 1234567")
+    assert described["warnings"][0].startswith("not ours: ")
+    os.chown(forged, 0, -1)
+    assert paths(run(tmp_path, told, keep_last=1)["removed"]) == {genuine.name}
+
+
+def test_where_others_may_write_nothing_is_removed(tmp_path: Path, told: Told) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    history(place, [2, 1, 0])
+    place.chmod(0o777)
+    result = run(place, told, keep_last=1)
+    assert result["removed"] == [] and len(result["kept"]) == 3
+    assert all(f"its directory {place} can be written to by every user" in each["reason"] for each in result["kept"])

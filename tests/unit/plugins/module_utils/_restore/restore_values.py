@@ -117,5 +117,8 @@ ORIGINAL = ExistingVm(
 
 def planned(facts: HostFacts | None = None, point: Configuration | None = None, **wishes: Any) -> RestorePlan:
     """The plan for the usual archive on the usual host, but for what is given."""
-    bare = wishes.pop("bare", False)
-    return plan(point or configuration(), facts or host(), request(**wishes), bare=bare)
+    bare, distrust = wishes.pop("bare", False), wishes.pop("distrust", "")
+    point, facts = point or configuration(), facts or host()
+    if (distrust or not point.format_version) and facts.target is None and not wishes.get("trust"):
+        facts = replace(facts, target=facts.former["vms"])  # such an archive does not choose a directory
+    return plan(point, facts, request(**wishes), bare=bare, distrust=distrust)

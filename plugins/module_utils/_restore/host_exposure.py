@@ -3,20 +3,22 @@
 # This file is private to the kvmops.backup collection.
 """What a domain definition can reach on the host beyond the VM's own disks, and what a restore does about it.
 
-An archive comes from outside. The table below is the whole policy (docs/RESTORE.md explains it to users): such an item
-is kept with a warning when it comes from an archive of this collection, and left out with a warning when it comes from a
-foreign one. What only one VM can have is left out of a copy beside the original too. Host devices have rules of their own.
+Two tables are the whole policy (docs/SECURITY.md explains it to users). A definition that is not ours to trust keeps what the
+list in `allowed` names, and loses the rest. One that is ours keeps what it had; RULES say what is worth a warning then, and
+what only one VM can have and a copy beside the original loses. Host devices have rules of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import allowed
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -69,6 +71,24 @@ def _typed(path: str, attribute: str, harmless: Sequence[str]) -> Callable[[etre
     return find
 
 
+#: What is judged by its first occurrence, so that there must be no other.
+_ONCE = (
+    "name", "uuid", "genid", "os", "devices", "os/loader", "os/nvram", "devices/disk/target", "devices/disk/driver",
+    "devices/interface/source", "devices/interface/mac",
+)  # fmt: skip
+_OF_BOOT_FILES = ("file", "type", "bar", "enabled", "readonly", "secure", "stateless", "format")
+#: Why something is left out of a definition that is not ours to trust; says what to do about it.
+NOT_TAKEN = "it is not taken from an archive that is not ours to trust ('trust: true' takes it)"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``warnings``: what stays although it reaches out of the VM, and what is no loss; ``skipped``: what was left out."""
+
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
 @dataclass(frozen=True)
 class Rule:
     """One kind of item. ``exclusive``: two VMs cannot share it; ``always``: left out whatever the archive is."""
@@ -83,7 +103,7 @@ RULES = (
     Rule("QEMU options past libvirt", lambda root: (e for e in root if str(e.tag).startswith(_QEMU))),
     Rule("shared host directory", _found("devices/filesystem")),
     Rule("host file or socket as a console", _character_devices, exclusive=True),
-    Rule("log file", _found(*(f"devices/{tag}/log" for tag in _CHARACTER_DEVICES)), exclusive=True),
+    Rule("log file", _found("devices//log", "devices/interface/backend[@logFile]"), exclusive=True),
     Rule("host script of a network interface", _found("devices/interface/script", "devices/interface/downscript")),
     Rule("tap or vhost device of a network interface", _found(
         "devices/interface/backend[@tap]", "devices/interface/backend[@vhost]"), exclusive=True),
@@ -124,8 +144,12 @@ def label(element: etree._Element) -> str:
     return f"{tag} {element.get('type') or element.get('mode') or (element.text or '').strip()}".strip()
 
 
-def apply(root: etree._Element, *, trusted: bool, copy: bool) -> tuple[list[str], list[Skipped]]:
-    """Applies the table to a definition; returns warnings about what stays and the items that were left out."""
+def apply(root: etree._Element, *, trusted: bool, copy: bool) -> Outcome:
+    """Takes out of a definition what may not come along. ``trusted``: it is ours; ``copy``: the VM it is of stays beside it."""
+    return _by_rules(root, copy) if trusted else only_allowed(root)
+
+
+def _by_rules(root: etree._Element, copy: bool) -> Outcome:
     warnings: list[str] = []
     skipped: list[Skipped] = []
     for rule in RULES:
@@ -133,21 +157,112 @@ def apply(root: etree._Element, *, trusted: bool, copy: bool) -> tuple[list[str]
             parent = element.getparent()
             if parent is None:
                 continue
-            if trusted and not rule.always and not (copy and rule.exclusive):
+            if not rule.always and not (copy and rule.exclusive):
                 warnings.append(f"Kept as it was, though it reaches out of the VM: {rule.kind} ({label(element)}).")
                 continue
-            if rule.always:
-                why = "its content is not in an archive"
-            elif trusted:
-                why = "it does not go with a copy"
-            else:
-                why = "it is not taken from a foreign archive"
+            why = "its content is not in an archive" if rule.always else "it does not go with a copy"
             skipped.append(Skipped(label(element), f"{rule.kind}: {why}"))
             if element.tag in ("serial", "parallel", "console"):
                 _as_pty(element)
             else:
                 parent.remove(element)
-    return warnings, skipped
+    return Outcome(tuple(warnings), tuple(skipped))
+
+
+def only_allowed(root: etree._Element) -> Outcome:
+    """Leaves in a definition, or in the cookie of a snapshot, what is on the list (allowed.py); names everything else."""
+    table = _tables()["cookie" if root.tag == "cookie" else "domain"]
+    gone: list[str] = []
+    _tame(root, gone)
+    metadata = root.find("metadata")
+    notes = [] if metadata is None else [child for child in metadata if isinstance(child.tag, str)]
+    _prune(root, table, gone)
+    others = sorted({etree.QName(note).localname for note in notes if note.getparent() is None})
+    etree.cleanup_namespaces(root)
+    return Outcome(
+        warnings=(f"Notes of other programs in the definition are left out: {', '.join(others)}.",) if others else (),
+        skipped=tuple(Skipped(item, NOT_TAKEN) for item in dict.fromkeys(gone)),
+    )
+
+
+def strip_boot_files(elements: Iterable[etree._Element]) -> None:
+    """Leaves of elements that name a file which the restore writes nothing but that, and how it is loaded."""
+    for element in elements:
+        for child in list(element):
+            element.remove(child)
+        for name in set(element.attrib) - set(_OF_BOOT_FILES):
+            del element.attrib[name]
+        if element.get("file"):
+            element.text = None
+
+
+@functools.cache
+def _tables() -> Mapping[str, allowed.Element]:
+    return {**allowed.read(allowed.DOMAIN), **allowed.read(allowed.COOKIE)}
+
+
+def _tame(root: etree._Element, gone: list[str]) -> None:
+    """What the guest sees stays where only the host's end of it is not allowed."""
+    for path in _ONCE:
+        for element in root.findall(path):
+            for other in element.itersiblings(element.tag):
+                _xml.parent_of(other).remove(other)  # the first one counts
+    for device in root.findall("devices/*"):
+        if device.tag in ("serial", "parallel", "console") and device.get("type") not in allowed.CHARACTERS.split("|"):
+            gone.append(label(device))
+            _as_pty(device)
+        elif device.get("type") in ("pty", "unix") and device.tag in _CHARACTER_DEVICES:
+            paths = [source.get("path") or "" for source in device.findall("source")]
+            if device.get("type") == "unix" and any(path and not is_own_socket(path) for path in paths):
+                gone.append(label(device))
+                _xml.parent_of(device).remove(device)
+                continue
+            for child in device.findall("source"):
+                device.remove(child)  # libvirt makes its own
+            device.attrib.pop("tty", "")
+        elif device.tag == "audio" and device.get("type") not in ("none", "spice"):
+            gone.append(label(device))
+            number = device.get("id") or "1"
+            device.clear()
+            device.set("id", number)
+            device.set("type", "none")
+    for element in root.findall("devices/emulator"):
+        _xml.parent_of(element).remove(element)  # libvirt has one of its own
+    for element in root.findall("seclabel"):
+        if element.get("type", "dynamic") == "dynamic" and element.find("baselabel") is None:
+            root.remove(element)  # as libvirt labels every VM
+
+
+def _prune(element: etree._Element, rule: allowed.Element, gone: list[str]) -> bool:
+    """Whether an element may stay, without what is not allowed in it; ``gone`` gets what that was."""
+    for name, value in [(str(name), str(value)) for name, value in element.attrib.items()]:
+        attribute = rule.attributes.get(name)
+        if attribute is not None and attribute.takes(value):
+            continue
+        if attribute is not None and attribute.decides:
+            return False
+        del element.attrib[name]
+        if not rule.quiet:
+            gone.append(f"{etree.QName(element).localname} {name}={value[:80]}")
+    text = (element.text or "").strip()
+    if text and not (rule.text and allowed.is_kind(rule.text, text)):
+        if rule.text:
+            return False
+        element.text = None
+    for child in list(element):
+        own, inside = rule.child(child.tag), list[str]()
+        name = label(child)
+        if (child.tail or "").strip():
+            child.tail = None
+        if own is not None and _prune(child, own, inside):
+            gone += inside
+            continue
+        if own is not None and own.vital:
+            return False
+        element.remove(child)
+        if not rule.quiet:
+            gone.append(name)
+    return True
 
 
 def _as_pty(element: etree._Element) -> None:
@@ -188,6 +303,11 @@ def _number(text: str | None) -> int:
 def hostdevs(root: etree._Element) -> list[etree._Element]:
     """All elements that take a device of the host."""
     return [*root.findall("devices/hostdev"), *root.findall("devices/interface[@type='hostdev']")]
+
+
+def identities(root: etree._Element) -> list[str]:
+    """What a definition takes from the host, as far as that can be told."""
+    return [identity for element in hostdevs(root) if (identity := hostdev_identity(element))]
 
 
 def decide_hostdevs(

@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Whether a file is ours to trust: only root, or the user who runs, can have written it (docs/SECURITY.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _settings
+
+_WAYS_OUT = "see docs/SECURITY.md, or take it as ours with 'trust: true'"
+
+
+def doubt(path: str, opened: os.stat_result | None = None) -> str:
+    """Why a file is not ours to trust, as a clause; "" if it is. ``opened``: the status of the file that was opened by this path.
+
+    Raises TargetError where the host's settings cannot be read.
+    """
+    absolute = os.path.abspath(path)
+    real = os.path.realpath(absolute)
+    owners = _owners(real)
+    try:
+        status = opened if opened is not None else os.stat(real)
+        now = os.stat(real)
+        if (status.st_dev, status.st_ino) != (now.st_dev, now.st_ino):
+            return "another file has its name by now"
+        why = _of_others(status, owners)
+        if why:
+            return f"it {why} ({_WAYS_OUT})"
+        for directory in _directories(absolute, real):
+            status = os.lstat(directory)
+            if stat.S_ISLNK(status.st_mode):
+                why = "" if status.st_uid in owners else f"is a link of {name_of(status.st_uid)}"
+            elif status.st_mode & stat.S_ISVTX:  # nobody replaces the files of others there
+                why = "" if status.st_uid in owners else f"belongs to {name_of(status.st_uid)}"
+            else:
+                why = _of_others(status, owners)
+            if why:
+                return f"its directory {directory} {why} ({_WAYS_OUT})"
+    except OSError as error:
+        return f"whose it is cannot be told ({error.strerror})"
+    return ""
+
+
+def owner(path: str) -> str:
+    """Who a file belongs to, for people; "" where it cannot be told."""
+    with contextlib.suppress(OSError):
+        return name_of(os.stat(path).st_uid)
+    return ""
+
+
+def name_of(uid: int) -> str:
+    """A user for people."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
+
+
+def _owners(real: str) -> frozenset[int]:
+    """Users whose files in this place count as ours."""
+    own = {0, os.geteuid()}
+    for directory, uids in _settings.trusted_owners().items():
+        place = os.path.realpath(directory)
+        if real.startswith(f"{place.rstrip('/')}/"):
+            own |= uids
+    return frozenset(own)
+
+
+def _of_others(status: os.stat_result, owners: frozenset[int]) -> str:
+    if status.st_uid not in owners:
+        return f"belongs to {name_of(status.st_uid)}"
+    if status.st_mode & stat.S_IWOTH:
+        return "can be written to by every user"
+    if status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid):
+        return f"can be written to by the group {_group_name(status.st_gid)}"
+    return ""
+
+
+def _is_private(gid: int, uid: int) -> bool:
+    """Whether the group is that of this one user, as many distributions give one to each."""
+    try:
+        members, user = grp.getgrgid(gid).gr_mem, pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return user.pw_gid == gid and not set(members) - {user.pw_name}
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _directories(absolute: str, real: str) -> Iterator[str]:
+    """Every directory, and every link, on the way to a file: as it was named, and as it really is."""
+    seen = set()
+    if os.path.islink(absolute):
+        yield absolute
+    for path in (absolute, real):
+        while path != "/":
+            path = os.path.dirname(path)
+            if path not in seen:
+                seen.add(path)
+                yield path

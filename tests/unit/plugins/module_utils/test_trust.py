@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whose file it is: only what root, or the user who runs, alone can have written is ours."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _trust
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+
+MALLORY, NOBODY = 1234567, 65534
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    (tmp_path / "place").mkdir(mode=0o755)
+    path = tmp_path / "place/x.tar"
+    path.write_bytes(b"x")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_file_of_root_in_directories_of_root_is_ours(archive: Path) -> None:
+    assert _trust.doubt(str(archive)) == ""
+    archive.chmod(0o644)
+    assert _trust.doubt(str(archive)) == ""
+    archive.parent.chmod(0o1777)
+    assert _trust.doubt(str(archive)) == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("file", "belongs to the user 1234567"),
+        ("file mode", "every user"),
+        ("file group", "the group"),
+        ("directory", "belongs to the user 1234567"),
+        ("directory mode", "every user"),
+        ("directory group", "the group"),
+        ("sticky of another", "belongs to the user 1234567"),
+        ("link", "is a link of the user 1234567"),
+    ],
+)
+def test_what_another_can_have_written_is_not(archive: Path, tmp_path: Path, what: str, words: str) -> None:
+    place, path = archive.parent, archive
+    if what == "file":
+        os.chown(archive, MALLORY, -1)
+    elif what == "file mode":
+        archive.chmod(0o606)
+    elif what == "file group":
+        os.chown(archive, 0, 4242)
+        archive.chmod(0o660)
+    elif what == "directory":
+        os.chown(place, MALLORY, -1)
+    elif what == "directory mode":
+        place.chmod(0o777)
+    elif what == "directory group":
+        os.chown(place, 0, 4242)
+        place.chmod(0o775)
+    elif what == "sticky of another":
+        os.chown(place, MALLORY, -1)
+        place.chmod(0o1777)
+    else:
+        path = tmp_path / "link.tar"
+        path.symlink_to(archive)
+        os.lchown(path, MALLORY, -1)
+    assert words in _trust.doubt(str(path)) and "SECURITY.md" in _trust.doubt(str(path))
+
+
+def test_a_group_that_is_the_users_own_counts_as_the_user(archive: Path) -> None:
+    archive.chmod(0o664)
+    archive.parent.chmod(0o775)
+    assert _trust.doubt(str(archive)) == ""
+
+
+def test_another_file_under_the_name_by_now(archive: Path) -> None:
+    opened = os.stat(archive)
+    archive.rename(archive.with_name("old"))
+    archive.write_bytes(b"y")
+    assert _trust.doubt(str(archive), opened) == "another file has its name by now"
+    assert "cannot be told" in _trust.doubt("/nowhere/x.tar")
+
+
+def test_owners_are_trusted_in_their_place_only(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS with root_squash, where all files are nobody's."""
+    settings = tmp_path / "trusted-owners"
+    monkeypatch.setattr(_paths, "trusted_owners_file", lambda: str(settings))
+    os.chown(archive, NOBODY, -1)
+    os.chown(archive.parent, NOBODY, -1)
+    assert _trust.doubt(str(archive))
+    settings.write_text(f"# of the role\n{NOBODY} {archive.parent}\n", encoding="utf-8")
+    assert _trust.doubt(str(archive)) == ""
+    elsewhere = tmp_path / "placebo"
+    elsewhere.mkdir()
+    other = archive.rename(elsewhere / "x.tar")
+    assert _trust.doubt(str(other))
+    settings.write_text("mallory\n", encoding="utf-8")
+    with pytest.raises(TargetError, match="no user and a directory"):
+        _trust.doubt(str(other))
+
+
+def test_it_costs_next_to_nothing(archive: Path) -> None:
+    begin = time.process_time()
+    for _number in range(20):
+        _trust.doubt(str(archive))
+    assert time.process_time() - begin < 20 * 0.01
