@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _slots, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _slots, _trust, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
@@ -164,6 +164,11 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         elif planned.stays and planned.base is None:
             context.warn(_SNAPSHOT_WARNING)
         run.keeper.remove_old(planned.directory, uuid)
+    distrust = _trust.doubt(done.archive.path)
+    if distrust:
+        context.warn(
+            f"{done.archive.path} will not count as ours: {distrust}. Later runs make a full each time, and retention spares it."
+        )
     result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
     return {**result, **run.went(merged)}
 
@@ -214,6 +219,8 @@ def _facts(run: _Run, *, agent: bool) -> VmFacts:
 
 def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
     views = run.archives.views(run.place.directory)
+    for path, why in run.archives.distrusted.items():
+        run.context.warn(f"{path} is not ours and counts for nothing: {why}")
     return mode.decide(
         run.conn, run.domain, facts, run.place.directory, views, run.request, int(time.time()), run.context
     )
@@ -363,7 +370,7 @@ def _appender(
     """The archive, open for one more point: sizes are known, because nobody writes to the files any more."""
     sizes = []
     for each in members:
-        source = _source(each, held)
+        source = _source(run, each, held)
         sizes.append(source.size_bytes)
         source.close()
     if run.slot:
@@ -399,9 +406,11 @@ def _held(members: Sequence[PlannedMember]) -> dict[str, bytes]:
     return found
 
 
-def _source(planned: PlannedMember, held: Mapping[str, bytes]) -> ImageSource:
+def _source(run: _Run, planned: PlannedMember, held: Mapping[str, bytes]) -> ImageSource:
     if planned.path in held:
         return BytesSource(held[planned.path])
+    if planned.member.role is Role.MEMORY and not run.request.include_secrets:
+        return standing.open_memory(planned.path, run.context.warn)
     return standing.open_source(planned.path, planned.from_raw)
 
 
@@ -425,7 +434,7 @@ def _write(
     before = {each.path: _vm_state.evidence(each.path) for each in planned.members if each.path not in held}
     below = {**planned.below, **{path: each.stat[:-1] for path, each in proved.items()}}
     with run.request.priority.lowered():
-        stored = tuple(_add(writer, member, held) for member in planned.members)
+        stored = tuple(_add(run, writer, member, held) for member in planned.members)
         _refuse_changed(run.domain, planned, {**{path: each[:-1] for path, each in before.items()}, **below})
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(planned.timestamp))
         archive = writer.publish(replace(configuration, members=(*planned.kept, *stored), created=created))
@@ -439,8 +448,8 @@ def _write(
     return _Done(archive, taken.frozen_ms if taken else 0, sum(each.size_bytes for each in stored), copied)
 
 
-def _add(writer: _Writer, planned: PlannedMember, held: Mapping[str, bytes]) -> Member:
-    source = _source(planned, held)
+def _add(run: _Run, writer: _Writer, planned: PlannedMember, held: Mapping[str, bytes]) -> Member:
+    source = _source(run, planned, held)
     try:
         return writer.add(planned.member, source)
     finally:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -17,13 +18,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import (
     FileSource,
+    HeadSource,
     ImageSource,
     RawAsQcow2Source,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
@@ -130,6 +132,22 @@ def open_source(path: str, from_raw: bool) -> ImageSource:
     return RawAsQcow2Source(path) if from_raw else FileSource(path)
 
 
+def open_memory(path: str, warn: Callable[[str], None] = lambda _text: None) -> ImageSource:
+    """The bytes that an external memory image has as a member: without secrets."""
+    what = f"The memory image {path}"
+    try:
+        with open(path, "rb") as file:
+            header = file.read(memory_image.HEADER_BYTES)
+            raw = header + file.read(memory_image.head_bytes(header, what) - len(header))
+        head = memory_image.without_secrets(memory_image.parse(raw, what), what)
+    except (RefusedError, HostileError) as error:  # of a kind that nobody can look into
+        warn(f"The archive may hold the passwords of the VM's displays: {error}")
+        return FileSource(path)
+    except OSError as error:
+        raise SourceError(what, f"it cannot be read ({error.strerror})") from error
+    return FileSource(path) if head == raw else HeadSource(path, head)
+
+
 def _above_template(facts: VmFacts, files: tuple[str, ...]) -> tuple[str, ...]:
     """What QEMU has open, without the disks of the template and what is below them."""
     bases = {disk.path for disk in facts.thin.base.disks} if facts.thin.base else set()
@@ -168,14 +186,19 @@ def _distrusted(points: Sequence[Configuration], facts: VmFacts) -> frozenset[st
 
 def _is_same(reader: ArchiveReader, member: Member, threads: int, progress: Progress) -> bool:
     progress.phase("compare", member.target or member.name, member.size_bytes)
-    try:
-        source = open_source(member.former_path, member.original_format == "raw" and member.role is Role.DISK)
+    path, from_raw = member.former_path, member.original_format == "raw" and member.role is Role.DISK
+    # with or without secrets, as the archive has it; one that is not it differs in its first chunk
+    ways: list[Callable[[], ImageSource]] = [lambda: open_source(path, from_raw)]
+    if member.role is Role.MEMORY:
+        ways.insert(0, lambda: open_memory(path))
+    for opens in ways:
         try:
-            return reader.matches(member, source, threads=threads, progress=progress)
-        finally:
-            source.close()
-    except SourceError:
-        return False
+            with contextlib.closing(opens()) as source:
+                if reader.matches(member, source, threads=threads, progress=progress):
+                    return True
+        except SourceError:
+            return False
+    return False
 
 
 def _same_files(

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import 
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sparse import SparseFile
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero, zero_fill
 
-__all__ = ["BytesSource", "FileSource", "ImageSource", "RawAsQcow2Source", "SourceError"]
+__all__ = ["BytesSource", "FileSource", "HeadSource", "ImageSource", "RawAsQcow2Source", "SourceError"]
 
 
 class ImageSource(Protocol):
@@ -76,6 +76,25 @@ class FileSource:
     def close(self) -> None:
         self._file.close()
         self.clone_fd = None
+
+
+class HeadSource(FileSource):
+    """A file with other first bytes."""
+
+    def __init__(self, path: str, head: bytes) -> None:
+        super().__init__(path)
+        self._head = memoryview(head)
+        self.clone_fd = None
+
+    def read_chunk(self, offset: int, buffer: memoryview) -> bool:
+        data = super().read_chunk(offset, buffer)
+        if offset >= len(self._head):
+            return data
+        if not data:
+            buffer[:] = bytes(len(buffer))
+        part = self._head[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return not is_zero(buffer)
 
 
 CLUSTER_BITS = 16

@@ -67,6 +67,17 @@ def parse(raw: bytes, what: str) -> Head:
         raise HostileError(what, "its XML is not UTF-8") from error
 
 
+def without_secrets(head: Head, what: str) -> bytes:
+    """The head without the passwords of the VM's displays; as it is where it has none. Raises as `with_xml`."""
+    if "passwd" not in head.xml:
+        return head.raw
+    root = _xml.parse(head.xml, what)
+    secret = [each for each in root.iterfind("devices/graphics") if each.get("passwd") is not None]
+    for graphics in secret:
+        graphics.attrib.pop("passwd")
+    return with_xml(head, root, what) if secret else head.raw
+
+
 def with_xml(head: Head, root: etree._Element, what: str) -> bytes:
     """The head with another domain XML, of the same length. Raises RefusedError where that cannot be."""
     if not head.renamable:

@@ -35,9 +35,11 @@ def units(tmp_path: Path) -> Path:
     return directory
 
 
-def play(ansible: Ansible, units: Path, fails: bool = False, **options: Any) -> PlaybookResult:
+def play(
+    ansible: Ansible, units: Path, fails: bool = False, diff: bool = False, **options: Any
+) -> PlaybookResult:
     given = {"name": "nightly", "unit_directory": str(units), "command": COMMAND, **options}
-    return ansible.playbook(PLAY, fails=fails, **{f"schedule_{name}": value for name, value in given.items()})
+    return ansible.playbook(PLAY, fails=fails, diff=diff, **{f"schedule_{name}": value for name, value in given.items()})
 
 
 def changed_tasks(played: PlaybookResult) -> list[str]:
@@ -57,8 +59,17 @@ def test_a_time_that_systemd_cannot_read_leaves_the_old_timer_alone(
     assert before == {path.name: path.read_bytes() for path in units.iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("arguments", ["--limit=a\nExecStartPost=/bin/x"]), ("environment", {"A": "b\nUser=root"}), ("playbook", "a\rb")],
+)
+def test_a_line_break_is_no_way_into_a_unit(ansible: Ansible, units: Path, option: str, value: Any) -> None:
+    refused = play(ansible, units, fails=True, **{option: value})
+    assert f"schedule_{option}: a line break" in refused.output and list(units.iterdir()) == []
+
+
 def test_units_are_right_and_a_second_run_changes_nothing(ansible: Ansible, units: Path) -> None:
-    secret = {"weekly_backup_path": "/srv/back up", "weekly_backup_vms": ['a 100% "b" $c']}
+    secret = {"password": "pLanted7", "weekly_backup_path": "/srv/back up", "weekly_backup_vms": ['a 100% "b" $c']}
     options: dict[str, Any] = {
         "extra_vars": secret,
         "arguments": ["--limit", 'kvm01:100% "x" $HOME \\y'],
@@ -66,8 +77,8 @@ def test_units_are_right_and_a_second_run_changes_nothing(ansible: Ansible, unit
         "on_calendar": "Mon..Sun 01:30 Europe/Berlin",
         "inventory": "/etc/ansible/my hosts",
     }
-    first = play(ansible, units, **options)
-    assert changed_tasks(first)
+    first = play(ansible, units, diff=True, **options)
+    assert changed_tasks(first) and "OnCalendar" in first.output and "pLanted7" not in first.output
     assert "kvmops.backup.weekly_backup" in first.task(WARNING).data["msg"]  # there are no collections in /opt
     assert changed_tasks(play(ansible, units, **options)) == []
 

@@ -29,6 +29,9 @@ def extract(archive, directory):
     return directory
 
 
+SECRET = "pLanted7"
+
+
 @pytest.fixture(scope="module")
 def web(module_lab):
     """A writing VM with an agent, a qcow2 and a raw disk."""
@@ -37,8 +40,9 @@ def web(module_lab):
 
 @pytest.fixture(scope="module")
 def mute(module_lab):
-    """A writing VM without an agent."""
-    vm = module_lab.create_vm("mute", [Disk()], agent=False)
+    """A writing VM without an agent, and with a secret."""
+    display = f"<graphics type='vnc' autoport='yes' passwd='{SECRET}'/>"
+    vm = module_lab.create_vm("mute", [Disk()], agent=False, extra_devices=display)
     wait_for("its second marker", lambda: re.search(r"marker=([2-9]|\d\d)", vm.console_line("GUEST-UP")), 120)
     return vm
 
@@ -100,6 +104,10 @@ def test_memory_without_agent(lab, mute, run_module):
     with tarfile.open(result["archive"]["path"]) as archive:
         assert archive.extractfile(memory[0]).read(16) == b"LibvirtQemudSave"
     assert len(fingerprint.names(mute.disks()["vda"].parent)) == 1  # no overlay, no memory image left
+    places = [lab.directory, *(Path(above, "kvmops-backup") for above in ("/var/lib", "/var/cache", "/run"))]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert Path(result["archive"]["path"]) in files
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == [] and SECRET not in result.output
 
 
 def test_crash_has_no_memory(lab, mute, run_module):

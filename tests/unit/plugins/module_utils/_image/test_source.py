@@ -22,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.source import
     CLUSTER_BYTES,
     BytesSource,
     FileSource,
+    HeadSource,
     RawAsQcow2Source,
     plan_layout,
 )
@@ -312,3 +313,16 @@ print(found, time.monotonic() - begin, peak)
     assert int(found) == (50 if kind == "FileSource" else 2)
     assert float(seconds) < 20
     assert int(kib) < 100 << 10
+
+
+@pytest.mark.parametrize("data", [bytes(3 * MIB), bytes(range(256)) * 12288])
+def test_a_file_with_another_head(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    source = HeadSource(str(tmp_path / "file"), b"head" * 500_000)  # ends within a chunk
+    assert source.clone_fd is None and source.size_bytes == len(data)
+    found = b""
+    for offset in range(0, len(data), MIB):
+        buffer = bytearray(MIB)
+        found += bytes(buffer) if source.read_chunk(offset, memoryview(buffer)) else bytes(MIB)
+    source.close()
+    assert found == b"head" * 500_000 + data[2_000_000:]

@@ -92,3 +92,14 @@ def test_what_is_no_head_is_refused(raw: bytes, words: str) -> None:
     with pytest.raises(HostileError, match=words):
         memory_image.head_bytes(raw[:92], "image")
         memory_image.parse(raw, "image")
+
+
+def test_only_the_passwords_of_displays_are_taken_out() -> None:
+    xml = b"<domain><name>web</name><devices><graphics type='vnc' passwd='geheim' listen='::1'/></devices></domain>"
+    head = parsed(image(xml))
+    bare = parsed(memory_image.without_secrets(head, "image"))
+    assert "passwd" not in bare.xml and "::1" in bare.xml and len(bare.raw) == len(head.raw)
+    assert bare.cookie == head.cookie
+    assert memory_image.without_secrets(bare, "image") == bare.raw
+    with pytest.raises(RefusedError):
+        memory_image.without_secrets(parsed(image(xml, codec=9)), "image")
