@@ -13,7 +13,7 @@ import os
 import secrets
 import stat
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, names, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 
@@ -50,7 +50,7 @@ def checked_notes(text: str) -> str:
 
 def is_protected(path: str) -> bool:
     """Whether an archive must not be deleted."""
-    return os.path.lexists(path + PROTECTED)
+    return _filenames.is_there(path + PROTECTED, follow=False)
 
 
 def set_protected(path: str, protected: bool) -> None:

@@ -190,6 +190,7 @@ def _where(path: str) -> str:
 def _is_gone(path: str) -> bool:
     """Whether its directory is there and holds other things: an empty one may be a place that is not mounted."""
     try:
-        return bool(os.listdir(os.path.dirname(path)))
+        names = os.listdir(os.path.dirname(path))
     except OSError:
         return False
+    return bool(names) and os.path.basename(path) not in names  # one that is listed and is no file cannot be looked at

@@ -87,13 +87,15 @@ def judge(
     include_iso: bool,
     incrementable: bool = False,
     below: Sequence[Image] = (),
+    unseen: str = "",
 ) -> Judgement:
     """What happens to one disk; `image` is its topmost image, None where the host has none for it; `below`: those it stands on.
+    `unseen`: why nobody can tell whether its image is there.
 
     `incrementable`: a snapshot is to stay, so that disks are frozen also while the VM is off.
     """
     if disk.device in ("cdrom", "floppy"):
-        return _removable(disk, image, include_iso)
+        return _removable(disk, image, include_iso, unseen)
     if disk.device == "lun":
         return Judgement(Verdict.SKIP, "a LUN is passed through to the guest and is not part of a backup")
     if disk.transient:
@@ -105,8 +107,8 @@ def judge(
     if disk.mirror:
         return Judgement(Verdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
     if image is None:
-        gone = f"{disk.path} is not there"
-        if disk.volume:
+        gone = unseen or f"{disk.path} is not there"
+        if disk.volume and not unseen:
             gone = f"the volume {disk.volume} of the pool {disk.pool} is not there, or the pool is not active"
         return Judgement(Verdict.REFUSE, gone if disk.path or disk.volume else "it has no source")
     return _data(disk, image, running, snapshots, incrementable, below)
@@ -117,7 +119,7 @@ def is_stored(judgement: Judgement) -> bool:
     return judgement.verdict in (Verdict.FREEZE, Verdict.COPY, Verdict.REFUSE)
 
 
-def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
+def _removable(disk: Disk, image: Image | None, include_iso: bool, unseen: str) -> Judgement:
     if not disk.path and not disk.network and not disk.volume:
         return Judgement(Verdict.NOTHING)
     if disk.device == "floppy":
@@ -125,9 +127,8 @@ def _removable(disk: Disk, image: Image | None, include_iso: bool) -> Judgement:
     if not include_iso:
         return Judgement(Verdict.SKIP, "include_iso is false")
     if image is None or image.is_device:
-        return Judgement(
-            Verdict.SKIP, f"the CD image {disk.path or disk.network or disk.volume} is no file of this host"
-        )
+        name = f"the CD image {disk.path or disk.network or disk.volume}"
+        return Judgement(Verdict.SKIP, f"{name}: {unseen}" if unseen else f"{name} is no file of this host")
     return Judgement(Verdict.ISO)
 
 

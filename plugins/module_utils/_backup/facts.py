@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
@@ -81,6 +81,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         images=images,
         checkpoints=checkpoints,
         shared=find.shared(_written(view.disks, images), find.neighbours(conn, view.uuid)),
+        unseen={disk.path: why for disk in view.disks if disk.path and (why := _filenames.why_unseen(disk.path))},
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
         snapshots=states,
         snapshot_disks=state_disks,
@@ -176,7 +177,7 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
     found: dict[str, Image] = {}
     for disk in disks:
         # a logical volume that is not active has no device, and is one all the same
-        if not disk.path or disk.path in found or not (os.path.exists(disk.path) or disk.path.startswith("/dev/")):
+        if not disk.path or disk.path in found or not (_is_seen(disk.path) or disk.path.startswith("/dev/")):
             continue
         removable = disk.device in ("cdrom", "floppy")
         fmt = "raw" if removable else disk.format or "raw"
@@ -184,13 +185,18 @@ def _images(conn: Connection, disks: Iterable[domain_xml.Disk]) -> dict[str, Ima
         if place.kind in place_rules.VOLUME_MANAGERS:
             found[disk.path] = _at(place, Image(disk.path, fmt, 0, 0, 0, is_device=True))
             continue
-        if not os.path.exists(disk.path):
+        if not _is_seen(disk.path):
             continue
         if disk.device == "lun" or fmt not in STORED_FORMATS:
             found[disk.path] = _image(conn, disk.path, fmt, "", 0, removable=True)
             continue
         found.update(_stack(conn, disk.path, fmt, removable=removable))
     return found
+
+
+def _is_seen(path: str) -> bool:
+    """What cannot be looked at is told by VmFacts.unseen: of a CD it is no reason to have no backup."""
+    return not _filenames.why_unseen(path) and _filenames.is_there(path)
 
 
 def _stack(conn: Connection, path: str, fmt: str, *, removable: bool = False) -> dict[str, Image]:
@@ -213,7 +219,7 @@ def _as_defined(conn: Connection, disks: Iterable[domain_xml.Disk], images: dict
     """The images, standing on each other as the definition lists it: QEMU goes by that, not by what the images say."""
     found = dict(images)
     for disk in disks:
-        if disk.device != "disk" or disk.path not in found or not all(os.path.exists(link.path) for link in disk.chain):
+        if disk.device != "disk" or disk.path not in found or not all(map(_is_seen, (link.path for link in disk.chain))):
             continue
         for link in disk.chain:
             if os.path.realpath(link.path) not in found:
@@ -289,7 +295,7 @@ def _locked(disks: Iterable[domain_xml.Disk], images: dict[str, Image]) -> tuple
     for disk in disks:
         image = images.get(disk.path)
         data = disk.device == "disk" and image is not None and image.format in STORED_FORMATS
-        if data and image and os.path.exists(image.path) and qemu_img.is_in_use(image.path, image.format):
+        if data and image and _filenames.is_there(image.path) and qemu_img.is_in_use(image.path, image.format):
             found.append(image.path)
     return tuple(found)
 

@@ -54,7 +54,7 @@ class VmFacts:
     stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
     `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `shared`: files of its disks that
     another VM has too, with the name of that one (`find.shared`). `boot_files`: files of the host that its definitions name and
-    QEMU loads. `thin`: the template that it stands on, or is.
+    QEMU loads. `unseen`: files of its disks that cannot be looked at, and why. `thin`: the template that it stands on, or is.
     """
 
     name: str
@@ -79,6 +79,7 @@ class VmFacts:
     memory_blockers: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
     boot_files: tuple[BootFile, ...] = ()
+    unseen: Mapping[str, str] = field(default_factory=dict)
     thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
@@ -394,6 +395,7 @@ def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable
                 include_iso=request.include_iso,
                 incrementable=incrementable,
                 below=_below(facts, disk.path),
+                unseen=facts.unseen.get(disk.path, ""),
             ),
         )
         for disk in facts.view.disks

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SourceError
@@ -76,7 +76,7 @@ def with_content(thin: Thin, own: Template | None, progress: Progress, *, thread
         return thin
     every: list[find.BaseDisk] = []
     for template in filter(None, (own, thin.base)):
-        lost = next((disk.path or disk.target for disk in template.disks if not os.path.exists(disk.path)), "")
+        lost = next((disk.path or disk.target for disk in template.disks if not _filenames.is_there(disk.path)), "")
         if lost:
             hint = "Put it back, or restore the template from its archive."
             raise SourceError(f"The template {template.name}", f"its disk {lost} is not there", hint)

@@ -135,11 +135,11 @@ def _writable_place(directory: str, uri: str) -> None:
 
 def _existing(archive: str, compressed: bool | None) -> str | None:
     """The archive's path: as named, or as it is called since it was converted; None if it is not there."""
-    if os.path.lexists(archive):
+    if _filenames.is_there(archive, follow=False):
         return archive
     if compressed is not None:
         converted = convert.converted_path(archive, compressed)
-        if os.path.lexists(converted):
+        if _filenames.is_there(converted, follow=False):
             return converted
     return None
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import verify as archive_verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Damage, Member, Role
@@ -43,7 +44,7 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     if request.deep and not shutil.which("qemu-img"):
         raise RefusedError("Option deep", "qemu-img is not installed", "Install qemu-utils (RHEL: qemu-img).")
     selected = list(_selected(request.selection, context))
-    if request.selection.archive and not os.path.exists(selected[0]):
+    if request.selection.archive and not _filenames.is_there(selected[0]):
         raise ArchiveError(f"Archive {selected[0]}", "there is no such file", "Check the path.")
     if request.selection.archive and os.path.isdir(selected[0]):
         hint = "Name a directory as path: to have the archives in it checked."

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -94,7 +95,7 @@ def require_fit(conn: Connection, domain: Domain) -> Template:
 
 def _unfit(disk: domain_xml.Disk, found: Template) -> str:
     base = next(each for each in found.disks if each.target == disk.target)
-    if not os.path.isfile(base.path):
+    if not _filenames.is_there(base.path) or not os.path.isfile(base.path):
         return "it is no file of this host; clones are made of disks in qcow2 and raw files"
     if not base.virtual_size_bytes:
         return f"its format is {base.format}, or it cannot be read; clones are made of disks in qcow2 and raw files"

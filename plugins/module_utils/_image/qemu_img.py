@@ -13,6 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 
@@ -61,7 +62,13 @@ def backing_chain(path: str, fmt: str) -> list[QemuImageInfo]:
     try:
         output = _run(["info", "-U", "-f", fmt, "--backing-chain", "--output=json"], path)
     except ImageError:
-        missing = next((layer for layer in layers.below(path)[1:] if not os.path.exists(layer)), "")
+        lower = layers.below(path)
+        for layer in lower:
+            unseen = _filenames.why_unseen(layer)
+            if unseen:
+                what = f"it stands on {layer}: {unseen}" if layer != lower[0] else unseen
+                raise ImageError(f"disk image {path}", what) from None
+        missing = next((layer for layer in lower[1:] if not os.path.exists(layer)), "")
         if not missing:
             raise
         hint = "Put that file back; the disk of a template comes back with the archive of the template."

@@ -15,7 +15,7 @@ import stat
 import tarfile
 from collections.abc import Callable
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import DomainView
@@ -35,7 +35,7 @@ def nvram_path(conn: Connection, view: DomainView) -> str:
     directory = nvram_directory(conn)
     defaults = [os.path.join(directory, default_nvram(view.name, kind)) for kind in ("raw", "qcow2")]
     paths = [view.nvram_path] if view.nvram_path else defaults if view.firmware == "efi" else []
-    return next((path for path in paths if os.path.isfile(path)), "")
+    return next((path for path in paths if _filenames.is_there(path) and os.path.isfile(path)), "")
 
 
 def default_nvram(name: str, image_format: str) -> str:
@@ -60,7 +60,7 @@ def tpm_state_path(conn: Connection, view: DomainView) -> str:
         return ""
     version = _VERSIONS.get(view.tpm_version or "2.0", "")
     path = view.tpm_source or os.path.join(tpm_directory(conn), view.uuid, version)
-    return path if version and os.path.isdir(path) and _state_files(path) else ""
+    return path if version and _filenames.is_there(path) and os.path.isdir(path) and _state_files(path) else ""
 
 
 def read_file(path: str) -> bytes:

@@ -313,8 +313,13 @@ def _within(path: str, directory: str) -> bool:
 
 
 def _nearest_existing(path: str) -> str:
-    while not os.path.lexists(path) and path != "/":
-        path = os.path.dirname(path)
+    while path != "/":
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):  # other errors say something else than that it is not there
+            path = os.path.dirname(path)
+        else:
+            break
     return path
 
 

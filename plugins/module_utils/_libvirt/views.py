@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._filenames import real as real
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -103,7 +103,7 @@ def require_really_off(domain: Domain, images: Iterable[tuple[str, str]]) -> Non
             f"Start it (virsh start {name}) or give its memory up (virsh managedsave-remove {name}).",
         )
     for path, image_format in images:
-        if os.path.exists(path) and qemu_img.is_in_use(path, image_format):
+        if _filenames.is_there(path) and qemu_img.is_in_use(path, image_format):
             raise RefusedError(
                 f"The VM {name}",
                 f"libvirt says it is off, but a process has {path} open and writes to it",

@@ -125,7 +125,7 @@ def _former(
     found: dict[str, Place] = {}
     for key in keys - {""}:
         if key.startswith("/"):
-            if os.path.isdir(key):
+            if _filenames.why_unseen(key) or os.path.isdir(key):  # the place says why it cannot be used
                 found[key] = _place(conn, pools, path=key)
         else:
             found[key] = _place(conn, pools, pool=key)
@@ -207,9 +207,13 @@ def _existing_vm(domain: Domain, wanted: set[str], pools: Mapping[str, str]) -> 
         touched_files=frozenset() if found is None else _touched(found) | _strayed(found, roots, pools),
         snapshots=tuple(name for name, _dummy in states),
         template=template_mark.is_marked(roots[0]),
-        missing_bases=frozenset(path for path in named - tops if not os.path.lexists(path)),
+        missing_bases=frozenset(path for path in named - tops if not _may_be_there(path)),
         own_disks=frozenset(map(os.path.realpath, _named(all_roots, pools, "source"))),
     )
+
+
+def _may_be_there(path: str) -> bool:
+    return bool(_filenames.why_unseen(path, follow=False)) or _filenames.is_there(path, follow=False)
 
 
 def _files_of(roots: Iterable[etree._Element], pools: Mapping[str, str]) -> frozenset[str]:

@@ -114,7 +114,7 @@ class Transaction:
     def run(self) -> int:
         """The number of bytes written."""
         for path in self._plan.set_aside:
-            if os.path.isfile(path) and qemu_img.is_in_use(path, "raw"):
+            if _filenames.is_there(path) and os.path.isfile(path) and qemu_img.is_in_use(path, "raw"):
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
@@ -315,7 +315,7 @@ class Transaction:
         renamed = {_filenames.canonical(path): aside for path, aside in (moved or {}).items()}
         # opened as raw: QEMU's lock is the same whatever the format
         paths = [renamed.get(path, path) for path in sorted(vm.disk_files)]
-        require_really_off(domain, [(path, "raw") for path in paths if os.path.isfile(path)])
+        require_really_off(domain, [(path, "raw") for path in paths if _filenames.is_there(path) and os.path.isfile(path)])
 
     def _define(self, states: tuple[DiskState, ...]) -> None:
         """The VM without its final mark, its snapshots, and when all of it is as planned, the mark: that is the commit."""

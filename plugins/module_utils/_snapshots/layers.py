@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
     RefusedError,
@@ -267,7 +267,7 @@ def _definition(domain: etree._Element, target: str) -> str:
 
 def _follow(named: str, image_format: str, files: dict[str, Layer]) -> None:
     """Add a file and all that it stands on, each as QEMU is given it."""
-    while named and views.real(named) not in files and os.path.exists(named):
+    while named and views.real(named) not in files and _filenames.is_there(named):
         found = qemu_img.info(named, image_format or _probed_format(named))
         path, backing = views.real(named), views.real(found.full_backing_file)
         files[path] = Layer(

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _locks, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -248,7 +248,7 @@ def roll_back(conn: Connection, operation: Operation) -> None:
         _remove(step.path)
     for step in operation.files:
         _remove(step.partial, step.scratch)
-        if step.aside and os.path.lexists(step.aside):
+        if step.aside and _filenames.is_there(step.aside, follow=False):
             _files.rename_new(step.aside, step.path)
     _sync_directories(operation)
     if operation.old is not None and operation.defining:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _ownership, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -172,7 +172,7 @@ def _require_whole(layers: Layers, state: State, what: str) -> None:
         if disk.kind is Kind.INTERNAL and state.name not in layer.internal:
             raise RefusedError(what, f"it does not lie in {disk.path} any more", "Remove the snapshot.")
     memory = state.info.memory_path
-    if state.info.memory == "external" and not os.path.exists(memory):
+    if state.info.memory == "external" and not _filenames.is_there(memory):
         raise RefusedError(what, f"its memory image {memory} is not there", "Bring the file back.")
     then = _xml.parse(state.info.xml, what).findtext("domain/name", "")
     if state.info.memory == "external" and then != layers.vm_name:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -176,7 +176,7 @@ def _require_file(disk: domain_xml.Disk, path: str, found: Layers) -> None:
     what = f"The disk {disk.name} of {found.vm_name}"
     if disk.transient:
         raise RefusedError(what, "it is transient: libvirt takes no snapshots of such VMs")
-    if not path or not os.path.isfile(path):
+    if not path or not _filenames.is_there(path) or not os.path.isfile(path):
         raise RefusedError(what, "it is no file, so there is no place for the overlay that a snapshot needs")
     if disk.encrypted or disk.has_data_file or (disk.format or "raw") not in ("qcow2", "raw"):
         raise RefusedError(what, f"an overlay on it is not supported (format {disk.format or 'unknown'})")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _ownership, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     CancelledError,
@@ -129,7 +129,7 @@ def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: 
     return Situation(
         power=Power.GONE if domain is None else power,
         listed=domain is not None and _is_listed(domain, plan),
-        memory_image=bool(plan.memory_path) and os.path.lexists(plan.memory_path),
+        memory_image=bool(plan.memory_path) and _filenames.is_there(plan.memory_path, follow=False),
         thaw=bool(asleep),
         disks=tuple(disks),
         domain_job=blockjobs.domain_job(domain) if domain is not None and seen.running else "",
@@ -159,7 +159,7 @@ def _job_seen(job: blockjobs.Job | None, step: Step) -> JobSeen:
 
 def _in_use(overlay: Overlay) -> bool:
     images = ((overlay.overlay_path, "qcow2"), (overlay.base_path, overlay.base_format))
-    return any(os.path.exists(path) and qemu_img.is_in_use(path, image_format) for path, image_format in images)
+    return any(_filenames.is_there(path) and qemu_img.is_in_use(path, image_format) for path, image_format in images)
 
 
 def _is_open(persistent: Seen, step: Step) -> bool:
@@ -190,7 +190,7 @@ def _claimed(conn: Connection, domain: Domain, plan: SnapshotPlan, overlay: Over
 
 
 def _content(overlay: Overlay, *, compare: bool) -> Content:
-    if not os.path.lexists(overlay.overlay_path):
+    if not _filenames.is_there(overlay.overlay_path, follow=False):
         return Content.MISSING
     empty = os.path.getsize(overlay.overlay_path) == 0
     if empty:
@@ -214,7 +214,7 @@ def _inside(overlay: Overlay) -> list[str]:
     names: list[str] = []
     for path in overlay.layers:
         # a look at the header: qemu-img for each disk at every step takes longer than the merges
-        if os.path.lexists(path) and os.path.getsize(path) and layers.header(path).internal_snapshots:
+        if _filenames.is_there(path, follow=False) and os.path.getsize(path) and layers.header(path).internal_snapshots:
             names += qemu_img.info(path, "qcow2").internal_snapshots
     return names
 

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 
 _LEXICAL = {"normpath", "abspath", "commonpath"}
 
@@ -65,3 +67,25 @@ def test_no_name_is_shortened_by_its_letters_elsewhere() -> None:
         if isinstance(node, ast.Attribute) and node.attr in _LEXICAL and os.path.basename(str(path)) != "_filenames.py"
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.EACCES, "not let in"), (errno.ESTALE, "mount it again"), (errno.EIO, "journalctl"), (errno.ELOOP, "storage")],
+)
+def test_what_cannot_be_looked_at_is_not_missing(monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    def stat(path: str, *, follow_symlinks: bool = True) -> os.stat_result:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(_filenames.os, "stat", stat)
+    with pytest.raises(SourceError, match=f"cannot be looked at .{os.strerror(code)}.*{words}"):
+        _filenames.is_there("/x")
+    assert words in _filenames.why_unseen("/x")
+
+
+def test_what_is_there(tree: Path) -> None:
+    (tree / "dangling").symlink_to("none")
+    assert _filenames.is_there(f"{tree}/near/disk")
+    assert not _filenames.is_there(f"{tree}/dangling") and _filenames.is_there(f"{tree}/dangling", follow=False)
+    assert not _filenames.is_there(f"{tree}/far/data/x")
+    assert _filenames.why_unseen(f"{tree}/none") == ""
