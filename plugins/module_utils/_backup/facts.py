@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
@@ -39,8 +39,16 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
 
-def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) -> VmFacts:
-    """The facts of one VM. `secrets`: definitions with passwords; `ask_agent`: whether the guest agent matters.
+def gather(
+    conn: Connection,
+    domain: Domain,
+    *,
+    secrets: bool,
+    ask_agent: bool,
+    neighbours: Sequence[find.Neighbour] | None = None,
+) -> VmFacts:
+    """The facts of one VM. `secrets`: definitions with passwords; `ask_agent`: whether the guest agent matters; `neighbours`:
+    all VMs of the host, if the caller has looked already.
 
     Raises SourceError where an image cannot be looked at, KvmopsError where libvirt cannot answer.
     """
@@ -80,7 +88,7 @@ def gather(conn: Connection, domain: Domain, *, secrets: bool, ask_agent: bool) 
         view=view,
         images=images,
         checkpoints=checkpoints,
-        shared=find.shared(_written(view.disks, images), find.neighbours(conn, view.uuid)),
+        shared=find.shared(_written(view.disks, images), view.uuid, neighbours or find.neighbours(conn)),
         unseen={disk.path: why for disk in view.disks if disk.path and (why := _filenames.why_unseen(disk.path))},
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
         snapshots=states,

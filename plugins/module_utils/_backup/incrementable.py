@@ -21,6 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _READ_BYTES = 2**30  # who lists archives does not wait for more; about a second
@@ -33,6 +34,7 @@ class Judge:
         self._uri, self._context, self._limit = uri, context, None if thorough else _READ_BYTES
         self._conn: Connection = None
         self._vms: dict[str, tuple[Domain, VmFacts] | None] = {}
+        self._neighbours: list[find.Neighbour] = []
 
     def __call__(self, view: View) -> tuple[bool | None, str]:
         """Whether the archive can be continued (None: not known here), and why not or why that is not known."""
@@ -82,5 +84,9 @@ class Judge:
                 domain = self._conn.lookupByUUIDString(uuid)
             except libvirt.libvirtError:
                 return None
-            self._vms[uuid] = (domain, vm_facts.gather(self._conn, domain, secrets=False, ask_agent=False))
+            self._neighbours = self._neighbours or find.neighbours(self._conn)
+            found = vm_facts.gather(
+                self._conn, domain, secrets=False, ask_agent=False, neighbours=self._neighbours
+            )
+            self._vms[uuid] = (domain, found)
         return self._vms[uuid]

@@ -161,13 +161,12 @@ def look(conn: Connection, domain: Domain) -> Layers:
             if each.kind is not Kind.NONE:
                 _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
-    neighbours = find.neighbours(conn, uuid)
-    others = _users(neighbours)
+    neighbours = find.neighbours(conn)
     copies = left.load(uuid, left.COPIES)
     for path in copies:
         _follow(path, "qcow2", files)
     kept = left.load(uuid)
-    shared = find.shared(tops, neighbours)
+    shared, others = find.shared(tops, uuid, neighbours), _users(neighbours, uuid)
     return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept, copies, shared)
 
 
@@ -289,8 +288,8 @@ def _probed_format(path: str) -> str:
 
 def other_vms(conn: Connection, uuid: str) -> dict[str, str]:
     """Every file that another VM's disk is or stands on, by any of its definitions, with the name of that VM."""
-    return _users(find.neighbours(conn, uuid))
+    return _users(find.neighbours(conn), uuid)
 
 
-def _users(neighbours: Sequence[find.Neighbour]) -> dict[str, str]:
-    return {path: other.name for other in reversed(neighbours) for path in other.files}
+def _users(vms: Sequence[find.Neighbour], but: str) -> dict[str, str]:
+    return {path: vm.name for vm in reversed(vms) if vm.uuid != but for path in vm.files}

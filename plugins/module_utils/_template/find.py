@@ -103,31 +103,31 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another VM, by all its definitions: live, persistent, and those of its snapshots.
+    """A VM beside others, by all its definitions: live, persistent, and those of its snapshots.
 
     `disks`: real paths of its disks; `files`: these and all that they stand on. `marked`: it is a template.
     """
 
+    uuid: str
     name: str
     marked: bool
     disks: frozenset[str]
     files: frozenset[str]
 
 
-def neighbours(conn: Connection, but: str) -> list[Neighbour]:
-    """All VMs of this host but the one with this uuid."""
+def neighbours(conn: Connection) -> list[Neighbour]:
+    """All VMs of this host."""
     found = []
     for domain, root in _definitions(conn):
-        if domain.UUIDString() != but:
-            tops = {top for each in _all_definitions(domain, root) for top in _tops(conn, each)}
-            disks = frozenset(map(_filenames.real, tops))
-            below = (layer for top in tops for layer in layers.below(top))
-            found.append(Neighbour(domain.name(), mark.is_marked(root), disks, disks.union(below)))
+        tops = {top for each in _all_definitions(domain, root) for top in _tops(conn, each)}
+        disks = frozenset(map(_filenames.real, tops))
+        below = (layer for top in tops for layer in layers.below(top))
+        found.append(Neighbour(domain.UUIDString(), domain.name(), mark.is_marked(root), disks, disks.union(below)))
     return found
 
 
-def shared(tops: Iterable[str], others: Iterable[Neighbour]) -> dict[str, str]:
-    """Files of these disks that another VM has too, by real path with the name of that VM.
+def shared(tops: Iterable[str], but: str, vms: Iterable[Neighbour]) -> dict[str, str]:
+    """Files of the disks of the VM with the uuid `but` that another VM has too, by real path with the name of that VM.
 
     What two VMs only stand on is meant to be shared, and so are the disks of a template; `tops` as QEMU is given them.
     """
@@ -135,7 +135,9 @@ def shared(tops: Iterable[str], others: Iterable[Neighbour]) -> dict[str, str]:
     disks = {chain[0] for chain in chains}
     below = {layer for chain in chains for layer in chain[1:]}
     found: dict[str, str] = {}
-    for other in others:
+    for other in vms:
+        if other.uuid == but:
+            continue
         meant = other.disks if other.marked else frozenset[str]()
         for path in sorted((disks & other.files) | (below & (other.disks - meant))):
             found.setdefault(path, other.name)

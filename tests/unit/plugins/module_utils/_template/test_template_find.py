@@ -24,25 +24,25 @@ def top(tmp_path: Path) -> str:
 
 
 def other(name: str, *disks: str, below: tuple[str, ...] = (), marked: bool = False) -> Neighbour:
-    return Neighbour(name, marked, frozenset(disks), frozenset((*disks, *below)))
+    return Neighbour(name, name, marked, frozenset(disks), frozenset((*disks, *below)))
 
 
 def test_what_may_not_be_shared(top: str) -> None:
     own, base = layers.below(top)
-    assert find.shared([top], [other("b", own)]) == {own: "b"}
-    assert find.shared([top], [other("b", "/x", below=(own, base))]) == {own: "b"}
-    assert find.shared([top], [other("b", base)]) == {base: "b"}
-    assert find.shared([top], [other("t", own, marked=True)]) == {own: "t"}
+    assert find.shared([top], "own", [other("b", own)]) == {own: "b"}
+    assert find.shared([top], "own", [other("b", "/x", below=(own, base))]) == {own: "b"}
+    assert find.shared([top], "own", [other("b", base)]) == {base: "b"}
+    assert find.shared([top], "own", [other("t", own, marked=True)]) == {own: "t"}
 
 
 def test_what_may_be_shared(top: str) -> None:
     base = layers.below(top)[1]
-    assert find.shared([top], [other("b", "/x", below=(base,)), other("c", "/y")]) == {}
-    assert find.shared([top], [other("t", base, marked=True)]) == {}
+    assert find.shared([top], "own", [other("b", "/x", below=(base,)), other("c", "/y")]) == {}
+    assert find.shared([top], "own", [other("t", base, marked=True)]) == {}
 
 
 def test_the_reason_names_everybody(top: str) -> None:
     own, base = layers.below(top)
-    found = find.shared([top], [other("b", own), other("c", base, own)])
+    found = find.shared([top], "own", [other("b", own), other("c", base, own)])
     assert find.why_not_beside(found).startswith(f"the VM b has {own} too; the VM c has {base} too: a snapshot that stays")
     assert "While b, c can start with it" in find.way_out_of_sharing(found)
