@@ -12,7 +12,7 @@ import pwd
 import stat
 from collections.abc import Iterator
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _settings
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _settings
 
 _WAYS_OUT = "see docs/SECURITY.md, or take it as ours with 'trust: true'"
 
@@ -22,7 +22,7 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
 
     Raises TargetError where the host's settings cannot be read.
     """
-    absolute = os.path.abspath(path)
+    absolute = _filenames.absolute(path)
     real = os.path.realpath(absolute)
     owners = _owners(real)
     try:
