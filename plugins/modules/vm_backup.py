@@ -141,7 +141,7 @@ options:
     default: true
   include_boot_files:
     description:
-      - Whether the files of the host that QEMU loads for the VM go into the archive, once: kernel, initial RAM disk and
+      - Whether the files of the host that QEMU loads for the VM go into the archive once, namely kernel, initial RAM disk and
         device tree of direct kernel boot, and firmware, ACPI tables and option ROMs that do not come with the packages
         of the host (below C(/usr)).
       - What is left out, by this option or because it cannot be read, is told in RV(skipped_devices).
