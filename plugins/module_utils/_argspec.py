@@ -72,6 +72,7 @@ def run_module(
             module.warn(text)
 
     progress = Progress()
+    context = Context(progress, warn)
     try:
         progress = for_module(params.get("vm") or "")
         for number in STOP_SIGNALS:
@@ -79,7 +80,8 @@ def run_module(
         _check_compression(params)
         paths = (option for option, spec in argument_spec.items() if spec.get("type") == "path" and params[option])
         params.update({option: _names.meant(params[option]) for option in paths})
-        result = operation(params, Context(progress, warn))
+        context = Context(progress, warn)
+        result = operation(params, context)
     except KvmopsError as error:
         result = _failure(error)
     except _LIBVIRT_ERRORS as error:
@@ -90,10 +92,11 @@ def run_module(
         result = {**_failure(_fault(error)), "exception": traceback.format_exc()}
     finally:
         progress.close()
+    result["changed"] = bool(result.get("changed") or context.settled)
     result = _text.all_shown(result)
     if result.get("failed"):
         module.fail_json(**result)
-    module.exit_json(**{"changed": False, **result})
+    module.exit_json(**result)
 
 
 def _fault(error: Exception) -> KvmopsError:
@@ -118,6 +121,7 @@ def _check_compression(params: Mapping[str, Any]) -> None:
 
 def _failure(error: KvmopsError) -> dict[str, Any]:
     return {
+        **error.values,
         "failed": True,
         "msg": str(error),
         "what": error.what,

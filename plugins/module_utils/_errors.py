@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
 
 
@@ -16,6 +18,7 @@ class KvmopsError(Exception):
 
     def __init__(self, what: str, why: str = "", hint: str = "") -> None:
         self.what, self.why, self.hint = printable(what), printable(why), printable(hint)
+        self.values: dict[str, Any] = {}  # what the failed task returns besides: what was done before
         text = f"{self.what}: {self.why}" if why else self.what
         if hint:
             text = f"{text.rstrip('.')}. {self.hint}"
@@ -62,6 +65,10 @@ class QuiesceError(KvmopsError):
 
 class SplitViewError(KvmopsError):
     """QEMU, the live and the persistent definition disagree in a way without a written recovery."""
+
+
+class UnmergedError(KvmopsError):
+    """Snapshots could not be merged. They and the VM are as they were: it may be backed up, with one more on top."""
 
 
 class CancelledError(KvmopsError):

@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _text
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
@@ -164,10 +164,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """What an operation needs from whoever runs it: where progress goes, and where a degraded result is told."""
+    """What an operation needs from whoever runs it: where progress goes, and where a degraded result is told.
+
+    ``settled``: what dead runs left and this one has put right; the task has changed something then.
+    """
 
     progress: Progress
     warn: Callable[[str], None]
+    settled: list[str] = field(default_factory=list)
+
+    def put_right(self, text: str) -> None:
+        """Something that a dead run left has been put right."""
+        self.settled.append(text)
+        self.warn(f"left by an earlier run and put right: {text}")
 
 
 def _remove_left_behind(directory: str) -> None:

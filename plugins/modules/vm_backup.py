@@ -97,7 +97,10 @@ options:
         disks), your own too; RV(merged_snapshots) lists them. See O(increment_limit_deletes).
       - It happens in the run that adds the point, after the point is safe. The next run with O(mode=auto) makes a full.
         With a limit of 7 and a daily run there is one full each week. V(1) makes every run a full, V(0) means no limit.
-      - If the merge fails, so does the run; the point stays, and the next run of this module finishes the merge.
+      - If they cannot be merged, the point stays, O(unmerged) says what becomes of the run, and the next run of this module
+        tries again.
+      - Without a limit, a run with O(mode=auto) begins a new archive before a disk stands on 24 images, which some
+        releases of libvirt do not start any more; from 20 on it warns.
     type: int
     default: 0
   increment_limit_deletes:
@@ -193,12 +196,22 @@ options:
     type: str
   bandwidth:
     description:
-      - Write at most this many bytes per second, for example V(50M), to the archive, and to each disk while snapshots
-        are merged. V(0) means no limit.
-      - Should the guest itself write faster than that to the disk that is being merged, the limit of the merge is raised
-        until it comes to an end.
+      - Write at most this many bytes per second, for example V(50M), to the archive, and to the disks while snapshots
+        are merged; the disks of a VM share it. V(0) means no limit.
+      - Should the guest itself write so fast to a disk that is being merged that the merge does not come nearer to its end
+        by half of that, the limit of the merge is raised. A merge that a killed run has left is given about an hour.
     type: str
     default: '0'
+  unmerged:
+    description:
+      - What it makes of a run that its point is published, and snapshots that should be merged are still there, because
+        their disks cannot be merged now (AppArmor or SELinux denies it, a file system is full, they are needed otherwise).
+      - With V(warn) warnings say which, why, and what helps, and the run succeeds; the next one tries again. With V(fail) the run
+        fails then, with RV(archive) and RV(point) all the same.
+      - Where QEMU and libvirt disagree about the disks of the VM, no backup is made in either case.
+    type: str
+    choices: [warn, fail]
+    default: warn
   notes:
     description:
       - Free text to keep with the archive, in place of what was there.
@@ -272,7 +285,7 @@ EXAMPLES = r"""
 RETURN = r"""
 archive:
   description: The archive that was written, that would be written (check mode), or that is young enough (O(max_age)).
-  returned: success
+  returned: success, and failure after the point was published
   type: dict
   contains:
     path:
@@ -304,7 +317,7 @@ archive:
         - {point: 1795309200, time: '2026-11-22T01:00:00Z', mode: full, consistency: agent, size: 2147483648}
 point:
   description: The point (unix time) that was made, or the one that is young enough.
-  returned: success and not check mode
+  returned: success and not check mode, and failure after it was published
   type: int
   sample: 1795309200
 mode:
@@ -444,6 +457,7 @@ ARGUMENT_SPEC = {
     "max_parallel": {"type": "int", "default": 0},
     "wait_timeout": {"type": "str"},
     "bandwidth": {"type": "str", "default": "0"},
+    "unmerged": {"type": "str", "choices": ["warn", "fail"], "default": "warn"},
     "notes": {"type": "str"},
 }
 

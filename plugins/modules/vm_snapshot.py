@@ -83,8 +83,9 @@ options:
     type: str
   bandwidth:
     description:
-      - Write at most this many bytes per second to each disk while layers are merged, for example V(50M). V(0) means no
-        limit. Should the guest itself write faster than that, it is raised until the merge comes to an end.
+      - Write at most this many bytes per second to the disks of the VM while layers are merged, for example V(50M). V(0) means
+        no limit. Should the guest itself write so fast that the merge does not come nearer to its end by half of that, it is
+        raised. A merge that a killed run has left is given about an hour.
     type: str
     default: '0'
   wait_timeout:

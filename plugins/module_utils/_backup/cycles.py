@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -20,11 +20,19 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     CancelledError,
     KvmopsError,
     RefusedError,
+    SplitViewError,
+    UnmergedError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain, again
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.unmerged import Unmerged
+
+_NOTHING_DONE = (RefusedError, UnmergedError)  # the snapshots are all there, and the VM may be backed up
+_LONG_LAYERS = 20
+TOO_MANY_LAYERS = 24
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,13 @@ def obsolete(served: Mapping[str, Served]) -> tuple[list[str], list[str]]:
     return [name for path, each in served.items() if path in gone for name in each.states], ended
 
 
-def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, context: Context) -> tuple[str, ...]:
+def clear_old(
+    conn: Connection, domain: Domain, facts: VmFacts, directory: str, context: Context, unmerged: Unmerged
+) -> tuple[str, ...]:
     """Before a full that starts a cycle: merges the snapshots that obsolete() names; those that went.
 
-    A merge that is refused is a warning: the backup is worth more than a short chain. Other errors are raised; the next run's
-    recovery goes on from there.
+    What cannot be merged stays: the backup is worth more than a short chain. After a merge that stops half-way the error is
+    raised; the next run's recovery goes on from there.
     """
     served = served_archives(conn, domain, facts, directory, context)
     names, ended = obsolete(served)
@@ -72,8 +82,8 @@ def clear_old(conn: Connection, domain: Domain, facts: VmFacts, directory: str, 
     _vm_state.save(facts.uuid, replace(state, ended=f"a new archive was begun in {directory}", begun=others))
     try:
         return _remove(conn, domain, names, context)
-    except RefusedError as error:
-        context.warn(f"snapshots of earlier backups could not be merged, so the chain stays longer. {error}")
+    except _NOTHING_DONE as error:
+        unmerged.add(names, error)
         return ()
 
 
@@ -107,21 +117,22 @@ def served_archives(
     return found
 
 
-def finish_merge(conn: Connection, domain: Domain, uuid: str, context: Context) -> tuple[str, ...]:
-    """What an earlier run has decided to merge and could not; those that went. A failure is a warning: the backup goes on."""
-    state = _vm_state.load(uuid)
-    if not state.to_merge:
+def finish_merge(
+    conn: Connection, domain: Domain, uuid: str, context: Context, unmerged: Unmerged
+) -> tuple[str, ...]:
+    """What an earlier run has decided to merge and could not; those that went. What cannot be merged now either stays."""
+    if not _vm_state.load(uuid).to_merge:
         return ()
-    # one of the same name that was made since is not meant
-    names = [each.name for each in snapshots.tree(domain, secrets=False) if _key(each) in state.to_merge]
+    names = unmerge.still_there(domain)
+
+    def begin() -> None:
+        # archives that were begun or continued since stand on them too
+        _vm_state.end_cycle(uuid, f"snapshots that it stood on were merged: {', '.join(names)}")
+
     try:
-        merged = _remove(conn, domain, names, context) if names else ()
-    except CancelledError:
-        raise
-    except KvmopsError as error:
-        context.warn(
-            f"snapshots that an earlier run should have merged are still there: {', '.join(names)}. {error}"
-        )
+        merged = _remove(conn, domain, names, context, begin) if names else ()
+    except _NOTHING_DONE as error:
+        unmerged.add(names, error)
         return ()
     _vm_state.save(uuid, replace(_vm_state.load(uuid), to_merge=()))
     return merged
@@ -136,11 +147,17 @@ def chosen_at_limit(
 
 
 def merge_at_limit(
-    conn: Connection, domain: Domain, uuid: str, archive: str, deletes: Deletes, context: Context
+    conn: Connection,
+    domain: Domain,
+    uuid: str,
+    archive: str,
+    deletes: Deletes,
+    context: Context,
+    unmerged: Unmerged,
 ) -> tuple[str, ...]:
     """The archive has reached its limit: its cycle ends and the VM's snapshots are merged; those that went.
 
-    Raises KvmopsError naming what is left; the next run finishes it.
+    What cannot be merged stays for the next run. Raises SplitViewError, CancelledError.
     """
     conn, domain = again(conn, domain)  # libvirtd may have been restarted while the backup ran
     chosen = chosen_at_limit(snapshots.tree(domain, secrets=False), deletes)
@@ -149,36 +166,57 @@ def merge_at_limit(
         _vm_state.load(uuid),
         ended=f"{archive} has reached its increment_limit",
         begun=(),
-        to_merge=tuple(_key(each) for each in chosen),
+        to_merge=tuple(unmerge.key(each) for each in chosen),
     )
     _vm_state.save(uuid, state)
     try:
         merged = _remove(conn, domain, names, context)
+    except (SplitViewError, CancelledError):
+        raise
     except KvmopsError as error:
-        left = list(names)
         with suppress(KvmopsError):
-            there = {each.name for each in snapshots.tree(domain, secrets=False)}
-            left = [name for name in names if name in there]
-        raise KvmopsError(
-            f"Merging the snapshots of VM {domain.name()}",
-            f"the backup is in {archive}, but still there are {', '.join(left) or 'layers of them'}: {error}",
-            "The next backup of this VM goes on with it.",
-        ) from error
+            names = unmerge.still_there(again(conn, domain)[1])
+        unmerged.add(names or ["layers"], error)
+        return ()
     _vm_state.save(uuid, replace(_vm_state.load(uuid), to_merge=()))
     return merged
 
 
-def _remove(conn: Connection, domain: Domain, names: Sequence[str], context: Context) -> tuple[str, ...]:
+def longest_chain(facts: VmFacts) -> tuple[str, int]:
+    """The disk of the VM that stands on most images, and how many there are; of a template's only the uppermost counts. Pure."""
+    lengths = {}
+    for disk in facts.view.disks:
+        path = disk.path
+        seen: set[str] = set()
+        while path in facts.images and path not in seen:
+            seen.add(path)
+            path = facts.images[path].backing_path
+        lengths[disk.target] = max(len(seen), 1 + len(disk.chain) if disk.path else 0)
+    return max(lengths.items(), key=lambda each: each[1], default=("", 0))
+
+
+def about_length(target: str, layers: int, vm: str) -> str:
+    """What is told about a long chain of images, "" for a short one. Pure."""
+    if layers < _LONG_LAYERS:
+        return ""
+    return (
+        f"{target} stands on {layers} images: libvirt 10.8 to 11.10 does not start a VM with more than about 25. Merge them: "
+        f"kvmops.backup.vm_snapshot with vm: {vm}, snapshot: all and state: absent; and let increment_limit keep them few"
+    )
+
+
+def _remove(
+    conn: Connection,
+    domain: Domain,
+    names: Sequence[str],
+    context: Context,
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[str, ...]:
     context.progress.phase("merge")
-    removed = merge.remove_snapshots(conn, domain, names, context)
+    removed = merge.remove_snapshots(conn, domain, names, context, begin)
     for note in removed.notes:
         context.warn(note)
     return tuple(removed.names)
-
-
-def _key(state: snapshots.Snapshot) -> str:
-    """What a snapshot is remembered by."""
-    return f"{state.created} {state.name}"
 
 
 def _where(path: str) -> str:

@@ -33,6 +33,13 @@ class Deletes(str, Enum):
     OWN = "own"
 
 
+class Unmerged(str, Enum):
+    """What snapshots that should be merged, and cannot be, make of a run whose point is published."""
+
+    WARN = "warn"
+    FAIL = "fail"
+
+
 class ConsistencyWish(str, Enum):
     """Which consistency is asked for; `_archive.model.Consistency` is what was reached."""
 
@@ -58,6 +65,7 @@ class BackupRequest:
     `max_parallel`: backups at work in the place at once; 0: any number. `slot_timeout_s`: how long to wait for that.
     `wait_timeout_s`: how long to wait for another operation on the same VM; 0: report it as busy at once.
     `bandwidth_bps`: limit of the bytes written in a second, to the archive and then in merges; 0: none.
+    `unmerged`: what snapshots that cannot be merged make of a run.
     `priority` is that of the copying; what a guest waits for is done with the usual one.
     `notes` is stored with the new archive.
     """
@@ -87,6 +95,7 @@ class BackupRequest:
     wait_timeout_s: int = 0
     slot_timeout_s: int = SLOT_TIMEOUT_S
     bandwidth_bps: int = 0
+    unmerged: Unmerged = Unmerged.WARN
     priority: Priority = USUAL
     notes: str = ""
     check_mode: bool = False
@@ -136,6 +145,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         wait_timeout_s=0 if wait is None else duration_s(wait, "wait_timeout"),
         slot_timeout_s=SLOT_TIMEOUT_S if wait is None else duration_s(wait, "wait_timeout"),
         bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
+        unmerged=Unmerged(params["unmerged"]),
         priority=Priority.of(params),
         notes=edit.checked_notes(params["notes"] or ""),
         check_mode=params["check_mode"],

@@ -36,13 +36,17 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
     plan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Unmerged as OnUnmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
+    CancelledError,
     KvmopsError,
     QuiesceError,
+    RefusedError,
     SourceError,
+    SplitViewError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -64,6 +68,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     restores,
     snapshot,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.unmerged import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
@@ -87,6 +93,7 @@ class _Done:
     frozen_ms: int
     read_bytes: int
     copied: Mapping[str, Evidence] = field(default_factory=dict)
+    stuck: KvmopsError | None = None  # why its own snapshot is still there
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class _Run:
     context: Context
     keeper: Keeper
     archives: VmArchives
+    unmerged: Unmerged = field(default_factory=Unmerged)
     slot: _slots.Slot | None = None
 
     def went(self, merged: Sequence[str]) -> dict[str, Any]:
@@ -112,12 +120,12 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_backup``; the module's return values. Raises KvmopsError."""
     begin = time.monotonic()
     conn = connect_to_change(request.uri)
-    for text in (
-        restores.pending(request.uri, request.vm)
-        if request.check_mode
-        else restores.settle(conn, request.uri, request.vm)
-    ):
-        context.warn(text)
+    if request.check_mode:
+        for text in restores.pending(request.uri, request.vm):
+            context.warn(text)
+    else:
+        for text in restores.settle(conn, request.uri, request.vm):
+            context.put_right(text)
     retention.settle(request.check_mode, context)
     context.progress.merge_bps = request.bandwidth_bps
     domain = find_domain(conn, request.vm)
@@ -130,14 +138,19 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         run = _Run(conn, domain, place, request, context, Keeper(request, context), VmArchives(uuid))
         return _predict(run, uuid, begin)
     what = f"backup of VM {domain.name()}"
-    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
-        merged = cycles.finish_merge(conn, domain, uuid, context)
-        run = _Run(*again(conn, domain), place, request, context, Keeper(request, context), VmArchives(uuid))
+    unmerged, wait_s = Unmerged(), request.wait_timeout_s
+    with recover.held(
+        conn, domain, what=what, timeout_s=wait_s, context=context, unmerged=unmerged
+    ) as (conn, domain):
+        # what could not be merged just now need not be tried again
+        merged = () if unmerged.texts else cycles.finish_merge(conn, domain, uuid, context, unmerged)
+        conn, domain = again(conn, domain)
+        run = _Run(conn, domain, place, request, context, Keeper(request, context), VmArchives(uuid), unmerged)
         fresh = _young_enough(run)
         if fresh:
             run.keeper.remove_old(place.directory, uuid)
             changed = bool(merged or run.keeper.removed)
-            return {**_unchanged(run, *fresh), "changed": changed, **run.went(merged)}
+            return _ended(run, {**_unchanged(run, *fresh), "changed": changed, **run.went(merged)})
         with _slots.hold(
             place.directory,
             request.max_parallel,
@@ -152,25 +165,62 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
                     context.warn(f"{each.path} was removed before the backup failed: {each.reason}")
                 raise
         merged += cleared
-        if request.notes:
-            try:
-                edit.set_notes(done.archive.path, request.notes)
-            except KvmopsError as error:  # the point is there; what follows is worth more than its notes
-                context.warn(f"The archive has no notes: {error}")
         limited = _reaches_limit(planned, request)
-        if limited:
-            path = done.archive.path
-            merged += cycles.merge_at_limit(conn, domain, uuid, path, request.increment_limit_deletes, context)
-        elif planned.stays and planned.base is None:
-            context.warn(_SNAPSHOT_WARNING)
-        run.keeper.remove_old(planned.directory, uuid)
+        try:
+            merged += _afterwards(run, planned, done, limited=limited)
+        except KvmopsError as error:
+            result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
+            raise _published(error, {**result, **run.went(merged)}) from error
+        result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
+    return _ended(run, {**result, **run.went(merged)})
+
+
+def _afterwards(run: _Run, planned: BackupPlan, done: _Done, *, limited: bool) -> tuple[str, ...]:
+    """What follows a published point; the snapshots that were merged. Raises KvmopsError: the point is there all the same."""
+    request, context = run.request, run.context
+    merged: tuple[str, ...] = ()
+    if request.notes:
+        try:
+            edit.set_notes(done.archive.path, request.notes)
+        except KvmopsError as error:  # what follows is worth more than its notes
+            context.warn(f"The archive has no notes: {error}")
     distrust = _trust.doubt(done.archive.path)
     if distrust:
         context.warn(
             f"{done.archive.path} will not count as ours: {distrust}. Later runs make a full each time, and retention spares it."
         )
-    result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
-    return {**result, **run.went(merged)}
+    if done.stuck is not None and planned.snapshot:
+        if isinstance(done.stuck, (SplitViewError, CancelledError)):
+            raise done.stuck
+        run.unmerged.add([planned.snapshot.name], done.stuck)
+    if limited:
+        deletes = request.increment_limit_deletes
+        merged = cycles.merge_at_limit(
+            run.conn, run.domain, planned.vm_uuid, done.archive.path, deletes, context, run.unmerged
+        )
+    elif planned.stays and planned.base is None:
+        context.warn(_SNAPSHOT_WARNING)
+    run.keeper.remove_old(planned.directory, planned.vm_uuid)
+    return merged
+
+
+def _ended(run: _Run, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a run that has done what it could. Raises KvmopsError where that is not enough."""
+    texts = [*run.unmerged.texts, *filter(None, [run.unmerged.urgent])]
+    if texts and (run.unmerged.urgent or run.request.unmerged is OnUnmerged.FAIL):
+        raise _published(KvmopsError(f"Merging snapshots of VM {run.domain.name()}", "; ".join(texts)), result)
+    for text in texts:
+        run.context.warn(text)
+    return result
+
+
+def _published(error: KvmopsError, result: dict[str, Any]) -> KvmopsError:
+    """The error of a run whose point is in its archive: says so, and returns what the run would have."""
+    told = type(error)(
+        f"Point {result['point']} is in {result['archive']['path']}, but then failed: {error.what}", error.why, error.hint
+    )
+    told.values = {**result, **error.values}
+    return told
 
 
 def _reaches_limit(planned: BackupPlan, request: BackupRequest) -> bool:
@@ -183,7 +233,7 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
     pending = recover.pending(uuid)
     for text in pending:
         run.context.warn(f"the next run will put right: {text}")
-    left = [each.partition(" ")[2] for each in _vm_state.load(uuid).to_merge]
+    left = [unmerge.name(each) for each in _vm_state.load(uuid).to_merge]
     if left:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
     fresh = _young_enough(run)
@@ -198,6 +248,7 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
     if planned.stays and planned.base is None:
         served = cycles.served_archives(run.conn, run.domain, facts, run.place.directory, run.context)
         names, _ended = cycles.obsolete(served)
+    _warn_of_length(run, facts, planned)
     limited = _reaches_limit(planned, run.request)
     if limited:
         names += [each.name for each in cycles.chosen_at_limit(facts.snapshots, run.request.increment_limit_deletes)]
@@ -221,9 +272,15 @@ def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
     views = run.archives.views(run.place.directory)
     for path, why in run.archives.distrusted.items():
         run.context.warn(f"{path} is not ours and counts for nothing: {why}")
-    return mode.decide(
+    decision = mode.decide(
         run.conn, run.domain, facts, run.place.directory, views, run.request, int(time.time()), run.context
     )
+    too_long = _too_long(facts)
+    if decision.base and too_long:
+        if run.request.mode is not Mode.AUTO:
+            raise RefusedError(f"Incremental backup of VM {facts.name}", too_long)
+        return mode.Decision(too_long)  # a new cycle, which merges the former one first
+    return decision
 
 
 def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
@@ -259,11 +316,15 @@ def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
         decision = mode.Decision(force_full) if force_full else _decide(run, facts)
         planned = _plan(run, facts, decision)  # refuses what can be refused before anything is touched
         if planned.stays and planned.base is None:
-            gone = cycles.clear_old(run.conn, run.domain, facts, run.place.directory, context)
+            gone = cycles.clear_old(run.conn, run.domain, facts, run.place.directory, context, run.unmerged)
             if gone:
                 cleared += gone
                 facts = _facts(run, agent=agent)
                 planned = _plan(run, facts, decision)
+        if planned.stays and _too_long(facts):
+            planned = _standing_alone(run, facts, _too_long(facts))
+        else:
+            _warn_of_length(run, facts, planned)
         try:
             return planned, _execute(run, planned, decision.proved), cleared
         except QuiesceError as error:
@@ -280,6 +341,28 @@ def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
                 raise
             context.warn(f"{error}; the VM was started meanwhile, so it is backed up as a running one")
     raise AssertionError("the loop returns or raises")
+
+
+def _too_long(facts: VmFacts) -> str:
+    """Why no snapshot of ours may stay on top of the VM's images, "" if one may."""
+    target, layers = cycles.longest_chain(facts)
+    return cycles.about_length(target, layers, facts.name) if layers + 1 >= cycles.TOO_MANY_LAYERS else ""
+
+
+def _warn_of_length(run: _Run, facts: VmFacts, planned: BackupPlan) -> None:
+    target, layers = cycles.longest_chain(facts)
+    text = cycles.about_length(target, layers + int(planned.stays), facts.name)
+    if text:
+        run.context.warn(text)
+
+
+def _standing_alone(run: _Run, facts: VmFacts, why: str) -> BackupPlan:
+    """A full whose snapshot goes again, and which fails when it is published: somebody has to merge. Raises RefusedError."""
+    if run.request.mode is not Mode.AUTO:
+        raise RefusedError(f"Backup of VM {facts.name}", why)
+    run.unmerged.urgent = why
+    alone = replace(run, request=replace(run.request, mode=Mode.FULL, incrementable=False))
+    return _plan(alone, facts, mode.Decision(why))
 
 
 def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
@@ -306,6 +389,7 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
             clean = overlays.is_clean(journal.facts)
             raise
         stays = False
+        done: _Done | None = None
         try:
             members = _with_memory(planned)
             held = _held(members)
@@ -318,8 +402,13 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
                 _remember(run, planned, done, proved)
         finally:
             if not stays:
-                snapshot.remove(run.conn, run.domain, planned.snapshot, journal, run.context.progress)
-                clean = True
+                try:
+                    snapshot.remove(run.conn, run.domain, planned.snapshot, journal, run.context.progress)
+                    clean = True
+                except KvmopsError as error:
+                    if done is None:
+                        raise
+                    done = replace(done, stuck=error)  # the next run's recovery looks again
         return done
     finally:
         if writer:

@@ -78,7 +78,8 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
         for gone in trash.pending():
             context.warn(f"A dead run had begun to remove {gone}; the next run outside check mode finishes that")
     else:
-        settle()
+        for gone in settle():
+            context.put_right(f"removed {gone}")
     path = _existing(archive, request.compressed)
     if path is None:
         if request.present:

@@ -131,10 +131,12 @@ def retain(request: RetentionRequest, context: Context, continued: Continued) ->
 
 def settle(check_mode: bool, context: Context) -> None:
     """Finishes removals of dead runs; in check mode only says so."""
-    for path in trash.pending() if check_mode else trash.settle():
-        context.warn(
-            f"A dead run had begun to remove {path}; {'the next run finishes' if check_mode else 'finished'} that"
-        )
+    if check_mode:
+        for path in trash.pending():
+            context.warn(f"A dead run had begun to remove {path}; the next run finishes that")
+        return
+    for path in trash.settle():
+        context.put_right(f"finished the removal of {path}")
 
 
 def look(directory: str, uri: str, context: Context, continued: Continued) -> Place:

@@ -62,7 +62,7 @@ def template(request: TemplateRequest, context: Context) -> dict[str, Any]:
             context.warn(f"the next run will put right: {text}")
         return _judge(conn, domain, request, context)
     for text in restores.settle(conn, request.uri, request.vm):
-        context.warn(f"left by an earlier run and put right: {text}")
+        context.put_right(text)
     domain = find_domain(conn, request.vm)
     what = f"{'marking' if request.present else 'unmarking'} VM {domain.name()} as a template"
     with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):

@@ -80,7 +80,10 @@ def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
         for text in restores.pending(request.uri):
             context.warn(text)
         return _clone(conn, find_domain(conn, request.template), request, context)
-    for text in restores.settle(conn, request.uri):
+    left: list[str] = []
+    for text in restores.settle(conn, request.uri, left=left):
+        context.put_right(text)
+    for text in left:
         context.warn(text)
     domain = find_domain(conn, request.template)
     what = f"making the thin clone {request.name} of {domain.name()}"

@@ -52,14 +52,17 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
             plan = _plan(conn, archive, configuration, request, context.progress)
             result = _predicted(plan)
         else:
-            for text in restores.settle(conn, request.uri):
+            left: list[str] = []
+            for text in restores.settle(conn, request.uri, left=left):
+                context.put_right(text)
+            for text in left:
                 context.warn(text)
             draft = _plan(conn, archive, configuration, request, context.progress)
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
             with restores.locks(draft.name, draft.uuid, replaced):
                 if replaced:
                     for text in vm_recover.settle(conn, replaced):
-                        context.warn(f"left by an earlier run and put right: {text}")
+                        context.put_right(text)
                     conn = renewed(conn)
                 plan = _plan(conn, archive, configuration, request, context.progress)
                 if plan.replaced is not None and plan.replaced.uuid != replaced:

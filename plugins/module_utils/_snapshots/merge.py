@@ -10,10 +10,15 @@ then the bookkeeping, the files last.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, SplitViewError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
+    BusyError,
+    KvmopsError,
+    SplitViewError,
+    UnmergedError,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
@@ -66,10 +71,23 @@ class Removed:
     notes: tuple[str, ...]
 
 
-def remove_snapshots(conn: Connection, domain: Domain, names: removal.Names, context: Context) -> Removed:
+def _nothing() -> None:
+    pass
+
+
+def remove_snapshots(
+    conn: Connection,
+    domain: Domain,
+    names: removal.Names,
+    context: Context,
+    begin: Callable[[], None] = _nothing,
+) -> Removed:
     """Remove snapshots, VM running or off. The caller holds the VM's lock and has settled what dead runs left.
 
-    Raises RefusedError, BusyError or SplitViewError with nothing touched; after any other error recover.settle() goes on.
+    ``begin`` is called before anything is touched, once it is known that nothing speaks against it.
+
+    Raises RefusedError, BusyError or SplitViewError with nothing touched, UnmergedError when nothing was merged and all is as
+    it was; after any other error recover.settle() goes on.
     """
     conn, domain = again(conn, domain)
     found = layers.look(conn, domain)
@@ -77,14 +95,45 @@ def remove_snapshots(conn: Connection, domain: Domain, names: removal.Names, con
     if not plan.names:
         return Removed((), ())
     require_removable(conn, domain, found, plan)
+    begin()
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
     journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of snapshots", facts)
     try:
         removed = remove(conn, domain, plan, journal, context.progress)
         journal.done()
+    except KvmopsError as error:
+        if not may_wait(conn, domain, plan, journal):
+            raise
+        journal.done()
+        raise UnmergedError(error.what, error.why, error.hint) from error
     finally:
         journal.close()
     return replace(removed, notes=(*plan.notes, *removed.notes))
+
+
+def may_wait(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal) -> bool:
+    """Whether the VM may go on with these snapshots, after remove() has failed: nothing has been merged, and all is whole."""
+    facts = journal.facts
+    begun = facts.get(_MERGED) or any(facts.get(_committed(merge)) for merge in plan.merges)
+    if begun or domain is None or not _stands(conn, domain, plan):
+        return False
+    active = [merge for merge in plan.merges if merge.active]
+    return not active or way_back.may_wait(conn, domain, _overlays(plan, active), facts)
+
+
+def _stands(conn: Connection, domain: Domain, plan: RemovalPlan) -> bool:
+    """The snapshots are all there, and QEMU and libvirt agree about the layers to merge."""
+    try:
+        there = {state.name for state in snapshots.tree(domain, secrets=False)}
+        seen = views.gather(conn, domain)
+    except (KvmopsError, libvirt.libvirtError):
+        return False
+    layered = all(
+        seen.disk(merge.target).agree and merge.top_path in (seen.disk(merge.target).qemu or (merge.top_path,))
+        for merge in plan.merges
+        if merge.attached
+    )
+    return there >= set(plan.names) and layered and all(os.path.exists(path) for path in plan.replaced)
 
 
 def require_removable(conn: Connection, domain: Domain, found: layers.Layers, plan: RemovalPlan) -> None:
@@ -166,9 +215,14 @@ class _Work:
 
 def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
     """Through the same table of situations as a backup's own snapshot: the layers are one overlay several files deep."""
-    plan = work.plan
     formers = overlays.formers_of(work.journal.facts[_FORMERS])
-    merged = SnapshotPlan(
+    merged = _overlays(work.plan, merges)
+    return way_back.merge_back(work.conn, work.domain, merged, formers, work.journal, work.progress)
+
+
+def _overlays(plan: RemovalPlan, merges: Sequence[Merge]) -> SnapshotPlan:
+    """The active images as way_back sees them."""
+    return SnapshotPlan(
         vm_uuid=plan.vm_uuid,
         vm_name=plan.vm_name,
         name="",
@@ -181,7 +235,6 @@ def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
         quiesce=False,
         expendable=plan.names,
     )
-    return way_back.merge_back(work.conn, work.domain, merged, formers, work.journal, work.progress)
 
 
 # --- layers below, and on other branches ---------------------------------------------------------------------------

@@ -32,13 +32,20 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     revert,
     way_back,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.unmerged import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.way_back import remove_file
 
+_MERGED_WITHIN_S = 3600.0
 
-def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> list[str]:
+
+def settle(
+    conn: Connection, uuid: str, progress: Progress | None = None, unmerged: Unmerged | None = None
+) -> list[str]:
     """Finish or undo what dead runs left on the VM; returns what was put right, one sentence each.
 
-    ``progress`` tells of merges, and has the limit of their bandwidth; a wish to cancel is not heard.
+    ``progress`` tells of merges, and has the limit of their bandwidth, raised so that they end in about an hour; a wish to
+    cancel is not heard. ``unmerged`` gets what cannot be merged and may stay for now; without it, that is an error.
 
     libvirtd may have been restarted then: go on with connection.again(). Raises SplitViewError, with nothing touched, when
     what is found has no written recovery; BusyError when somebody else's job is at work on a disk.
@@ -48,14 +55,8 @@ def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> lis
     for journal in Journal.left_behind(lambda facts: facts.get("key") == overlays.journal_key(uuid)):
         try:
             done += _finish_writes(*_again(conn, uuid))
-            # a published point needs its snapshot: that one stays
-            if overlays.SNAPSHOT in journal.facts and not published.is_published(journal.facts):
-                plan = overlays.plan_of(journal.facts[overlays.SNAPSHOT])
-                done += way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
-            if overlays.REMOVAL in journal.facts:
-                removing = removal.from_facts(journal.facts[overlays.REMOVAL])
-                removed = merge.remove(*_again(conn, uuid), removing, journal, progress)
-                done += [*removed.notes, f"{removing.vm_name}: finished the removal of {', '.join(removed.names)}"]
+            with _ending(progress):
+                done += _merge(conn, uuid, journal, progress, unmerged)
             if overlays.REVERT in journal.facts:
                 reverting = revert.from_facts(journal.facts[overlays.REVERT])
                 done.append(revert.resume(*_again(conn, uuid), reverting, journal))
@@ -73,10 +74,54 @@ def settle(conn: Connection, uuid: str, progress: Progress | None = None) -> lis
 
 
 @contextmanager
+def _ending(progress: Progress) -> Iterator[None]:
+    """Merges within are those of dead runs, which every later run waits for: they shall end, whatever their limit of bandwidth."""
+    progress.merge_within_s = _MERGED_WITHIN_S
+    try:
+        yield
+    finally:
+        progress.merge_within_s = 0.0
+
+
+def _merge(conn: Connection, uuid: str, journal: Journal, progress: Progress, unmerged: Unmerged | None) -> list[str]:
+    """The snapshots that a dead run took or was removing."""
+    done: list[str] = []
+    # a published point needs its snapshot: that one stays
+    if overlays.SNAPSHOT in journal.facts and not published.is_published(journal.facts):
+        plan = overlays.plan_of(journal.facts[overlays.SNAPSHOT])
+        try:
+            done += way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
+        except KvmopsError as error:
+            _, domain = found = _again(conn, uuid)
+            if unmerged is None or not way_back.may_wait(*found, plan, journal.facts):
+                raise
+            unmerge.remember(domain, [plan.name])
+            unmerged.add([plan.name], error)
+    if overlays.REMOVAL in journal.facts:
+        removing = removal.from_facts(journal.facts[overlays.REMOVAL])
+        try:
+            removed = merge.remove(*_again(conn, uuid), removing, journal, progress)
+            done += [*removed.notes, f"{removing.vm_name}: finished the removal of {', '.join(removed.names)}"]
+        except KvmopsError as error:
+            _, domain = found = _again(conn, uuid)
+            if unmerged is None or not merge.may_wait(*found, removing, journal):
+                raise
+            unmerge.remember(domain, removing.names)
+            unmerged.add(removing.names, error)
+    return done
+
+
+@contextmanager
 def held(
-    conn: Connection, domain: Domain, *, what: str, timeout_s: float, context: Context
+    conn: Connection,
+    domain: Domain,
+    *,
+    what: str,
+    timeout_s: float,
+    context: Context,
+    unmerged: Unmerged | None = None,
 ) -> Iterator[tuple[Connection, Domain]]:
-    """The VM, locked for ``what``, after settle(), of which warnings tell; on a connection that lives.
+    """The VM, locked for ``what``, after settle() (see there), of which warnings tell; on a connection that lives.
 
     The progress says who is waited for. Raises BusyError after ``timeout_s``, CancelledError.
     """
@@ -89,8 +134,8 @@ def held(
         on_wait=lambda who: progress.phase(f"wait for {who}"),
     ):
         progress.check()  # settling may merge for hours, and hears no wish to stop
-        for text in settle(conn, uuid, progress):
-            context.warn(f"left by an earlier run and put right: {text}")
+        for text in settle(conn, uuid, progress, unmerged):
+            context.put_right(text)
         yield again(conn, domain)
 
 

@@ -163,12 +163,12 @@ def locks(name: str, *uuids: str) -> contextlib.ExitStack:
     return stack
 
 
-def settle(conn: Connection, uri: str, vm: str = "") -> list[str]:
+def settle(conn: Connection, uri: str, vm: str = "", left: list[str] | None = None) -> list[str]:
     """Puts right what dead restores left, all of them or those that concern the VM of this name or uuid; says what was done.
 
     The caller holds no lock of a VM yet: the ones that are needed are taken here. A VM that is about to be changed must not
     be one that a restore has left half-way, so with ``vm`` what cannot be put right is raised (KvmopsError); without, it stays
-    journalled and is said too.
+    journalled and goes to ``left``.
     """
     done = []
     for journal in Journal.left_behind(lambda facts: _is_meant(facts, uri, vm)):
@@ -182,9 +182,9 @@ def settle(conn: Connection, uri: str, vm: str = "") -> list[str]:
                 f"The restore of {operation.name} from {operation.source} could not be taken back: {error} "
                 f"If what it wrote to is gone for good, remove {journal.path}."
             )
-            if vm:
+            if left is None:
                 raise KvmopsError(text) from error
-            done.append(text)
+            left.append(text)
         else:
             journal.done()
     return done

@@ -72,7 +72,7 @@ def ensure(request: SnapshotRequest, context: Context) -> dict[str, Any]:
             context.warn(f"the next run will put right: {text}")
         return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain), unsettled=bool(left)))
     for text in restores.settle(conn, request.uri, request.vm):
-        context.warn(f"left by an earlier run and put right: {text}")
+        context.put_right(text)
     domain = find_domain(conn, request.vm)
     what = f"snapshot {request.snapshot} of VM {domain.name()}, {request.wish.value}"
     with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):

@@ -193,6 +193,24 @@ def decide(situation: Situation) -> list[Action]:
     return actions
 
 
+def can_wait(situation: Situation) -> bool:
+    """Whether the VM may go on as it is, its snapshot unmerged: all views agree that every disk is on its overlay, whole. Pure."""
+    quiet = not (situation.domain_job or situation.thaw or situation.stale_jobs)
+    power = situation.power
+    return quiet and situation.listed and all(_is_whole(disk, power) for disk in situation.disks)
+
+
+def _is_whole(disk: DiskSituation, power: Power) -> bool:
+    if disk.job is not JobSeen.NONE or disk.ghost or disk.stray or disk.in_use or disk.inside:
+        return False
+    if power is Power.RUNNING:
+        kept = disk.persistent in (Seen.OVERLAY, Seen.NONE)
+        return kept and disk.qemu is Seen.OVERLAY and disk.live is Seen.OVERLAY
+    there = disk.content is not Content.MISSING and disk.step in (Step.NONE, Step.COMMITTING)
+    detached = disk.qemu is Seen.NONE and disk.live is Seen.NONE
+    return power is Power.OFF and detached and there and disk.persistent is Seen.OVERLAY
+
+
 def _attached(disk: DiskSituation) -> Act | None:
     """A disk that QEMU has, or that libvirt believes it has."""
     where = (disk.qemu, disk.live)

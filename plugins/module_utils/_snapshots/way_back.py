@@ -63,6 +63,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation
     Seen,
     Situation,
     WayOut,
+    can_wait,
     decide,
 )
 
@@ -159,7 +160,15 @@ def _job_seen(job: blockjobs.Job | None, step: Step) -> JobSeen:
 
 def _in_use(overlay: Overlay) -> bool:
     images = ((overlay.overlay_path, "qcow2"), (overlay.base_path, overlay.base_format))
-    return any(_filenames.is_there(path) and qemu_img.is_in_use(path, image_format) for path, image_format in images)
+    return any(
+        _filenames.is_there(path) and not _is_blank(path, image_format) and qemu_img.is_in_use(path, image_format)
+        for path, image_format in images
+    )
+
+
+def _is_blank(path: str, image_format: str) -> bool:
+    """An overlay begins as an empty file, which nobody has made an image of yet."""
+    return image_format == "qcow2" and not os.path.getsize(path)
 
 
 def _is_open(persistent: Seen, step: Step) -> bool:
@@ -284,6 +293,19 @@ def merge_back(
     Returns only what a person should know of it: that libvirtd had to be restarted.
     """
     return _act(_Work(conn, domain, plan, formers, journal, progress, merge_only=True))
+
+
+def may_wait(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: Facts) -> bool:
+    """Whether the VM may go on as it is, after bring_back() or merge_back() has failed: it is whole, on its overlays."""
+
+    def is_whole() -> bool:
+        found = observe(conn, domain, plan, facts)
+        return can_wait(found if plan.name else replace(found, listed=True))
+
+    try:
+        return soon(is_whole)
+    except (KvmopsError, libvirt.libvirtError):
+        return False
 
 
 def _act(work: _Work) -> list[str]:

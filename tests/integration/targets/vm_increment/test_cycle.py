@@ -201,15 +201,19 @@ def test_limit_and_the_user(lab, run_module):
     assert vm.domain.snapshotListNames() == ["mine"]
     backup()
     vm.domain.snapshotCreateXML("<domainsnapshot><name>on top</name></domainsnapshot>")  # inside our overlay
-    failed = backup(increment_limit=2, increment_limit_deletes="own", fails=True)
-    assert "on top" in failed.message
-    archive = run_module("backup_info", path=str(target))["archives"][-1]
+    done = backup(increment_limit=2, increment_limit_deletes="own")
+    assert any("still to be merged: kvmops-" in text and "on top" in text for text in done.warnings), done.warnings
+    assert (len(done["archive"]["points"]), done["archive"]["incrementable"]) == (2, False)
+    failed = backup(unmerged="fail", fails=True)
+    assert "on top" in failed.message and f"Point {failed['point']} is in {failed['archive']['path']}" in failed.message
+    assert len(failed["archive"]["points"]) == 1
+    archive = run_module("backup_info", archive=done["archive"]["path"])["archives"][0]
     assert len(archive["points"]) == 2  # the point is safe
     assert archive["incrementable"] is False
     vm.domain.snapshotLookupByName("on top").delete()
     healed = backup()
     assert healed["mode"] == "full"
-    assert "increment_limit" in healed["reason"]
+    assert "were merged" in healed["reason"]
     assert sorted(vm.domain.snapshotListNames()) == [f"kvmops-{healed['point']}", "mine"]
     everything = backup(increment_limit=2)
     assert sorted(everything["merged_snapshots"])[-1] == "mine"

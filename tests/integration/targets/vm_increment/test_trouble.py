@@ -16,7 +16,7 @@ import libvirt
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader
-from ansible_collections.kvmops.backup.tests.lab import daemons, kills, markers, modules
+from ansible_collections.kvmops.backup.tests.lab import daemons, kills, markers, modules, truth
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
@@ -194,6 +194,38 @@ def test_an_internal_snapshot_on_what_a_dead_run_has_left(lab, run_module):
     mine.delete()
     result = run_module("vm_backup", **arguments)
     assert result["mode"] == "incremental", result["reason"]
+
+
+def test_a_merge_that_cannot_be_done_costs_no_backup(lab, run_module):
+    """What a dead run has left cannot be merged: the point is made on top and says so, a later run merges, nothing is lost."""
+    vm = lab.create_vm("stuck", [Disk(size_mib=16)], start=False)
+    base = vm.disks()["vda"]
+    arguments = {"vm": "stuck", "path": str(lab.path("backups")), "mode": "auto"}
+    kills.kill_around_libvirt_call("vm_backup", arguments, "virDomain.snapshotCreateXML", "after")
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 1M 64k", str(vm.disks()["vda"]))
+    left = vm.domain.snapshotCurrent().getName()
+    run("chattr", "+i", str(base))
+    try:
+        stuck = run_module("vm_backup", **arguments)
+        failed = run_module("vm_backup", unmerged="fail", fails=True, **arguments)
+        refused = run_module("vm_snapshot", vm="stuck", snapshot="all", state="absent", fails=True)
+    finally:
+        run("chattr", "-i", str(base))
+    assert stuck["mode"] == "full" and stuck["archive"]["incrementable"]
+    assert any(f"still to be merged: {left}" in text and str(base) in text for text in stuck.warnings), stuck.warnings
+    assert f"Point {failed['point']} is in {failed['archive']['path']}" in failed.message and left in failed.message
+    assert failed["point"] > stuck["point"] and failed["archive"]["points"][-1]["point"] == failed["point"]
+    assert str(base) in refused.message
+    visible = truth.content_sha256(vm.disks()["vda"], "qcow2")
+    healed = run_module("vm_backup", **arguments)
+    assert left in healed["merged_snapshots"] and left not in vm.domain.snapshotListNames()
+    assert chains.frozen_now(vm)["vda"] == visible
+    assert not [text for text in healed.warnings if "still to be merged" in text]
+    for result in (stuck, failed, healed):
+        found = chains.digests_of_points(result["archive"]["path"], lab.path(f"out-{result['point']}"))
+        assert found[result["point"]]["vda"] == visible
+    run_module("vm_snapshot", vm="stuck", snapshot="all", state="absent")
+    assert vm.disks()["vda"] == base and truth.content_sha256(base, "qcow2") == visible
 
 
 def test_checkpoints_of_another_tool_on_a_vm_that_is_off(lab, run_module):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +126,23 @@ def test_obsolete(kind):
 
 def test_first_point_of_an_archive():
     assert own.first_point(["kvmops-20", "kvmops-9", "kvmops-100"]) == 9
+
+
+def chained(lengths, listed=()):
+    """Facts of a VM with disks that stand on so many images; `listed`: links that only the definition knows."""
+    disks, images = [], {}
+    for target, length in lengths.items():
+        paths = [f"/{target}.{number}" for number in range(length)]
+        for path, below in zip(paths, [*paths[1:], ""]):
+            images[path] = SimpleNamespace(backing_path=below)
+        disks.append(SimpleNamespace(target=target, path=paths[0] if paths else "", chain=listed))
+    return SimpleNamespace(view=SimpleNamespace(disks=disks), images=images)
+
+
+def test_the_longest_chain_is_watched():
+    assert cycles.longest_chain(chained({"vda": 2, "vdb": 5, "sda": 0})) == ("vdb", 5)
+    assert cycles.longest_chain(chained({"vda": 1}, listed=("x",) * 7)) == ("vda", 8)
+    assert cycles.longest_chain(chained({})) == ("", 0)
+    assert cycles.about_length("vda", 19, "web") == ""
+    text = cycles.about_length("vda", 20, "web")
+    assert "vda stands on 20 images" in text and "vm: web, snapshot: all and state: absent" in text

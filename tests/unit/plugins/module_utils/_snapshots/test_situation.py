@@ -22,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation
     Power,
     Seen,
     Situation,
+    can_wait,
     decide,
 )
 
@@ -330,3 +331,41 @@ def test_no_merge_loses_an_internal_snapshot(power: Power, found: DiskSituation)
         decide(situation(power, disk(B, B, B, Content.MISSING), found))
     assert caught.value.kind is RefusedError and "mine" in caught.value.why
     assert acts(situation(power, replace(found, inside=()))) != []
+
+
+WHOLE = (
+    (RUNNING, disk(O, O, O, Content.DATA, step=Step.COMMITTING)),
+    (RUNNING, disk(O, O, N, Content.DATA, step=Step.PIVOTING)),
+    (OFF, disk(N, N, O, Content.DATA, step=Step.COMMITTING)),
+    (OFF, disk(N, N, O, Content.EMPTY)),
+)
+
+
+def test_only_a_vm_that_is_whole_may_go_on_unmerged() -> None:
+    for power, found in WHOLE:
+        assert can_wait(situation(power, found, found, listed=True))
+        for lack in ({"thaw": True}, {"domain_job": "a save"}, {"stale_jobs": True}, {"listed": False}):
+            assert not can_wait(situation(power, found, **{"listed": True, **lack}))
+        assert not can_wait(situation(Power.GONE, found, listed=True))
+        assert not can_wait(situation(Power.SAVED, found, listed=True))
+        for lack in (
+            {"ghost": True},
+            {"stray": True},
+            {"in_use": True},
+            {"inside": ("mine",)},
+            {"job": JobSeen.OURS},
+            {"job": JobSeen.FOREIGN},
+        ):
+            assert not can_wait(situation(power, found, replace(found, **lack), listed=True))
+
+
+def test_no_vm_whose_views_differ_goes_on() -> None:
+    fine = 0
+    for power, found in itertools.product(Power, every_disk()):
+        if can_wait(situation(power, found, listed=True)):
+            fine += 1
+            seen = {view for view in (found.qemu, found.live, found.persistent) if view is not N}
+            assert seen == {O} and found.job is JobSeen.NONE, (power, found)
+            assert (found.qemu is O) == (found.live is O) == (power is RUNNING)
+            assert power in (RUNNING, OFF)
+    assert fine
