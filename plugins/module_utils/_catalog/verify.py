@@ -131,7 +131,10 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
             found.not_checked.append(TargetError(f"Archive {path}", why, error.hint))
     points: tuple[Configuration, ...] = ()
     with contextlib.suppress(ArchiveError):
-        points = catalog.look(path).points
+        view = catalog.look(path)
+        points = view.points
+        if view.distrust:
+            context.warn(f"{path} is not ours, so that its digests prove nothing of who made it: {view.distrust}")
     lost = sorted({point for item in damage for point in item.points})
     verified.record(path, points, at=int(time.time()), ok=not damage, coverage=report.coverage, lost=lost)
     if damage:

@@ -312,3 +312,10 @@ def test_it_can_be_stopped(tmp_path: Path) -> None:
     progress.cancel("asked to")
     with pytest.raises(CancelledError):
         verify(request(write(tmp_path)), Told(progress))
+
+
+def test_good_digests_in_the_hands_of_another_user_prove_nothing(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    os.chown(path, 1234567, -1)
+    assert verify(request(path), told)["archives"][0]["ok"]
+    assert any("is not ours" in text and "the user 1234567" in text for text in told.warnings)

@@ -337,6 +337,11 @@ GRABS = [
     "<rng model='virtio'><backend model='random'>/dev/sda</backend></rng>",
     "<interface type='ethernet'><script path='/tmp/evil'/></interface>",
     "<shmem name='x'><server path='/run/evil'/></shmem>",
+    "<disk type='file' device='floppy'><source file='/etc/passwd'/><target dev='fda'/></disk>",
+    "<disk type='volume' device='cdrom'><source file='/etc/passwd' pool='vms' volume='/etc/passwd'/><target dev='sdz'/></disk>",
+    "<redirdev bus='usb' type='spicevmc'><log file='/root/evil' append='off'/></redirdev>",
+    "<graphics type='egl-headless'><gl rendernode='/dev/dri/renderD128'/></graphics>",
+    "<audio id='1' type='pulseaudio' serverName='/run/evil'/>",
 ]
 
 
