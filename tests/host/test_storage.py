@@ -22,7 +22,8 @@ def exports(host: Machine) -> None:
     """Two exports of this host; the first is mounted twice, as two hosts have it."""
     host.ssh(
         "sudo mkdir -p /srv/nfs/squashed /srv/nfs/trusted /mnt/squashed /mnt/trusted /mnt/elsewhere"
-        " && sudo chmod 777 /srv/nfs/squashed"
+        " && sudo chown nobody /srv/nfs/squashed && sudo chmod 700 /srv/nfs/squashed"
+        " && sudo mkdir -p /etc/kvmops-backup && echo nobody /mnt/squashed | sudo tee /etc/kvmops-backup/trusted-owners >/dev/null"
         " && printf '%s\\n' '/srv/nfs/squashed 127.0.0.1(rw,fsid=1,root_squash,no_subtree_check)'"
         " '/srv/nfs/trusted 127.0.0.1(rw,fsid=2,no_root_squash,no_subtree_check)' | sudo tee /etc/exports >/dev/null"
         " && sudo systemctl restart nfs-server"
