@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .._run import run, wait_for
 from ..modules import ModuleResult, module_argv, module_result
 from ..vm import Disk, Hypervisor, Lab
 
+_STATUS = Path("/run/kvmops-backup/status")
 _BEGUN_LOG = Path("/run/kvmops-lab-module.log")
 
 
@@ -147,10 +149,10 @@ class Worker:
 
         def is_there() -> bool:
             assert begun.poll() is None, f"the module ended before: {_BEGUN_LOG.read_text()}"
-            for path in Path("/run/kvmops-backup/status").glob("*.json"):
-                status = json.loads(path.read_text())
-                if status["phase"] in phases and (status.get("percent") or 0) >= percent:
-                    return True
+            with suppress(FileNotFoundError):  # not yet written, or just now replaced
+                for path in _STATUS.glob(f"*-{begun.pid}.json"):
+                    status = json.loads(path.read_text())
+                    return status["phase"] in phases and (status["percent"] or 0) >= percent
             return False
 
         wait_for(f"phase {phases} of {percent} %", is_there, 300, every_s=0.02)
