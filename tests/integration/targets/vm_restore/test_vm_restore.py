@@ -237,7 +237,8 @@ def test_check_mode_touches_nothing_and_predicts(lab: Lab, run_module: Run) -> N
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
 def test_damage_never_becomes_a_vm(lab: Lab, run_module: Run, compress: bool) -> None:
     vm = lab.create_vm("damaged", [Disk(size_mib=16), Disk("raw", size_mib=16)], start=False)
-    archive = Path(backup(run_module, vm, lab.path("backups"), compress=compress))
+    # without kernels, which this host has: those of the archive are not read then
+    archive = Path(backup(run_module, vm, lab.path("backups"), compress=compress, include_boot_files=False))
     good = archive.read_bytes()
     at_point = contents(vm)
     place = lab.path("restored")
