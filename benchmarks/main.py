@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import LabError
 
 _WORK = Path("/var/lib/libvirt/images/benchmark")
-_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "vm", "vm-increment")
+_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "vm", "vm-increment", "merge")
 
 
 def _arguments() -> argparse.Namespace:
@@ -49,6 +49,7 @@ def _groups(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], J
     yield "increment", lambda: increment_jobs.increments(source, _WORK)
     yield "vm", lambda: vm_jobs.running_vm(source, _WORK)
     yield "vm-increment", lambda: vm_jobs.increments(source, _WORK)
+    yield "merge", lambda: vm_jobs.merges(_WORK)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import subprocess
 from contextlib import suppress
@@ -19,6 +20,7 @@ from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 
 _VM, _COPY = "benchmark", "benchmark-copy"
 _CHANGE_MIB = 100
+_MANY_DISKS = (1, 10, 20, 31)  # besides the one that the guest writes to
 
 
 def running_vm(source: Source, directory: Path) -> Jobs:
@@ -132,6 +134,38 @@ class _Writer:
             f"dd if=/dev/urandom of=/dev/vdb bs=1M count={_CHANGE_MIB} seek={seek} conv=notrunc,fsync 2>/dev/null",
             timeout_s=300,
         )
+
+
+def merges(directory: Path) -> Jobs:
+    """Removing the snapshot of a running VM with many small disks; libvirt's own removal beside it."""
+    with Lab(directory / "lab") as lab:
+        for disks in _MANY_DISKS:
+            images = lab.path(f"disks-{disks}")
+            extra = "<controller type='scsi' model='virtio-scsi'/>"
+            for number in range(disks):
+                image = images / f"{number}.qcow2"
+                subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "16M"], check=True)
+                letters = "abcdefghijklmnopqrstuvwxyz"
+                target = "sd" + ("" if number < 26 else "a") + letters[number % 26]
+                extra += (
+                    f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{image}'/>"
+                    f"<target dev='{target}' bus='scsi'/></disk>"
+                )
+            vm = lab.create_vm(f"{_VM}-{disks}", [Disk()], extra_devices=extra)
+            ours = tuple(module_argv("vm_snapshot", {"vm": vm.name, "snapshot": "s", "state": "absent"}))
+            snapshot = functools.partial(run_module, "vm_snapshot", vm=vm.name, snapshot="s")
+
+            def before(snapshot: Callable[..., object] = snapshot) -> None:
+                snapshot()
+
+            yield Job(
+                f"merge of a snapshot of {disks + 1} disks",
+                (
+                    Contender("vm_snapshot", (ours,), durable=True, before=before),
+                    Contender("virsh snapshot-delete", (("virsh", "-q", "snapshot-delete", vm.name, "s"),), before=before),
+                ),
+            )
+            vm.remove()
 
 
 def _qemu_of(vm: LabVm) -> Callable[[], tuple[int, ...]]:

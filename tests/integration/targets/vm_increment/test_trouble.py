@@ -228,6 +228,30 @@ def test_a_merge_that_cannot_be_done_costs_no_backup(lab, run_module):
     assert vm.disks()["vda"] == base and truth.content_sha256(base, "qcow2") == visible
 
 
+def test_a_chain_that_is_too_long_to_start_does_not_become_longer(lab, run_module):
+    """Its own snapshots are merged by a new cycle; where they are the user's, the full stands alone and somebody has to act."""
+    vm = lab.create_vm("long", [Disk(size_mib=16)], start=False)
+    arguments = {"vm": "long", "path": str(lab.path("backups"))}
+    first = run_module("vm_backup", mode="auto", **arguments)
+
+    def freeze(names):
+        for name in names:
+            document = f"<domainsnapshot><name>{name}</name></domainsnapshot>"
+            vm.domain.snapshotCreateXML(document, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+
+    freeze(range(21))
+    refused = run_module("vm_backup", mode="incremental", fails=True, **arguments)
+    assert "vda stands on 23 images" in refused.message
+    healed = run_module("vm_backup", mode="auto", **arguments)
+    assert (healed["mode"], healed["merged_snapshots"]) == ("full", [f"kvmops-{first['point']}"])
+    assert chains.chain_lengths(vm) == {"vda": 23}
+    assert any("vda stands on 23 images" in text for text in healed.warnings), healed.warnings
+    freeze(["more", "and more"])
+    failed = run_module("vm_backup", mode="auto", fails=True, **arguments)
+    assert "vda stands on 24 images" in failed.message and "snapshot: all and state: absent" in failed.message
+    assert failed["archive"]["points"][-1]["point"] == failed["point"] and chains.chain_lengths(vm) == {"vda": 24}
+
+
 def test_checkpoints_of_another_tool_on_a_vm_that_is_off(lab, run_module):
     """libvirt refuses snapshots beside them: there is a backup all the same, and a revert does not stop half-way."""
     vm = lab.create_vm("shared", [Disk(size_mib=16)], start=False)
