@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import grp
 import os
 import pwd
 import stat
 from collections.abc import Iterator
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _settings
+from ansible_collections.kvmops.backup.plugins.module_utils import _settings
 
+_MAX_LINKS = 40  # as the kernel
 _WAYS_OUT = "see docs/SECURITY.md, or take it as ours with 'trust: true'"
 
 
@@ -22,8 +23,7 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
 
     Raises TargetError where the host's settings cannot be read.
     """
-    absolute = _filenames.absolute(path)
-    real = os.path.realpath(absolute)
+    real = os.path.realpath(path)
     owners = _owners(real)
     try:
         status = opened if opened is not None else os.stat(real)
@@ -33,7 +33,7 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
         why = _of_others(status, owners)
         if why:
             return f"it {why} ({_WAYS_OUT})"
-        for directory in _directories(absolute, real):
+        for directory in _way(path):
             status = os.lstat(directory)
             if stat.S_ISLNK(status.st_mode):
                 why = "" if status.st_uid in owners else f"is a link of {name_of(status.st_uid)}"
@@ -45,13 +45,6 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
                 return f"its directory {directory} {why} ({_WAYS_OUT})"
     except OSError as error:
         return f"whose it is cannot be told ({error.strerror})"
-    return ""
-
-
-def owner(path: str) -> str:
-    """Who a file belongs to, for people; "" where it cannot be told."""
-    with contextlib.suppress(OSError):
-        return name_of(os.stat(path).st_uid)
     return ""
 
 
@@ -99,14 +92,23 @@ def _group_name(gid: int) -> str:
         return str(gid)
 
 
-def _directories(absolute: str, real: str) -> Iterator[str]:
-    """Every directory, and every link, on the way to a file: as it was named, and as it really is."""
-    seen = set()
-    if os.path.islink(absolute):
-        yield absolute
-    for path in (absolute, real):
-        while path != "/":
-            path = os.path.dirname(path)
-            if path not in seen:
-                seen.add(path)
-                yield path
+def _way(path: str) -> Iterator[str]:
+    """Every directory and every link that the kernel passes on the way to a file."""
+    here, links = "/", 0
+    pending = os.path.join(os.getcwd(), path).split("/")
+    yield here
+    while pending:
+        part = pending.pop(0)
+        if part in ("", "."):
+            continue
+        here, above = (os.path.dirname(here) if part == ".." else os.path.join(here, part)), here
+        if os.path.islink(here):
+            yield here
+            links += 1
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            target = os.readlink(here)
+            pending = target.split("/") + pending
+            here = "/" if target.startswith("/") else above
+        elif pending:
+            yield here

@@ -79,6 +79,16 @@ def test_a_group_that_is_the_users_own_counts_as_the_user(archive: Path) -> None
     assert _trust.doubt(str(archive)) == ""
 
 
+def test_dots_and_links_are_those_of_the_kernel(archive: Path, tmp_path: Path) -> None:
+    (archive.parent / "deeper").mkdir()
+    (tmp_path / "first").symlink_to(archive.parent / "deeper")
+    (tmp_path / "second").symlink_to("first")
+    name = f"{tmp_path}/second/..//x.tar"
+    assert _trust.doubt(name, os.stat(name)) == ""
+    os.lchown(tmp_path / "first", MALLORY, -1)
+    assert f"{tmp_path}/first is a link of" in _trust.doubt(name)
+
+
 def test_another_file_under_the_name_by_now(archive: Path) -> None:
     opened = os.stat(archive)
     archive.rename(archive.with_name("old"))

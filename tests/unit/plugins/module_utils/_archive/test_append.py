@@ -585,6 +585,16 @@ def test_what_is_not_ours_is_not_cut_off(archive: Path) -> None:
         assert not verify_file(str(archive)).ok
 
 
+def test_nothing_is_added_to_an_archive_of_another_user(archive: Path) -> None:
+    before = archive.read_bytes()
+    os.chown(archive, 1234567, -1)
+    with open_archive(str(archive)) as reader:
+        assert append.why_full(reader).startswith("it is not ours: it belongs to the user 1234567")
+    with pytest.raises(RefusedError, match="it is not ours"):
+        add(archive)
+    assert archive.read_bytes() == before
+
+
 def test_only_our_archives(tmp_path: Path) -> None:
     (tmp_path / "1_x.xml").write_text(archives.DOMAIN)
     subprocess.run(["tar", "-cf", tmp_path / "f.tar", "-C", tmp_path, "1_x.xml"], check=True)
