@@ -33,7 +33,7 @@ def test_a_vm_that_was_power_cycled_with_our_snapshots_is_merged_while_it_runs(h
     points.take()
     host.call("destroy", name="cycled")
     host.call("start", name="cycled")
-    assert points.take()["mode"] == "increment"
+    assert points.take()["mode"] == "incremental"
 
     assert points.take(increment_limit=1)["mode"] == "full"  # the layers of the first cycle are merged
 

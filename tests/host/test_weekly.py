@@ -66,11 +66,11 @@ def test_two_weeks(host: Machine) -> None:
             assert len(newest["points"]) == 1
         elif weekday == 6:
             done = back_up(host, "web01", **POLICY)
-            assert done["mode"] == "increment"
+            assert done["mode"] == "incremental"
             assert is_flat(host, "web01")
             saturdays.append((done["archive"]["path"], done["point"], host.call("frozen_digests", name="web01")))
         else:
-            assert points.take(**POLICY)["mode"] == "increment"
+            assert points.take(**POLICY)["mode"] == "incremental"
 
     archives = host.module("backup_info", path=PATH, vm="web01")["archives"]
     assert sorted(len(archive["points"]) for archive in archives) == [7, 7]
