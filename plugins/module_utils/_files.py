@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import struct
 import time
@@ -37,20 +38,55 @@ _CANNOT_CLONE = {
     errno.ETXTBSY,
     errno.EBADF,
 }
+_GONE = "Look at its mount, and the server or device behind it."
+#: What to do about an error of a target, by errno.
+WAYS_OUT = {
+    errno.ENOSPC: "Free space there or choose another place; nothing of this run was published.",
+    errno.EDQUOT: "Raise the quota or choose another place; nothing of this run was published.",
+    errno.EROFS: "The file system is mounted read-only: choose another place.",
+    errno.EACCES: "Check owner and mode of the directory.",
+    errno.EEXIST: "A file of that name is there already and is never overwritten.",
+    errno.ENOTCONN: _GONE,
+    errno.ECONNABORTED: _GONE,
+    errno.ESTALE: _GONE,
+    errno.EHOSTDOWN: _GONE,
+    errno.EIO: _GONE,
+    errno.EFBIG: "Its file system takes no larger files: choose another place.",
+}
+_NO_SUCH_OPERATION = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def target_error(path: str, error: OSError, doing: str = "cannot be written") -> TargetError:
     """What an operating system error on a target means to a person."""
-    hints = {
-        errno.ENOSPC: "Free space there or choose another place; nothing of this run was published.",
-        errno.EDQUOT: "Raise the quota or choose another place; nothing of this run was published.",
-        errno.EROFS: "The file system is mounted read-only: choose another place.",
-        errno.EACCES: "Check owner and mode of the directory.",
-        errno.EEXIST: "A file of that name is there already and is never overwritten.",
-    }
     code = error.errno or errno.EIO
-    return TargetError(path, f"{doing} ({os.strerror(code)})", hints.get(code, ""))
+    return TargetError(path, f"{doing} ({os.strerror(code)})", WAYS_OUT.get(code, ""))
+
+
+def suffixed(path: str, suffix: str, limit: int = 255) -> str:
+    """The path of a file beside another: its name and a suffix, cut to `limit` bytes and unlike others by a digest. Pure."""
+    directory, name = os.path.split(path)
+    room = limit - len(os.fsencode(suffix))
+    plain = os.fsencode(name)
+    if len(plain) > room:
+        mark = f"-{hashlib.sha256(plain).hexdigest()[:8]}"
+        name = plain[: room - len(mark)].decode("utf-8", "ignore") + mark
+    return os.path.join(directory, name + suffix)
+
+
+def longest_name(directory: str) -> int:
+    """How many bytes a file name may have there."""
+    return os.statvfs(directory).f_namemax or 255
+
+
+def free_name(path: str, suffix: str) -> str:
+    """A path beside another that nothing has, with a suffix to its name."""
+    limit = longest_name(os.path.dirname(path))
+    number, found = 1, suffixed(path, suffix, limit)
+    while os.path.lexists(found):
+        number += 1
+        found = suffixed(path, f"{suffix}-{number}", limit)
+    return found
 
 
 def create(path: str, mode: int = 0o600) -> int:
@@ -194,9 +230,8 @@ def sync_directory(path: str) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if (
-            error.errno != errno.EINVAL
-        ):  # file systems without this operation keep names durable by themselves, or cannot
+        # file systems without this operation keep names durable by themselves, or cannot
+        if error.errno not in _NO_SUCH_OPERATION:
             raise target_error(path, error, "cannot be made durable") from error
     finally:
         os.close(fd)
@@ -209,14 +244,26 @@ def _renameat2(old: str, new: str, flags: int) -> None:
 
 
 def rename_new(old: str, new: str) -> None:
-    """Renames without ever replacing `new`; also where the file system lacks renameat2. Raises OSError."""
+    """Renames without replacing `new`; raises OSError.
+
+    A file system without such a rename may have hard links, which do not replace either; where it has none (sshfs, rclone,
+    exFAT), nothing but this look keeps apart two who choose the same name in the same moment.
+    """
     try:
         _renameat2(old, new, _RENAME_NOREPLACE)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+        if error.errno not in _NO_SUCH_OPERATION:
             raise
-        os.link(old, new)
-        os.unlink(old)
+        try:
+            os.link(old, new)
+        except FileExistsError:
+            raise
+        except OSError:  # whatever it says: rclone says EIO
+            if os.path.lexists(new):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
+            os.rename(old, new)
+        else:
+            os.unlink(old)
 
 
 def exchange(one: str, other: str) -> None:

@@ -297,16 +297,15 @@ def _wait(fd: int, directory: str, busy: list[int], limit: int, deadline: float,
 
 
 def _leave(fd: int, path: str, slot: int) -> None:
-    """Gives the slot back; the last one takes the file along."""
-    try:
-        if slot:
-            _unlock(fd, slot)
-        if _lock(fd, 0) and not _busy(fd):
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.stat(path), os.fstat(fd)):
-                    os.unlink(path)
-    finally:
-        os.close(fd)
+    """Gives the slot back; the last one takes the file along. A file system that has gone away has forgotten it."""
+    with contextlib.suppress(OSError):
+        try:
+            if slot:
+                _unlock(fd, slot)
+            if _lock(fd, 0) and not _busy(fd) and os.path.samestat(os.stat(path), os.fstat(fd)):
+                os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 def _request(kind: int, byte: int) -> bytes:

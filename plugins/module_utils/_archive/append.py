@@ -341,7 +341,8 @@ class ArchiveAppender(MemberWriter):
 
     def abort(self) -> None:
         """Leaves the archive as it was before; nothing after `publish`. What cannot be cut off now is left to the next run."""
-        self._stack.close()
+        with contextlib.suppress(OSError):  # the error that led here says more
+            self._stack.close()
 
     def _take_back(self) -> None:
         if self._published:

@@ -14,8 +14,8 @@ import secrets
 from collections.abc import Iterator
 from typing import Callable, Optional
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests, edit, names, tar
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _mounts
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests, edit, names, tar, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import open_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
@@ -124,6 +124,7 @@ def _written(
 ) -> Iterator[str]:
     """The partial file with the other form of an archive, durable and read back; it is removed if the block fails."""
     partial = os.path.join(os.path.dirname(new), names.partial_name(os.path.basename(new), secrets.token_hex(6)))
+    place = _mounts.identity(os.path.dirname(new))
     on_partial(partial)
     fd = _files.create(partial, os.fstat(reader.bytes.fd).st_mode & 0o755)  # nobody else may write to it
     try:
@@ -132,8 +133,7 @@ def _written(
         _read_back(partial, reader, sums, threads, progress)
         yield partial
     except BaseException:
-        with contextlib.suppress(OSError):  # its name is in the journal
-            os.unlink(partial)
+        trash.remove_partial(partial, place)
         raise
     finally:
         os.close(fd)

@@ -34,6 +34,11 @@ def partial_name(name: str, token: str) -> str:
     return f".{name}.partial-{token}"
 
 
+def is_partial(name: str) -> bool:
+    """Whether it is such a name."""
+    return name.startswith(".") and ".partial-" in name
+
+
 def configuration_member(timestamp: int, vm_name: str) -> str:
     """Member name of a point's configuration XML."""
     return f"{timestamp}_{stem(vm_name)}.xml"

@@ -4,6 +4,7 @@
 """How an archive goes: under a hidden name first, so that it is there or not there at once, then for good.
 
 The journal names both before anything happens; what a dead run has left is taken away by `settle`, and nothing else ever is.
+Unfinished archives that cannot be removed, because their file system has gone away, are left to `settle` too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _mounts
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 
@@ -24,9 +27,9 @@ OPERATION = "delete archive"
 
 def remove(path: str, sidecars: Sequence[str]) -> None:
     """Removes an archive and the files beside it, durably; works without free space. Raises ArchiveError."""
-    directory = os.path.dirname(_filenames.absolute(path))
+    directory = os.path.realpath(os.path.dirname(path))
     trash = os.path.join(directory, f".kvmops-trash-{secrets.token_hex(6)}")
-    journal = _journal(directory, path, trash, sidecars)
+    journal = _journal(directory, path, trash, sidecars, _mounts.identity(directory))
     begun = False
     try:
         gone = path
@@ -45,25 +48,47 @@ def remove(path: str, sidecars: Sequence[str]) -> None:
             journal.close() if begun else journal.done()
 
 
-def settle() -> list[str]:
-    """Takes away what dead runs have hidden; the archives that are gone by that."""
-    return [path for path in map(_finish, Journal.left_behind(_is_ours)) if path]
+def remove_partial(path: str, place: Mapping[str, Any] | None = None) -> bool:
+    """Removes an unfinished archive, durably; whether it was there. Nothing happens to a file that is anything else.
+
+    `place`: _mounts.identity of its directory when the file was made. Where that is not there now, `settle` removes the file.
+    """
+    directory, name = os.path.split(path)
+    if not names.is_partial(name):
+        return False
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        os.unlink(path)
+        _files.sync_directory(directory)
+        return True
+    except FileNotFoundError:
+        if place is None or _mounts.is_still(directory, **place):
+            return False
+    except (OSError, KvmopsError):
+        pass
+    journal = _journal(directory, path, path, (), place or {"inode": 0})
+    if journal:
+        journal.close()
+    return False
 
 
-def pending() -> list[str]:
+def settle(directory: str) -> list[str]:
+    """Takes away what dead runs have hidden in a directory, or could not remove; the archives that are gone by that."""
+    return [path for path in map(_finish, Journal.left_behind(lambda facts: _is_in(facts, directory))) if path]
+
+
+def pending(directory: str) -> list[str]:
     """What `settle` would take away. Changes nothing."""
-    return [str(facts["archive"]) for facts in Journal.peek(_is_ours) if os.path.lexists(str(facts["trash"]))]
+    found = Journal.peek(lambda facts: _is_in(facts, directory))
+    return [str(facts["archive"]) for facts in found if os.path.lexists(str(facts["trash"]))]
 
 
-def _journal(directory: str, path: str, trash: str, sidecars: Sequence[str]) -> Journal | None:
+def _journal(
+    directory: str, path: str, trash: str, sidecars: Sequence[str], place: Mapping[str, Any]
+) -> Journal | None:
     """None where there is no room for one: then the archive goes in one step."""
-    facts = {
-        "archive": path,
-        "trash": trash,
-        "sidecars": list(sidecars),
-        "directory": directory,
-        "inode": os.stat(directory).st_ino,
-    }
+    facts = {"archive": path, "trash": trash, "sidecars": list(sidecars), "directory": directory, **place}
     try:
         return Journal.open(directory, OPERATION, facts)
     except (KvmopsError, OSError):
@@ -87,19 +112,20 @@ def _unlink_all(paths: Sequence[str]) -> None:
             os.unlink(path)
 
 
-def _is_ours(facts: dict[str, Any]) -> bool:
-    return facts.get("operation") == OPERATION
+def _is_in(facts: dict[str, Any], directory: str) -> bool:
+    """Other directories are left alone: their file systems may hang."""
+    return facts.get("operation") == OPERATION and facts["directory"] in (directory, os.path.realpath(directory))
 
 
 def _finish(journal: Journal) -> str:
     facts = journal.facts
     directory, trash, archive = str(facts["directory"]), str(facts["trash"]), str(facts["archive"])
     try:
-        if os.stat(directory).st_ino != facts["inode"]:
-            raise FileNotFoundError  # not mounted now
         hidden = os.path.lexists(trash)
         if hidden:
             os.unlink(trash)
+        elif not _mounts.is_still(directory, facts["inode"], facts.get("mount", "")):
+            raise FileNotFoundError  # not mounted now
         if not os.path.lexists(archive):
             _unlink_all(facts["sidecars"])
         _files.sync_directory(directory)

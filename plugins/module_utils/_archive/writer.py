@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, TypeVar, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, frames, names, tar
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _mounts
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, frames, names, tar, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers, thread_count
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
@@ -262,6 +262,7 @@ class ArchiveWriter(MemberWriter):
         bandwidth: int = 0,
     ) -> None:
         self.partial = os.path.join(directory, names.partial_name(name, secrets.token_hex(6)))
+        self._place = _mounts.identity(directory)
         on_partial(self.partial)
         self._fd = _files.create(self.partial)
         super().__init__(
@@ -273,7 +274,7 @@ class ArchiveWriter(MemberWriter):
             bandwidth=bandwidth,
             algorithm=digests.fastest(),
         )
-        self._open = True
+        self._published = False
 
     def __enter__(self) -> ArchiveWriter:
         return self
@@ -282,17 +283,18 @@ class ArchiveWriter(MemberWriter):
         self.abort()
 
     def abort(self) -> None:
-        """Removes the partial file; nothing after `publish`."""
-        if not self._open:
+        """Removes the partial file, now or, where its file system has gone away, with the next run; nothing after `publish`."""
+        if self._published:
             return
-        self._close()
-        with contextlib.suppress(OSError):  # its name is in the journal
-            os.unlink(self.partial)
+        with contextlib.suppress(OSError):  # the error that led here says more
+            self._close()
+        trash.remove_partial(self.partial, self._place)
 
     def _close(self) -> None:
-        self._open = False
         self._workers.close()
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def add(self, member: Member, source: ImageSource) -> Member:
         """Writes one member, hashing its chunks on the way; the member with its size and digest.
@@ -321,6 +323,10 @@ class ArchiveWriter(MemberWriter):
         self._target.finish(self._position + len(tar.END))
         _files.sync(self._fd, self.partial)
         size = os.fstat(self._fd).st_size
+        try:
+            self._close()  # some network file systems tell of lost bytes only here
+        except OSError as error:
+            raise _files.target_error(self.partial, error, "cannot be made durable") from error
         _files.publish(self.partial, self.path)
-        self._close()
+        self._published = True
         return PublishedArchive(self.path, size, self._target.written, configuration)

@@ -84,6 +84,7 @@ def decide(
                 points=reader.points,
                 names=frozenset(entry.name for entry in reader.entries),
                 same_files=found.same_files,
+                size_bytes=reader.size_bytes,
             )
     except ArchiveError as error:
         return _no_increment(request, facts, f"{path} cannot be continued: {error}")

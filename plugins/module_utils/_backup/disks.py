@@ -45,6 +45,7 @@ class Image:
     the lowest layer. `kind`, `group`, `pool`, `pool_type`, `read_only`: of its place, as in `_libvirt.storage.Place`.
     `template_disk`: the disk of a template that it stands on, counted from 1; it has no `backing_path` then. `corrupt`: QEMU
     has marked it as that, and does not open it for writing any more. `dirty`: it was not closed, or is open now.
+    `longest_name`: how many bytes a file beside it may have in its name.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Image:
     template_disk: int = 0
     corrupt: bool = False
     dirty: bool = False
+    longest_name: int = 255
 
     def objection(self, *, incrementable: bool, running: bool, snapshots: bool) -> str:
         """Why it cannot be backed up where it lies; "" if it can."""

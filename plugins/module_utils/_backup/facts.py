@@ -10,10 +10,11 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe
@@ -145,14 +146,15 @@ def _file_bytes(paths: Iterable[str], tpm_path: str) -> dict[str, int]:
     return {**sizes, tpm_path: firmware_state.tpm_bytes(tpm_path)} if tpm_path else sizes
 
 
-def target_facts(place: storage.Place) -> TargetFacts:
-    """What a plan needs to know about the directory that the archive goes to."""
+def target_facts(place: storage.Place, can: Capabilities) -> TargetFacts:
+    """What a plan needs to know about the directory that the archive goes to; `can`: what its file system can do."""
     return TargetFacts(
         directory=place.directory,
         free_bytes=_free_in(place.directory),
         device_id=os.stat(place.directory).st_dev,
         fs_type=place.fs_type,
         file_names=frozenset(os.listdir(place.directory)),
+        can=can,
     )
 
 
@@ -293,6 +295,7 @@ def _image(
         dirty=told is not None and told.dirty,
         is_device=is_device,
         device_id=status.st_dev,
+        longest_name=_files.longest_name(os.path.dirname(os.path.realpath(path))),
     )
     return _at(storage.describe(conn, named or path), image)
 

@@ -42,6 +42,7 @@ class Base:
     points: tuple[Configuration, ...]
     names: frozenset[str]
     same_files: frozenset[str] = frozenset()
+    size_bytes: int = 0
 
     @property
     def newest(self) -> Configuration:

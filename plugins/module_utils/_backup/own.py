@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _text, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _text, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 
 _NAME = re.compile(r"kvmops-[0-9]{1,11}")
@@ -41,9 +41,9 @@ def description(archive_path: str) -> str:
     return f"{_SERVES}{_text.shown(archive_path)}{_WARNING}"
 
 
-def overlay_path(path: str, state: str) -> str:
+def overlay_path(path: str, state: str, longest_name: int) -> str:
     """Where the guest goes on writing; the names of earlier overlays do not pile up in it."""
-    return f"{_OVERLAY.sub('', path)}.{state}"
+    return _files.suffixed(_OVERLAY.sub("", path), f".{state}", longest_name)
 
 
 def of_vm(states: Iterable[Snapshot]) -> tuple[OwnState, ...]:

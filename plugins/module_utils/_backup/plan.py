@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.thin import Thin
+from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
@@ -86,13 +87,17 @@ class VmFacts:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """The place that the archive goes to; `file_names` are those that are there already. `hint`: what now, if it is too full."""
+    """The place that the archive goes to; `file_names` are those that are there already.
+
+    `can`: what its file system can do. `hint`: what now, if it is too full.
+    """
 
     directory: str
     free_bytes: int
     device_id: int
     fs_type: str
     file_names: frozenset[str] = frozenset()
+    can: Capabilities = field(default_factory=Capabilities)
     hint: str = "Free space there or choose another place."
 
 
@@ -156,6 +161,7 @@ def plan(
     full_only = facts.thin.marked or (request.mode is Mode.AUTO and alone)
     stays = (request.incrementable and not full_only) or base is not None
     _refuse_state(facts, what)
+    _refuse_emptied(facts, target, what)
     if stays:
         _refuse_incrementable(facts, corrupt, what)
     judgements = _judgements(facts, request, what, stays)
@@ -213,6 +219,7 @@ def plan(
     )
     sizes = [estimate.member_bytes(each, facts.images, facts.file_bytes) for each in stored.new]
     estimated = estimate.point_bytes(stored.new, sizes, replace(configuration, members=stored.kept))
+    _refuse_unfit(target, archive, 0 if compressed else estimated, base, what)
     if consistency is Consistency.MEMORY:
         estimated += facts.view.memory_bytes  # at most; pages of zeros are left out
     return BackupPlan(
@@ -234,6 +241,33 @@ def plan(
         stays=stays,
         below=facts.thin.files,
     )
+
+
+def _refuse_emptied(facts: VmFacts, target: TargetFacts, what: str) -> None:
+    """Raises TargetError for a directory without any archive that a snapshot of ours says there is one in."""
+    if any(name.endswith((names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)) for name in target.file_names):
+        return
+    here = os.path.realpath(target.directory)
+    served = [each for each in own.of_vm(facts.snapshots) if os.path.realpath(os.path.dirname(each.archive)) == here]
+    if served:
+        states = ", ".join(each.name for each in served)
+        raise TargetError(
+            f"{what} to {target.directory}",
+            f"there is no archive in it, but snapshots of the VM were made for {served[-1].archive}: it seems not to be mounted",
+            f"Mount it. If the archives were deleted on purpose, remove {states} first (vm_snapshot with state: absent).",
+        )
+
+
+def _refuse_unfit(target: TargetFacts, archive: str, added_bytes: int, base: Base | None, what: str) -> None:
+    """Raises TargetError where the file system cannot hold the archive under its name, with so many bytes more at least."""
+    objection = target.can.objection(archive, added_bytes + (base.size_bytes if base else 0))
+    if objection:
+        hint = (
+            "Make a full (mode: full), with a lower increment_limit from then on." if base else "Choose another place."
+        )
+        raise TargetError(
+            f"{what} to {target.directory}", f"its file system cannot hold the archive: {objection}", hint
+        )
 
 
 def _about_standing_alone(facts: VmFacts) -> list[str]:
@@ -515,7 +549,10 @@ def _snapshot(
                 target=disk.target,
                 base_path=disk.path,
                 base_format=facts.images[disk.path].format,
-                overlay_path=own.overlay_path(os.path.realpath(disk.path), name),  # not beside a symbolic link
+                # not beside a symbolic link
+                overlay_path=own.overlay_path(
+                    os.path.realpath(disk.path), name, facts.images[disk.path].longest_name
+                ),
             )
             for disk in frozen
         ),
@@ -540,7 +577,7 @@ def _space(
 ) -> list[str]:
     """Warnings about space on both sides. Raises TargetError where the archive cannot fit."""
     need = _needed_bytes(facts, target, compressed, planned_members, consistency)
-    warnings = []
+    warnings = [f"the file system of {target.directory}: {each}" for each in target.can.warnings]
     certain = need - (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
     if need > target.free_bytes:
         figures = f"about {human_bytes(need)} are needed and {human_bytes(target.free_bytes)} are free"
@@ -548,6 +585,15 @@ def _space(
             raise TargetError(f"{what} to {target.directory}", figures, target.hint)
         # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
         warnings.append(f"{target.directory} may be too small: {figures}, before compression")
+    elif not (target.can.keeps_holes or compressed):
+        whole = sum(facts.images[each.path].size_bytes for each in planned_members if each.path in facts.images)
+        if whole > target.free_bytes:
+            figures = (
+                f"with the holes of the images {human_bytes(whole)}, and {human_bytes(target.free_bytes)} are free"
+            )
+            warnings.append(
+                f"{target.directory} may be too small, as its file system does not seem to keep holes: {figures}"
+            )
     return warnings + (_space_beside(facts, snapshot) if snapshot else [])
 
 

@@ -12,7 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _slots, _trust, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import (
+    _capabilities,
+    _filenames,
+    _files,
+    _mounts,
+    _slots,
+    _trust,
+    _vm_state,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
@@ -109,6 +117,14 @@ class _Run:
     archives: VmArchives
     unmerged: Unmerged = field(default_factory=Unmerged)
     slot: _slots.Slot | None = None
+    probed: dict[str, _capabilities.Capabilities] = field(default_factory=dict)
+
+    def can(self, directory: str) -> _capabilities.Capabilities:
+        """What the file system there can do, tried once; check mode makes no file."""
+        if directory not in self.probed:
+            check_mode = self.request.check_mode
+            self.probed[directory] = (_capabilities.told if check_mode else _capabilities.probe)(directory)
+        return self.probed[directory]
 
     def went(self, merged: Sequence[str]) -> dict[str, Any]:
         """What the result says of everything that is gone."""
@@ -126,7 +142,6 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     else:
         for text in restores.settle(conn, request.uri, request.vm):
             context.put_right(text)
-    retention.settle(request.check_mode, context)
     context.progress.merge_bps = request.bandwidth_bps
     domain = find_domain(conn, request.vm)
     uuid = str(domain.UUIDString())
@@ -134,6 +149,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         archive = _filenames.absolute(request.archive)
         request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
+    retention.settle(place.directory, request.check_mode, context)
     if request.check_mode:
         run = _Run(conn, domain, place, request, context, Keeper(request, context), VmArchives(uuid))
         return _predict(run, uuid, begin)
@@ -151,6 +167,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
             run.keeper.remove_old(place.directory, uuid)
             changed = bool(merged or run.keeper.removed)
             return _ended(run, {**_unchanged(run, *fresh), "changed": changed, **run.went(merged)})
+        run.can(place.directory)  # raises for one that can take no archive, before a file is left in it
         with _slots.hold(
             place.directory,
             request.max_parallel,
@@ -299,7 +316,7 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
             facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason
         )
 
-    target = vm_facts.target_facts(place)
+    target = vm_facts.target_facts(place, run.can(place.directory))
     draft = make(replace(target, free_bytes=_ENDLESS_BYTES))
     return make(run.keeper.with_room(draft, target, run.slot if place is run.place else None))
 
@@ -445,7 +462,9 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWri
         timestamp=planned.timestamp,
         threads=request.threads,
         progress=run.context.progress,
-        on_partial=lambda path: journal.record(**{overlays.PARTIAL: path}),
+        on_partial=lambda path: journal.record(
+            **{overlays.PARTIAL: path, overlays.PARTIAL_PLACE: _mounts.identity(planned.directory)}
+        ),
         bandwidth=request.bandwidth_bps,
     )
     if run.slot:

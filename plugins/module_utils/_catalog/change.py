@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _journal, _locks
+from ansible_collections.kvmops.backup.plugins.module_utils import _capabilities, _filenames, _journal, _locks, _mounts
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, reader, trash, verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
@@ -75,11 +75,10 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     if request.check_mode:
         for facts in _journal.Journal.peek(_left_by_us):
             context.warn(f"A dead run has left {facts['partial']}; the next run outside check mode removes it")
-        for gone in trash.pending():
-            context.warn(f"A dead run had begun to remove {gone}; the next run outside check mode finishes that")
     else:
         for gone in settle():
             context.put_right(f"removed {gone}")
+    retention.settle(os.path.dirname(archive), request.check_mode, context)
     path = _existing(archive, request.compressed)
     if path is None:
         if request.present:
@@ -109,13 +108,12 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
 
 
 def settle() -> list[str]:
-    """Removes the partial files of conversions whose process has died, and finishes removals; returns the paths."""
-    removed = trash.settle()
+    """Removes the partial files of conversions whose process has died; returns the paths."""
+    removed = []
     for journal in _journal.Journal.left_behind(_left_by_us):
         partial = str(journal.facts.get("partial") or "")
         if partial:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
+            trash.remove_partial(partial, journal.facts.get("place"))
             removed.append(partial)
         journal.done()
     return removed
@@ -205,10 +203,11 @@ def _apply(before: State, after: State, request: ChangeRequest, context: Context
 
 
 def _convert(path: str, request: ChangeRequest, context: Context) -> None:
+    _capabilities.probe(os.path.dirname(path))
     journal = _journal.Journal.open(os.path.dirname(path), OPERATION, {"archive": path})
 
     def on_partial(partial: str) -> None:
-        journal.record(partial=partial)
+        journal.record(partial=partial, place=_mounts.identity(os.path.dirname(partial)))
 
     try:
         if request.compressed:

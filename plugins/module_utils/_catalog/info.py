@@ -37,7 +37,7 @@ def info(
     selection = request.selection
     views: list[catalog.View] = []
     unreadable: list[dict[str, Any]] = []
-    for path in select.paths(selection):
+    for path in select.paths(selection, context):
         context.progress.phase("read", path)
         try:
             views.append(catalog.look(path, refresh=request.refresh))

@@ -98,7 +98,7 @@ def retain(request: RetentionRequest, context: Context, continued: Continued) ->
     cannot be listed; nothing is removed then.
     """
     directory = _directory(request)
-    settle(request.check_mode, context)
+    settle(directory, request.check_mode, context)
     with alone(directory, context):
         place = look(directory, request.uri, context, continued)
         uuids = _uuids(request, place, context)
@@ -129,14 +129,14 @@ def retain(request: RetentionRequest, context: Context, continued: Continued) ->
     return result
 
 
-def settle(check_mode: bool, context: Context) -> None:
-    """Finishes removals of dead runs; in check mode only says so."""
+def settle(directory: str, check_mode: bool, context: Context) -> None:
+    """Removes what earlier runs have left in a directory to be removed; in check mode only says so."""
     if check_mode:
-        for path in trash.pending():
-            context.warn(f"A dead run had begun to remove {path}; the next run finishes that")
+        for path in trash.pending(directory):
+            context.warn(f"An earlier run has left {path} to be removed; the next run does that")
         return
-    for path in trash.settle():
-        context.put_right(f"finished the removal of {path}")
+    for path in trash.settle(directory):
+        context.put_right(f"removed {path}")
 
 
 def look(directory: str, uri: str, context: Context, continued: Continued) -> Place:
@@ -378,7 +378,7 @@ def _clones_elsewhere(directory: str, uri: str, context: Context) -> list[_reten
     here = os.path.realpath(directory)
     found = []
     others = [each for each in select.pool_directories(storage.pools(connection.connect(uri)), "") if each != here]
-    for path in catalog.find(others):
+    for path in select.mounted(others):
         context.progress.phase("read", path)
         with contextlib.suppress(ArchiveError):
             needs = _needs(catalog.look(path))

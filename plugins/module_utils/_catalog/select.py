@@ -19,13 +19,41 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 _DIRECTORY_POOLS = ("dir", "fs", "netfs")
 
 
-def paths(selection: Selection) -> list[str]:
-    """The files that the selection names, whosever they are. Raises ArchiveError for a place that cannot be listed."""
+def paths(selection: Selection, context: Context) -> list[str]:
+    """The files that the selection names, whosever they are.
+
+    Raises ArchiveError for a place that cannot be listed or is not mounted; among all pools, one that is not mounted is told of.
+    """
     if selection.archive:
         return [_filenames.absolute(selection.archive)]
     if selection.path:
-        return catalog.find([_filenames.absolute(selection.path)])
-    return catalog.find(pool_directories(storage.pools(connection.connect(selection.uri)), selection.pool))
+        return mounted([_filenames.absolute(selection.path)])
+    directories = pool_directories(storage.pools(connection.connect(selection.uri)), selection.pool)
+    if selection.pool:
+        return mounted(directories)
+    found = []
+    for directory in directories:
+        try:
+            found += mounted([directory])
+        except NotMountedError as error:
+            context.warn(str(error))
+    return found
+
+
+class NotMountedError(ArchiveError):
+    """Nothing was found in a directory, and what belongs there is not mounted."""
+
+
+def mounted(directories: Iterable[str]) -> list[str]:
+    """As catalog.find; raises NotMountedError, where nothing would be found because it is not mounted."""
+    found = []
+    for directory in directories:
+        missing = storage.not_mounted(directory)
+        here = catalog.find([directory]) if os.path.isdir(directory) or not missing else []
+        if missing and not here:
+            raise NotMountedError(f"Directory {directory}", missing, storage.MOUNT_IT)
+        found += here
+    return found
 
 
 def pool_directories(pools: Iterable[storage.Pool], name: str) -> list[str]:

@@ -92,7 +92,7 @@ def _all_checked(selected: Sequence[str], request: VerifyRequest, context: Conte
 
 def _selected(selection: Selection, context: Context) -> Iterator[str]:
     """Paths to check. What cannot be read is checked too, unless only one VM's archives are asked for."""
-    paths = select.paths(selection)
+    paths = select.paths(selection, context)
     if not selection.vm:
         yield from paths
         return

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _paths, _settings, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _mounts, _paths, _settings, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import lvm
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
@@ -27,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules
 
 _Answer = TypeVar("_Answer")
 ANSWER_TIMEOUT_S = 20.0
+MOUNT_IT = "Mount it; or take the entry out there, if the directory itself is meant."
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "9p", "virtiofs"}
 )
@@ -71,45 +71,11 @@ class Place:
         return described(self.kind, self.group, self.pool, self.pool_type)
 
 
-@dataclass(frozen=True)
-class Mount:
-    """One line of /proc/self/mountinfo."""
-
-    mount_point: str
-    fs_type: str
-    source: str
-    read_only: bool
-    device: str  # major:minor
-
-
 def described(kind: PlaceKind, group: str, pool: str, pool_type: str = "") -> str:
     """A place for messages, with the volume group or dataset, and the pool."""
     parts = [f"{'dataset' if kind is PlaceKind.ZFS else 'volume group'} {group}"] if group else []
     parts += [f"pool {pool}" + (f" of type {pool_type}" if pool_type else "")] if pool else []
     return NAMES[kind] + (f" ({', '.join(parts)})" if parts else "")
-
-
-def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """All mounts in kernel order; later ones cover earlier ones. See proc(5)."""
-    mounts = []
-    for line in text.splitlines():
-        left, _dummy, right = line.partition(" - ")
-        fields, tail = left.split(" "), right.split(" ")
-        if len(fields) < 6 or len(tail) < 2:
-            continue
-        options = set(fields[5].split(",")) | set(tail[2].split(",") if len(tail) > 2 else ())
-        mounts.append(Mount(_unescape(fields[4]), tail[0], _unescape(tail[1]), "ro" in options, fields[2]))
-    return tuple(mounts)
-
-
-def mount_of(path: str, mounts: Sequence[Mount]) -> Mount:
-    """The mount that a real path lies on."""
-    best = Mount("/", "", "", False, "")
-    for mount in mounts:
-        root = mount.mount_point.rstrip("/")
-        if (path == root or path.startswith(root + "/")) and len(mount.mount_point) >= len(best.mount_point):
-            best = mount
-    return best
 
 
 def pools(conn: Connection) -> tuple[Pool, ...]:
@@ -162,8 +128,8 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
     """The directory that ``pool`` or ``path`` (one of them) names, ready to be written to.
 
     Raises TargetError when the pool is unknown, inactive or not of files, when the directory is missing, not mounted though
-    its pool is a file system, read-only (mounted so, or by the host's settings), not writable, hanging, or on LVM without a
-    file system; and as `describe`.
+    its pool, /etc/fstab or a mount unit names a file system for it, read-only (mounted so, or by the host's settings), not
+    writable, hanging, or on LVM without a file system; and as `describe`.
     """
     if bool(pool) == bool(path):
         raise TargetError("The target", "give either pool or path")
@@ -184,6 +150,9 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
     if place.kind not in FILES:
         why = f"it is on {place.description}, {objection(place.kind, Use.ARCHIVE)}"
         raise TargetError(what, why, "Name a directory of a file system.")
+    missing = not_mounted(path)
+    if missing:
+        raise TargetError(what, missing, MOUNT_IT)
     if not _answers(os.path.isdir, path):
         raise TargetError(what, f"{path} is not a directory", "Create it, or mount what belongs there.")
     expected = _file_system_pool(place.path, known or ())
@@ -201,15 +170,29 @@ def resolve_target(conn: Connection | None, *, pool: str = "", path: str = "") -
     return place
 
 
+def not_mounted(path: str) -> str:
+    """What the host's configuration mounts at a path, or above it, and is not: a clause; "" where nothing is missing."""
+    named, real = _answers(_filenames.absolute, path), _answers(os.path.realpath, path)
+    _answers(os.statvfs, _answers(_nearest_existing, real))  # mounts what is mounted on demand
+    # Resolved are only those on the way: others may hang.
+    wanted = [
+        replace(each, mount_point=_answers(os.path.realpath, each.mount_point))
+        for each in _mounts.expected()
+        if _mounts.is_within(named, each.mount_point) or _mounts.is_within(real, each.mount_point)
+    ]
+    missing = _mounts.missing(real, _mounts.now(), wanted)
+    if missing is None:
+        return ""
+    return f"nothing is mounted at {missing.mount_point}, where {missing.named_in} has {missing.source}"
+
+
 def _describe(path: str, known: Sequence[Pool] | None) -> Place:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = parse_mountinfo(file.read())
     named = _answers(_filenames.absolute, path)
     real = _answers(os.path.realpath, path)
     existing = _answers(_nearest_existing, real)
     directory = existing if _answers(os.path.isdir, existing) else os.path.dirname(existing)
-    mount = mount_of(directory, mounts)
-    facts = _answers(os.statvfs, directory)
+    facts = _answers(os.statvfs, directory)  # mounts what is mounted on demand, so before the list is read
+    mount = _mounts.of(directory, _mounts.now())
     is_device = _answers(_is_block_device, real)
     # the link /dev/VG/LV is in the pool, the device behind it is not
     owner = _pool_of(real, known or ()) or (_pool_of(named, known or ()) if named.startswith("/dev/") else None)
@@ -252,7 +235,7 @@ def _declared_read_only(path: str, owner: Pool | None, *, pools_are_known: bool)
     return ""
 
 
-def _kind(named: str, real: str, is_device: bool, mount: Mount, owner: Pool | None) -> tuple[PlaceKind, str]:
+def _kind(named: str, real: str, is_device: bool, mount: _mounts.Mount, owner: Pool | None) -> tuple[PlaceKind, str]:
     """The kind of a place, and the volume group or dataset that it belongs to."""
     pool_type = owner.type if owner is not None else ""
     if pool_type in _NETWORK_POOLS:
@@ -328,10 +311,6 @@ def _is_block_device(path: str) -> bool:
         return os.stat(path).st_rdev != 0 and (os.stat(path).st_mode & 0o170000) == 0o060000
     except FileNotFoundError:
         return False
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
 
 
 def _answers(call: Callable[[str], _Answer], path: str) -> _Answer:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _text, _trust, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _mounts, _text, _trust, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     CHUNK_BYTES,
@@ -269,13 +269,15 @@ def _is_held(path: str) -> bool:
 def _touched(found: Mark) -> frozenset[str]:
     """Files of a mark that somebody has written to, replaced or removed."""
     touched = set()
+    mounts = _mounts.now()
     for disk in found.disks:
         try:
             now = os.stat(disk.path)
         except OSError:
             touched.add(disk.path)
             continue
-        if (now.st_ino, now.st_size, now.st_mtime_ns) != (disk.inode, disk.size_bytes, disk.mtime_ns):
+        same_inode = now.st_ino == disk.inode or _mounts.has_passing_inodes(_mounts.of(disk.path, mounts).fs_type)
+        if not same_inode or (now.st_size, now.st_mtime_ns) != (disk.size_bytes, disk.mtime_ns):
             touched.add(disk.path)
     return frozenset(touched)
 

@@ -59,6 +59,8 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 context.warn(text)
             draft = _plan(conn, archive, configuration, request, context.progress)
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
+            for vm in filter(None, (draft.name, draft.uuid, replaced)):
+                restores.settle(conn, request.uri, vm)  # raises: what waits to be put back must not be overtaken
             with restores.locks(draft.name, draft.uuid, replaced):
                 if replaced:
                     for text in vm_recover.settle(conn, replaced):

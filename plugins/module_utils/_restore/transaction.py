@@ -11,7 +11,15 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _ownership, _vm_state, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import (
+    _capabilities,
+    _filenames,
+    _files,
+    _mounts,
+    _ownership,
+    _vm_state,
+    _xml,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -21,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
     RefusedError,
     SplitViewError,
+    TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import (
@@ -95,6 +104,8 @@ class Transaction:
         for file in plan.files:
             if file.member.role is Role.TPM:
                 os.makedirs(os.path.dirname(file.path), mode=0o711, exist_ok=True)
+        directories = sorted({os.path.dirname(file.path) for file in plan.all_files})
+        mounts = _mounts.now()
         self._operation = restores.Operation(
             uri=uri,
             uuid=plan.uuid,
@@ -106,9 +117,8 @@ class Transaction:
             autostart=plan.autostart,
             pools=plan.refresh_pools,
             states=tuple(restores.StateRecord(each.name, each.xml, each.current) for each in plan.states),
-            directories={
-                path: os.stat(path).st_ino for path in sorted({os.path.dirname(file.path) for file in plan.all_files})
-            },
+            directories={path: os.stat(path).st_ino for path in directories},
+            mounts={path: str(_mounts.of(os.path.realpath(path), mounts)) for path in directories},
         )
 
     def run(self) -> int:
@@ -118,12 +128,13 @@ class Transaction:
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
+        self._require_fit()
         journal = Journal.open(f"restore-{self._plan.uuid}", restores.OPERATION, self._operation.facts())
         try:
             written = self._write()
             states = self._finish_files()
-            self._operation = replace(self._operation, inodes=self._inodes())
-            journal.record(inodes=self._operation.inodes)
+            self._operation = replace(self._operation, **self._recorded())
+            journal.record(inodes=self._operation.inodes, stamps=self._operation.stamps)
             self._require_template()
             self._end_cycles()
             self._swap()
@@ -145,6 +156,17 @@ class Transaction:
             ) from error
         journal.done()
         return written
+
+    def _require_fit(self) -> None:
+        """Raises TargetError, before anything is touched, where a file system cannot do what files need or hold one of them."""
+        for directory in self._operation.directories:
+            can = _capabilities.probe(directory)
+            for file in self._plan.files:
+                if os.path.dirname(file.path) == directory:
+                    objection = can.objection(os.path.basename(file.path), file.member.size_bytes)
+                    if objection:
+                        why = f"the file system of {directory} cannot hold it: {objection}"
+                        raise TargetError(f"The file {file.path}", why, "Choose another place.")
 
     def _old(self, vm: ExistingVm) -> restores.OldVm:
         try:
@@ -263,8 +285,13 @@ class Transaction:
         top = any(disk.path == path for disk in self._plan.disks)
         return DiskState(target, path, image_format, now.st_ino, now.st_size, now.st_mtime_ns, top)
 
-    def _inodes(self) -> dict[str, int]:
-        return {step.path: os.stat(step.partial).st_ino for step in self._operation.files if step.path}
+    def _recorded(self) -> dict[str, Any]:
+        """What tells the new files when they have got their names."""
+        found = {step.path: os.stat(step.partial) for step in self._operation.files if step.path}
+        return {
+            "inodes": {path: each.st_ino for path, each in found.items()},
+            "stamps": {path: [each.st_size, each.st_mtime_ns] for path, each in found.items()},
+        }
 
     # --- the VM ----------------------------------------------------------------------------------
 
@@ -341,7 +368,7 @@ class Transaction:
         root = _xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), f"the definition of {plan.name}")
         states = {(state.name, state.parent, state.current) for state in snapshots.tree(domain)}
         wanted = {(state.name, state.parent, state.current) for state in plan.states}
-        in_place = all(restores.inode(path) == number for path, number in (self._operation.inodes or {}).items())
+        in_place = all(self._operation.has_new(step) for step in self._operation.files if step.path)
         if mark.read(root) != found or not _shows(root, plan) or states != wanted or not in_place:
             raise SplitViewError(
                 f"The definition of the VM {plan.name}",
@@ -355,6 +382,8 @@ class Transaction:
             restores.conclude(self._conn, self._operation)
         except KvmopsError as second:
             journal.close()
+            if isinstance(error, KvmopsError):
+                error.args = (f"{str(error).rstrip('.')}. This could not be taken back: {second}",)
             error.__cause__ = second
         else:
             journal.done()
@@ -376,8 +405,9 @@ def _left_layers(plan: RestorePlan) -> set[str]:
 
 def _step(file: PlannedFile | MadeFile, number: int, plan: RestorePlan, token: str) -> restores.FileStep:
     directory, name = os.path.split(file.path)
-    # a file name has at most 255 bytes; the number keeps shortened ones apart
-    short = os.fsencode(name)[:180].decode("utf-8", "ignore")
+    # the number keeps shortened names apart
+    room = _capabilities.told(directory).max_name_bytes - len(f"..kvmops-partial-{token}-{number}-source")
+    short = os.fsencode(name)[:room].decode("utf-8", "ignore")
     partial = os.path.join(directory, f".{short}.kvmops-partial-{token}-{number}")
     return restores.FileStep(
         partial=partial,

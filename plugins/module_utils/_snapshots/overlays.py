@@ -16,6 +16,7 @@ PHASE = "phase"
 FROZEN = "frozen"  # what tells whether a base was written to since: by target
 STOOD_ON = "stood_on"  # the VM's current snapshot before, "" for none
 PARTIAL = "partial"  # path of the unfinished archive
+PARTIAL_PLACE = "partial_place"  # what tells its directory, see _mounts.identity
 PUBLISHED = "published"  # true: the point is in its archive, and its snapshot stays
 REMOVAL = "removal"  # the snapshots that are being removed
 REVERT = "revert"  # the snapshot that is being reverted to

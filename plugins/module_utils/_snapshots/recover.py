@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import append, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
@@ -34,7 +32,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.unmerged import Unmerged
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.way_back import remove_file
 
 _MERGED_WITHIN_S = 3600.0
 
@@ -61,7 +58,7 @@ def settle(
                 reverting = revert.from_facts(journal.facts[overlays.REVERT])
                 done.append(revert.resume(*_again(conn, uuid), reverting, journal))
             partial = journal.facts.get(overlays.PARTIAL, "")
-            if partial and remove_partial(partial):
+            if partial and trash.remove_partial(partial, journal.facts.get(overlays.PARTIAL_PLACE)):
                 done.append(f"removed the unfinished archive {partial}")
             grown = journal.facts.get("archive", "")  # as ArchiveAppender's on_growth tells it
             with suppress(KvmopsError):  # the archive may be gone or at work; the next append looks again
@@ -157,18 +154,6 @@ def pending(uuid: str) -> list[str]:
             text += f"; it was reverting {facts[overlays.REVERT]['vm_name']} to {facts[overlays.REVERT]['name']}"
         found.append(text)
     return found
-
-
-def remove_partial(path: str) -> bool:
-    """Remove an unfinished archive that a journal names; False, and nothing done, if it is anything else."""
-    name = os.path.basename(path)
-    try:
-        fine = name.startswith(".") and ".partial-" in name and stat.S_ISREG(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False
-    if fine:
-        remove_file(path)
-    return fine
 
 
 def _finish_writes(_conn: Connection, domain: Domain | None) -> list[str]:

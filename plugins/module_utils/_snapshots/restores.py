@@ -16,10 +16,10 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _locks, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _locks, _mounts, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -85,8 +85,9 @@ class OldVm:
 class Operation:
     """What the journal of a restore says.
 
-    `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files.
-    `states`: snapshots of the new VM, parents first. `inodes`: those of the new files, known once they are complete.
+    `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files; `mounts`: what
+    each is on. `states`: snapshots of the new VM, parents first. `inodes`: those of the new files, known once they are complete;
+    `stamps`: their size and time of change.
     `autostart`: the new VM starts with the host, where the replaced one's does not decide it. `defining`: what libvirt knows of the
     replaced VM is being replaced, and may lack anything since.
     """
@@ -104,6 +105,8 @@ class Operation:
     inodes: Mapping[str, int] | None = None
     autostart: bool = False
     defining: bool = False
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    stamps: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def pending_token(self) -> str:
@@ -146,7 +149,25 @@ class Operation:
             autostart=facts.get("autostart", False),
             # earlier releases recorded nothing between the inodes and the definition
             defining=facts.get("defining", facts.get("inodes") is not None),
+            mounts=facts.get("mounts", {}),
+            stamps=facts.get("stamps", {}),
         )
+
+    def has_new(self, step: FileStep) -> bool:
+        """Whether the file that the restore has made is at the step's `path`, as nobody has written to it since.
+
+        Told by size and time of change: sshfs gives a hard link another inode, and other file systems give a new file the inode of
+        one that was removed. Earlier releases recorded nothing else.
+        """
+        try:
+            found = os.stat(step.path)
+        except FileNotFoundError:
+            return False
+        if step.aside and not os.path.lexists(step.aside):
+            return False  # what was there before is there still
+        if step.path in self.stamps:
+            return [found.st_size, found.st_mtime_ns] == list(self.stamps[step.path])
+        return found.st_ino == (self.inodes or {}).get(step.path)
 
 
 def locks(name: str, *uuids: str) -> contextlib.ExitStack:
@@ -207,10 +228,10 @@ def _is_meant(facts: Mapping[str, Any], uri: str, vm: str) -> bool:
 def conclude(conn: Connection, operation: Operation) -> str:
     """Forwards if the VM carries the restore's mark, else back. Raises KvmopsError if neither can be done."""
     for directory, number in operation.directories.items():
-        if inode(directory) != number:
+        if not _mounts.is_still(directory, number, operation.mounts.get(directory, "")):
             raise KvmopsError(
                 f"The interrupted restore of {operation.name}",
-                f"the directory {directory} is not the one it wrote to",
+                f"the directory {directory} is not the one it wrote to{_kept(operation)}",
                 "Mount what belongs there and restore again.",
             )
     try:
@@ -226,15 +247,14 @@ def conclude(conn: Connection, operation: Operation) -> str:
         raise translate(error, f"The interrupted restore of {operation.name}") from error
     except OSError as error:
         raise KvmopsError(
-            f"The interrupted restore of {operation.name}", f"{error.filename}: {error.strerror}"
+            f"The interrupted restore of {operation.name}", f"{error.filename}: {error.strerror}{_kept(operation)}"
         ) from error
     return " ".join([f"An interrupted restore of {operation.name} from {operation.source} was taken back.", *refused])
 
 
 def roll_back(conn: Connection, operation: Operation) -> None:
     """The host as it was before the restore."""
-    inodes = operation.inodes or {}
-    new = [step for step in operation.files if step.path in inodes and inode(step.path) == inodes[step.path]]
+    new = [step for step in operation.files if step.path and operation.has_new(step)]
     for step in new:
         if os.path.isfile(step.path) and qemu_img.is_in_use(step.path, "raw"):
             raise SplitViewError(
@@ -249,12 +269,38 @@ def roll_back(conn: Connection, operation: Operation) -> None:
     for step in operation.files:
         _remove(step.partial, step.scratch)
         if step.aside and _filenames.is_there(step.aside, follow=False):
-            _files.rename_new(step.aside, step.path)
+            _put_back(operation, step)
     _sync_directories(operation)
     if operation.old is not None and operation.defining:
         _complete(conn, operation.old)
         files.sync(operation.uri, operation.old.name)
     refresh(conn, operation.pools)
+
+
+def _put_back(operation: Operation, step: FileStep) -> None:
+    """The former file gets its name again; a rename by hard link that was interrupted has left it both."""
+    try:
+        _files.rename_new(step.aside, step.path)
+    except FileExistsError as error:
+        if _stamp(step.aside) == _stamp(step.path):
+            os.unlink(step.aside)
+            return
+        raise SplitViewError(
+            f"The interrupted restore of {operation.name}",
+            f"at {step.path} is a file that is not the restore's{_kept(operation)}",
+            f"Move that file elsewhere and run the task again, which puts {step.aside} back.",
+        ) from error
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def _kept(operation: Operation) -> str:
+    """Where the former files are that have no name of their own now: the end of a clause."""
+    kept = [f"{step.path} is kept as {step.aside}" for step in operation.files if os.path.lexists(step.aside)]
+    return f"; what was {' and what was '.join(kept)}" if kept else ""
 
 
 def _take_back_definition(conn: Connection, operation: Operation) -> None:
@@ -384,14 +430,6 @@ def _remove(*paths: str) -> None:
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
-
-
-def inode(path: str) -> int:
-    """Of a file or directory; 0 where there is none."""
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return 0
 
 
 def _sync_directories(operation: Operation) -> None:

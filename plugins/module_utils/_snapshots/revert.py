@@ -10,13 +10,12 @@ Internal: libvirt's own revert, of a copy of the image where later snapshots sta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _ownership, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -219,12 +218,7 @@ def _discarded(layers: Layers, wanted: set[str]) -> tuple[tuple[str, ...], list[
 
 def _free_name(layers: Layers, path: str, stamp: int) -> str:
     """A name for a new file beside the VM's original one."""
-    original = original_of(layers, path)
-    number, name = 0, f"{original}.reverted-{stamp}"
-    while os.path.lexists(name):
-        number += 1
-        name = f"{original}.reverted-{stamp}-{number}"
-    return name
+    return _files.free_name(original_of(layers, path), f".reverted-{stamp}")
 
 
 def original_of(layers: Layers, path: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _vm_state
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -47,7 +47,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request i
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
-_NAME_LETTERS = 80  # of a snapshot in the names of its files
+_NAME_BYTES = 80  # of a VM or a snapshot in the names of its files
 _BACKUPS_OWN = re.compile(r"kvmops-[0-9]+")
 
 
@@ -159,7 +159,9 @@ def plan_present(
     memory_path = ""
     if request.memory:
         directory = os.path.dirname(new[0].overlay_path)
-        memory_path = _unused(f"{directory}/{_letters(found.vm_name)}.{_letters(request.snapshot)}.memory")
+        memory_path = _files.free_name(
+            os.path.join(directory, _letters(found.vm_name)), f".{_letters(request.snapshot)}.memory"
+        )
     return SnapshotPlan(
         vm_uuid=found.vm_uuid,
         vm_name=found.vm_name,
@@ -184,19 +186,11 @@ def _require_file(disk: domain_xml.Disk, path: str, found: Layers) -> None:
 
 def free_name(found: Layers, path: str, name: str) -> str:
     """An unused file name for the overlay of a snapshot, beside the VM's original image."""
-    return _unused(f"{revert.original_of(found, os.path.realpath(path))}.{_letters(name)}")
+    return _files.free_name(revert.original_of(found, os.path.realpath(path)), f".{_letters(name)}")
 
 
 def _letters(name: str) -> str:
-    return re.sub(r"[^\w+.-]", "_", name)[:_NAME_LETTERS]
-
-
-def _unused(path: str) -> str:
-    number, name = 1, path
-    while os.path.lexists(name):
-        number += 1
-        name = f"{path}-{number}"
-    return name
+    return os.fsencode(re.sub(r"[^\w+.-]", "_", name))[:_NAME_BYTES].decode("utf-8", "ignore")
 
 
 # --- absent --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _mounts, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
@@ -59,7 +59,7 @@ def test_what_stands_beside_an_archive_goes_with_it(archive: Path) -> None:
     (archive.parent / ".kvmops-trash-00").write_bytes(b"of somebody else")
     edit.delete(str(archive))
     assert names(archive) == [".kvmops-trash-00"]
-    assert trash.settle() == [] and names(archive) == [".kvmops-trash-00"]
+    assert trash.settle(str(archive.parent)) == [] and names(archive) == [".kvmops-trash-00"]
 
 
 @pytest.mark.parametrize("step", ["open", "rename"])
@@ -82,7 +82,46 @@ def test_what_cannot_go_stays_whole(archive: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(os, "rename", refused)
         with pytest.raises(ArchiveError, match="cannot be deleted"):
             edit.delete(str(archive))
-    assert names(archive) == ["web01.tar", "web01.tar.notes"] and trash.pending() == []
+    assert names(archive) == ["web01.tar", "web01.tar.notes"] and trash.pending(str(archive.parent)) == []
+
+
+def test_an_unfinished_archive_is_removed_when_its_file_system_is_back(archive: Path) -> None:
+    """The directory was unmounted meanwhile; the next run there takes the file, the next run elsewhere does not look."""
+    target, away = archive.parent, archive.parent.with_name("away")
+    partial = target / ".web02.tar.partial-0123456789ab"
+    partial.write_bytes(b"half")
+    place = _mounts.identity(str(target))
+    target.rename(away)
+    target.mkdir()
+    assert not trash.remove_partial(str(partial), place)
+    assert trash.settle(str(target)) == [] and trash.pending(str(target)) == []
+    target.rmdir()
+    away.rename(target)
+    assert trash.settle("/elsewhere") == [] and trash.pending(str(target)) == [str(partial)]
+    assert trash.settle(str(target)) == [str(partial)] and names(archive) == ["web01.tar"]
+    assert trash.settle(str(target)) == [] and Journal.left_behind(lambda _facts: True) == []
+
+
+def test_an_unfinished_archive_that_a_person_has_removed_is_forgotten(archive: Path) -> None:
+    partial = archive.parent / ".web02.tar.partial-0123456789ab"
+    assert not trash.remove_partial(str(partial), _mounts.identity(str(archive.parent)))
+    assert not trash.remove_partial(str(partial))
+    assert Journal.left_behind(lambda _facts: True) == []
+
+
+def test_only_unfinished_archives_are_removed(archive: Path) -> None:
+    good = archive.parent / ".web_1.tar.partial-0123456789ab"
+    kept = [archive.parent / name for name in ("web.tar", ".web.tar", "web.tar.partial-1")]
+    for path in [good, *kept]:
+        path.write_text("x")
+    link = archive.parent / ".link.partial-1"
+    link.symlink_to(kept[0])
+    directory = archive.parent / ".directory.partial-1"
+    directory.mkdir()
+    for path in [*kept, link, directory, archive.parent / ".missing.partial-1"]:
+        assert trash.remove_partial(str(path)) is False
+    assert trash.remove_partial(str(good)) is True
+    assert names(archive) == sorted(path.name for path in [archive, *kept, link, directory])
 
 
 _DELETE = """
@@ -117,8 +156,8 @@ def test_killed_anywhere_it_is_there_or_gone(archive: Path) -> None:
         )
         assert run.returncode in (0, -signal.SIGKILL)
         there = archive.exists()
-        waiting = trash.pending()
-        assert trash.settle() == waiting
+        waiting = trash.pending(str(archive.parent))
+        assert trash.settle(str(archive.parent)) == waiting
         assert archive.exists() == there  # what was not hidden yet is not touched
         assert names(archive) == (["web01.tar", "web01.tar.notes"] if there else []), step
         seen.add((there, bool(waiting)))

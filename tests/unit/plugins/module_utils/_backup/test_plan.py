@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
     plan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
+from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
@@ -98,6 +99,37 @@ def test_running_with_agent():
         ("vda_0.qcow2", "/images/web.qcow2", True)
     ]
     assert made.warnings == ()
+
+
+def test_a_target_that_cannot_hold_the_archive():
+    small = replace(TARGET, can=Capabilities(max_file_bytes=GIB // 2))
+    with pytest.raises(TargetError, match=r"files of up to 512\.0 MiB, and web_.*\.tar has about 1\.0 GiB"):
+        make(facts(running=False), small)
+    assert make(facts(running=False), small, compress=True).archive_name.endswith(".zst")
+    with pytest.raises(TargetError, match="file names of up to 20 bytes"):
+        make(facts(running=False), replace(TARGET, can=Capabilities(max_name_bytes=20)), compress=True)
+
+
+def test_what_a_target_lacks_is_told():
+    holes = image(size=200 * GIB, allocated=GIB)
+    lacking = replace(TARGET, can=Capabilities(keeps_holes=False, mode=0o644))
+    told = make(facts(running=False, images=[holes]), lacking).warnings
+    assert ["mode 0644" in told[0], "does not seem to keep holes" in told[1]] == [True, True]
+    assert make(facts(running=False, images=[holes])).warnings == ()
+
+
+def test_a_target_without_the_archive_that_the_snapshots_are_for():
+    described = "Made by kvmops.backup for the archive /backups/web_1.tar\nDeleting"
+    state = describe(
+        f"<domainsnapshot><name>kvmops-{NOW - 60}</name><description>{described}</description></domainsnapshot>",
+        current=True,
+    )
+    vm = facts(running=False, snapshots=(state,))
+    for request in ({}, {"mode": Mode.AUTO, "incrementable": True}):
+        with pytest.raises(TargetError, match=f"it seems not to be mounted. Mount it.* remove kvmops-{NOW - 60} first"):
+            make(vm, **request)
+    assert make(vm, replace(TARGET, file_names=frozenset({"other.tar.zst"})))
+    assert make(vm, replace(TARGET, directory="/elsewhere"))
 
 
 WISHES = {

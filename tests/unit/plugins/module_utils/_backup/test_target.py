@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts
+from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
 
 
@@ -25,5 +26,5 @@ def test_free_space_is_that_of_the_directory_itself(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "statvfs", statvfs)
     place = storage.resolve_target(None, pool="", path=str(tmp_path))
     asked.clear()
-    facts.target_facts(place)
+    facts.target_facts(place, Capabilities())
     assert asked == [str(tmp_path)]

@@ -9,25 +9,9 @@ import threading
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _mounts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import lvm, storage
-
-MOUNTS = r"""21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
-30 21 0:25 / /mnt/with\040space rw,relatime - nfs4 server:/export rw,vers=4.2
-31 21 7:0 / /mnt/ro ro,relatime - xfs /dev/loop0 rw
-32 31 7:1 / /mnt/ro/inner rw - zfs tank/data rw,xattr
-33 21 7:2 / /mnt/ro rw,relatime - btrfs /dev/loop2 rw
-"""
-
-
-def test_mounts():
-    mounts = storage.parse_mountinfo(MOUNTS)
-    assert mounts[1] == storage.Mount("/mnt/with space", "nfs4", "server:/export", False, "0:25")
-    assert mounts[2].read_only and not mounts[3].read_only
-    assert storage.mount_of("/mnt/with space/a", mounts).fs_type == "nfs4"
-    assert storage.mount_of("/mnt/with spaces", mounts).fs_type == "ext4"
-    assert storage.mount_of("/mnt/ro/a", mounts).fs_type == "btrfs"  # the later mount covers the earlier one
-    assert storage.mount_of("/mnt/ro/inner", mounts).fs_type == "zfs"
 
 
 @pytest.fixture
@@ -134,6 +118,36 @@ def test_the_directory_of_an_unmounted_pool_given_as_a_path(tmp_path, known):
         with pytest.raises(TargetError) as caught:
             storage.resolve_target(object(), path=str(path))
         assert "nothing is mounted" in str(caught.value)
+
+
+def expects(monkeypatch, *mount_points):
+    monkeypatch.setattr(
+        _mounts, "expected", lambda: [_mounts.Expected(str(at), "nas:/b", "/etc/fstab") for at in mount_points]
+    )
+
+
+def test_a_mount_point_with_nothing_mounted(tmp_path, known, monkeypatch):
+    for name in ("nas/deep", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nas")
+    expects(monkeypatch, tmp_path / "nas", "/")
+    for path in ("nas", "nas/deep", "nas/not there", "link", "link/deep"):
+        with pytest.raises(TargetError, match=f"nothing is mounted at {tmp_path}/nas, where /etc/fstab has nas:/b"):
+            storage.resolve_target(None, path=str(tmp_path / path))
+    assert storage.resolve_target(None, path=str(tmp_path / "other")).directory == str(tmp_path / "other")
+    expects(monkeypatch, tmp_path / "link")
+    with pytest.raises(TargetError, match=f"nothing is mounted at {tmp_path}/nas"):
+        storage.resolve_target(None, path=str(tmp_path / "link"))
+
+
+def test_a_place_is_touched_before_the_list_of_mounts_is_read(tmp_path, known, monkeypatch):
+    """That is what mounts a file system on demand."""
+    touched = []
+    statvfs, now = os.statvfs, _mounts.now
+    monkeypatch.setattr(os, "statvfs", lambda path: touched.append(str(path)) or statvfs(path))
+    monkeypatch.setattr(_mounts, "now", lambda: touched.append("list") or now())
+    storage.resolve_target(None, path=str(tmp_path))
+    assert touched[0] == str(tmp_path) and "list" in touched
 
 
 def test_bad_paths(tmp_path, known):

@@ -74,21 +74,6 @@ def test_facts_survive_the_journal():
     assert overlays.formers_of(facts) == formers
 
 
-def test_only_unfinished_archives_are_removed(tmp_path):
-    good = tmp_path / ".web_1.tar.partial-0123456789ab"
-    kept = [tmp_path / name for name in ("web.tar", ".web.tar", "web.tar.partial-1")]
-    for path in [good, *kept]:
-        path.write_text("x")
-    link = tmp_path / ".link.partial-1"
-    link.symlink_to(kept[0])
-    directory = tmp_path / ".directory.partial-1"
-    directory.mkdir()
-    for path in [*kept, link, directory, tmp_path / ".missing.partial-1"]:
-        assert recover.remove_partial(str(path)) is False
-    assert recover.remove_partial(str(good)) is True
-    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in [*kept, link, directory])
-
-
 def test_pending_names_the_dead_run_and_changes_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
     journal = Journal.open(overlays.journal_key("u"), "backup", {})

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,60 @@ def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkey
         restores.roll_back(None, wanted)
         assert [path.name for path in tmp_path.iterdir()] == ["u"]
         assert (tmp_path / "u" / "tpm2" / "state").read_text() == ".old"
+
+
+@pytest.fixture(name="half_way")
+def restored_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operation:
+    """The new file has its name, the former one waits aside."""
+    monkeypatch.setattr(restores, "_lookup", lambda _conn, _uuid: None)
+    monkeypatch.setattr(restores, "refresh", lambda _conn, _pools: None)
+    step = FileStep(f"{tmp_path}/.a.partial", f"{tmp_path}/a", f"{tmp_path}/.a.old")
+    Path(step.path).write_text("new")
+    Path(step.aside).write_text("former")
+    found = os.stat(step.path)
+    stamps = {step.path: [found.st_size, found.st_mtime_ns]}
+    return replace(operation(tmp_path), files=(step,), old=None, inodes={step.path: found.st_ino}, stamps=stamps)
+
+
+def left(wanted: Operation) -> dict[str, str]:
+    return {path.name: path.read_text() for path in Path(wanted.files[0].path).parent.iterdir()}
+
+
+def test_a_new_file_is_known_by_another_inode(half_way: Operation) -> None:
+    """As sshfs gives a hard link one."""
+    restores.roll_back(None, replace(half_way, inodes={half_way.files[0].path: 1}))
+    assert left(half_way) == {"a": "former"}
+
+
+def test_a_file_that_has_got_the_inode_of_the_new_one_stays(half_way: Operation) -> None:
+    step = half_way.files[0]
+    Path(step.path).write_text("of somebody else")
+    with pytest.raises(KvmopsError, match=f"at {step.path} is a file .* what was {step.path} is kept as {step.aside}"):
+        restores.roll_back(None, half_way)
+    assert left(half_way) == {"a": "of somebody else", ".a.old": "former"}
+    os.unlink(step.path)
+    restores.roll_back(None, half_way)
+    assert left(half_way) == {"a": "former"}
+
+
+@pytest.mark.parametrize("killed", ["aside", "in place", "back"])
+def test_a_rename_by_hard_link_that_was_killed_between_its_two_steps(half_way: Operation, killed: str) -> None:
+    step = half_way.files[0]
+    if killed == "in place":
+        os.link(step.path, step.partial)
+    else:
+        os.replace(step.path, step.partial)
+        os.link(step.aside, step.path)
+    restores.roll_back(None, half_way if killed != "back" else replace(half_way, files=(replace(step, partial=""),)))
+    assert {name: text for name, text in left(half_way).items() if name != ".a.partial"} == {"a": "former"}
+    restores.roll_back(None, half_way)
+    assert left(half_way) == {"a": "former"}
+
+
+def test_the_new_file_is_not_taken_away_when_the_former_one_is_gone(half_way: Operation) -> None:
+    os.unlink(half_way.files[0].aside)
+    restores.roll_back(None, half_way)
+    assert left(half_way) == {"a": "new"}
 
 
 def test_a_vm_is_concerned_by_name_and_uuid_be_it_the_old_or_the_new_one(tmp_path: Path) -> None:
