@@ -28,9 +28,9 @@ def sshfs(far: Path, near: Path, *options: str) -> Iterator[subprocess.Popen[byt
     """``far`` seen at ``near`` through SFTP: hard links have inodes of their own; ``disable_hardlink``: there are none."""
     ours, theirs = socket.socketpair()
     command = ["sshfs", f":{far}", str(near), "-f", "-o", ",".join(("passive", "allow_other", *options))]
-    with ours, theirs, subprocess.Popen([_SFTP_SERVER], stdin=ours, stdout=ours) as server:
+    with ours, theirs, subprocess.Popen([_SFTP_SERVER], stdin=ours.fileno(), stdout=ours.fileno()) as server:
         try:
-            with subprocess.Popen(command, stdin=theirs, stdout=theirs) as process, _mounted(near, process):
+            with subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno()) as process, _mounted(near, process):
                 yield process
         finally:
             server.terminate()
