@@ -76,7 +76,7 @@ def told(directory: str) -> Capabilities:
 def probe(directory: str) -> Capabilities:
     """What can be done in a directory. Raises TargetError where files cannot be written, renamed or made durable in it."""
     found = told(directory)
-    _sweep(directory)
+    sweep(directory)
     path = os.path.join(directory, _PREFIX + secrets.token_hex(6))
     try:
         with _file(directory, path) as fd:
@@ -150,7 +150,7 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _sweep(directory: str) -> None:
+def sweep(directory: str) -> None:
     """Removes what killed probes have left: their locks are free."""
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:

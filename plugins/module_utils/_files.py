@@ -75,8 +75,11 @@ def suffixed(path: str, suffix: str, limit: int = 255) -> str:
 
 
 def longest_name(directory: str) -> int:
-    """How many bytes a file name may have there."""
-    return os.statvfs(directory).f_namemax or 255
+    """How many bytes a file name may have there; where nobody says, as many as nearly everywhere."""
+    try:
+        return os.statvfs(directory).f_namemax or 255
+    except OSError:
+        return 255
 
 
 def free_name(path: str, suffix: str) -> str:

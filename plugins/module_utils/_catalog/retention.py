@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _locks, _retention
+from ansible_collections.kvmops.backup.plugins.module_utils import _capabilities, _files, _locks, _retention
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
@@ -135,6 +135,7 @@ def settle(directory: str, check_mode: bool, context: Context) -> None:
         for path in trash.pending(directory):
             context.warn(f"An earlier run has left {path} to be removed; the next run does that")
         return
+    _capabilities.sweep(directory)
     for path in trash.settle(directory):
         context.put_right(f"removed {path}")
 

@@ -128,9 +128,9 @@ class Transaction:
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
-        self._require_fit()
         journal = Journal.open(f"restore-{self._plan.uuid}", restores.OPERATION, self._operation.facts())
         try:
+            self._require_fit()
             written = self._write()
             states = self._finish_files()
             self._operation = replace(self._operation, **self._recorded())
@@ -158,7 +158,7 @@ class Transaction:
         return written
 
     def _require_fit(self) -> None:
-        """Raises TargetError, before anything is touched, where a file system cannot do what files need or hold one of them."""
+        """Raises TargetError, before any file is made, where a file system cannot do what files need or hold one of them."""
         for directory in self._operation.directories:
             can = _capabilities.probe(directory)
             for file in self._plan.files:

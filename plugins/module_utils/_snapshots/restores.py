@@ -19,7 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _locks, _mounts, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import (
+    _capabilities,
+    _filenames,
+    _files,
+    _locks,
+    _mounts,
+    _xml,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -434,6 +441,7 @@ def _remove(*paths: str) -> None:
 
 def _sync_directories(operation: Operation) -> None:
     for directory in operation.directories:
+        _capabilities.sweep(directory)
         _files.sync_directory(directory)
 
 
