@@ -89,10 +89,10 @@ def test_disks_with_the_longest_names_that_there_are(lab: Lab, run_module) -> No
     vm = lab.create_vm("long", [Disk(path=disk) for disk in disks], start=False)
     backups = str(lab.path("backups"))
     run_module("vm_backup", vm="long", path=backups, mode="auto")
-    run_module("vm_snapshot", vm="long", snapshot="Ü" * 100)
+    run_module("vm_snapshot", vm="long", snapshot="s" * 100)
     done = run_module("vm_backup", vm="long", path=backups, mode="auto")
     assert done["mode"] == "incremental"
-    run_module("vm_snapshot", vm="long", snapshot="Ü" * 100, state="reverted")
+    run_module("vm_snapshot", vm="long", snapshot="s" * 100, state="reverted")
     run_module("vm_restore", source=done["archive"]["path"], force=True)
     run_module("vm_snapshot", vm="long", snapshot="all", state="absent")
     assert [truth.content_sha256(disk, "qcow2") for disk in vm.disks().values()] == contents
