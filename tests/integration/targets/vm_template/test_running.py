@@ -40,8 +40,8 @@ def test_a_template_and_two_running_clones_are_lost_and_come_back_byte_by_byte(l
     of_two = two.frozen_digests()
     assert first != second != of_two
     assert all(
-        os.path.getsize(path) < 24 << 20 for path in (full["archive"]["path"], other)
-    )  # 128 MiB of disks, and memory
+        os.path.getsize(path) < 42 << 20 for path in (full["archive"]["path"], other)
+    )  # 128 MiB of disks, and memory; the kernel is 18 MiB
 
     one.shutdown()
     two.shutdown()
