@@ -10,7 +10,7 @@ Internal: libvirt's own revert, of a copy of the image where later snapshots sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -284,6 +284,26 @@ def stand_on(disk: etree._Element, path: str) -> None:
         disk.replace(source, image)
 
 
+def _list_chain(disk: etree._Element, below: Sequence[qemu_img.QemuImageInfo]) -> None:
+    """A <disk> lists what its image stands on. AppArmor keeps libvirt's helper from finding that out by itself in most places, when
+    memory is resumed, and QEMU from opening what the helper did not find."""
+    above, after = disk, disk.find("source")
+    for image in below:
+        link = etree.Element("backingStore", type="file")
+        etree.SubElement(link, "format", type=image.format)
+        etree.SubElement(link, "source", file=views.real(image.path))
+        if after is None:
+            above.append(link)
+        else:
+            after.addnext(link)
+        above, after = link, None
+    end = etree.Element("backingStore")
+    if after is None:
+        above.append(end)
+    else:
+        after.addnext(end)
+
+
 def _with_overlays(xml: str, fresh: tuple[Fresh, ...], discarded: tuple[str, ...]) -> str:
     """The snapshot with the new overlays in place of its own ones that go."""
     root = _xml.parse(xml, "A snapshot")
@@ -404,6 +424,7 @@ def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> Non
         for disk in head.iterfind("devices/disk"):
             if _target(disk) in news:
                 stand_on(disk, news[_target(disk)])
+                _list_chain(disk, qemu_img.backing_chain(news[_target(disk)], "qcow2")[1:])
         conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
     if plan.memory_path:
         loaded = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]
