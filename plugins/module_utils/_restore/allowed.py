@@ -21,7 +21,8 @@ from typing import Optional
 
 KINDS: Mapping[str, re.Pattern[str]] = {
     "word": re.compile(r"[^/:\\|\x00-\x1f\x7f]{0,255}"),
-    "address": re.compile(r"[0-9A-Za-z.:%+_-]{0,255}"),  # MAC, IP, host name, UUID, time
+    # MAC, IP, host name, UUID, time; a colon only between hexadecimal digits, where it is no scheme
+    "address": re.compile(r"[0-9A-Za-z.%+_-]{0,255}|[0-9A-Fa-f:.T+-]{1,64}(?:%[0-9A-Za-z._-]{1,32})?"),
     "relative": re.compile(r"[^/:\\|\x00-\x1f\x7f][^:\\|\x00-\x1f\x7f]{0,255}"),  # a time zone, a name in fw_cfg
     "parameter": re.compile(r"[\w.,:][\w.,:/]{0,255}"),  # of a network filter, such as 10.0.0.0/8
     "entropy": re.compile(r"/dev/(?:u?random|hwrng)"),
