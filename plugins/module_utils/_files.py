@@ -83,12 +83,13 @@ def longest_name(directory: str) -> int:
 
 
 def free_name(path: str, suffix: str) -> str:
-    """A path beside another that nothing has, with a suffix to its name."""
+    """A path beside another that nothing has, with a suffix to its name; a number comes before the suffix's extension."""
     limit = longest_name(os.path.dirname(path))
+    stem, extension = os.path.splitext(suffix)
     number, found = 1, suffixed(path, suffix, limit)
     while os.path.lexists(found):
         number += 1
-        found = suffixed(path, f"{suffix}-{number}", limit)
+        found = suffixed(path, f"{stem}-{number}{extension}", limit)
     return found
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _text, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import overlays
 
 _NAME = re.compile(r"kvmops-[0-9]{1,11}")
 _SERVES = "Made by kvmops.backup for the archive "
 _WARNING = "\nDeleting or reverting it ends the archive's chain: the next backup is a full."
-_OVERLAY = re.compile(r"\.kvmops-[0-9]{1,11}$")
+_OVERLAY = re.compile(r"\.kvmops-[0-9]{1,11}\.qcow2$")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def description(archive_path: str) -> str:
 
 def overlay_path(path: str, state: str, longest_name: int) -> str:
     """Where the guest goes on writing; the names of earlier overlays do not pile up in it."""
-    return _files.suffixed(_OVERLAY.sub("", path), f".{state}", longest_name)
+    return _files.suffixed(_OVERLAY.sub("", path), f".{state}{overlays.EXTENSION}", longest_name)
 
 
 def of_vm(states: Iterable[Snapshot]) -> tuple[OwnState, ...]:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+# of file names: AppArmor lets libvirt's helper read images outside of libvirt's directories by it, and so allow their chain
+EXTENSION = ".qcow2"
 SNAPSHOT = "snapshot"  # names of facts in the journal
 PHASE = "phase"
 FROZEN = "frozen"  # what tells whether a base was written to since: by target

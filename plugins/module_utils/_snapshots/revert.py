@@ -218,7 +218,7 @@ def _discarded(layers: Layers, wanted: set[str]) -> tuple[tuple[str, ...], list[
 
 def _free_name(layers: Layers, path: str, stamp: int) -> str:
     """A name for a new file beside the VM's original one."""
-    return _files.free_name(original_of(layers, path), f".reverted-{stamp}")
+    return _files.free_name(original_of(layers, path), f".reverted-{stamp}{overlays.EXTENSION}")
 
 
 def original_of(layers: Layers, path: str) -> str:

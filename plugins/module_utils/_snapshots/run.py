@@ -186,7 +186,7 @@ def _require_file(disk: domain_xml.Disk, path: str, found: Layers) -> None:
 
 def free_name(found: Layers, path: str, name: str) -> str:
     """An unused file name for the overlay of a snapshot, beside the VM's original image."""
-    return _files.free_name(revert.original_of(found, os.path.realpath(path)), f".{_letters(name)}")
+    return _files.free_name(revert.original_of(found, os.path.realpath(path)), f".{_letters(name)}{overlays.EXTENSION}")
 
 
 def _letters(name: str) -> str:

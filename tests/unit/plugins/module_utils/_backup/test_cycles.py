@@ -81,8 +81,8 @@ def test_overlay_names_do_not_grow():
     path = "/i/web.qcow2"
     for number in range(1, 4):
         path = own.overlay_path(path, f"kvmops-{number}", 255)
-    assert path == "/i/web.qcow2.kvmops-3"
-    assert own.overlay_path("/i/web.before-upgrade", "kvmops-1", 255) == "/i/web.before-upgrade.kvmops-1"
+    assert path == "/i/web.qcow2.kvmops-3.qcow2"
+    assert own.overlay_path("/i/web.before-upgrade", "kvmops-1", 255) == "/i/web.before-upgrade.kvmops-1.qcow2"
 
 
 def served(*states, stands, same_place=False, needs=()):

@@ -92,7 +92,7 @@ def test_running_with_agent():
     state = made.snapshot
     assert (state.name, state.quiesce, state.memory_path) == (f"kvmops-{NOW}", True, "")
     assert [(o.target, o.base_path, o.overlay_path) for o in state.overlays] == [
-        ("vda", "/images/web.qcow2", f"/images/web.qcow2.kvmops-{NOW}")
+        ("vda", "/images/web.qcow2", f"/images/web.qcow2.kvmops-{NOW}.qcow2")
     ]
     assert made.archive_path == f"/backups/web_20261122T010000Z_{UUID[:8]}.tar"
     assert [(m.member.name, m.path, m.member.active) for m in made.members] == [
@@ -232,7 +232,7 @@ def test_overlays_and_memory_lie_beside_the_disk_and_not_beside_a_link_to_it(tmp
     taken = make(vm).snapshot
     (overlay,) = taken.overlays
     assert overlay.base_path == str(link)  # as the definition has it again afterwards
-    assert overlay.overlay_path == f"{tmp_path}/large/disk.qcow2.{taken.name}"
+    assert overlay.overlay_path == f"{tmp_path}/large/disk.qcow2.{taken.name}.qcow2"
     assert os.path.dirname(taken.memory_path) == f"{tmp_path}/large"
 
 
@@ -426,8 +426,8 @@ def archived(name, path, role=Role.DISK, target="vda", **more):
 
 
 CHAIN = {
-    "definition": xml(disk(path="/images/web.qcow2.kvmops-1")),
-    "images": [image(), image("/images/web.qcow2.kvmops-1", size=2**20, backing_path="/images/web.qcow2")],
+    "definition": xml(disk(path="/images/web.qcow2.kvmops-1.qcow2")),
+    "images": [image(), image("/images/web.qcow2.kvmops-1.qcow2", size=2**20, backing_path="/images/web.qcow2")],
 }
 
 
@@ -450,7 +450,7 @@ def test_increment_adds_only_what_is_new():
     assert made.archive_path == "/backups/old.tar"
     assert (made.configuration.mode, made.configuration.incrementable, made.stays) == ("incremental", True, True)
     assert made.estimated_bytes < 3 * 2**20
-    assert made.snapshot.overlays[0].overlay_path == f"/images/web.qcow2.kvmops-{NOW}"
+    assert made.snapshot.overlays[0].overlay_path == f"/images/web.qcow2.kvmops-{NOW}.qcow2"
     assert "/backups/old.tar" in made.snapshot.description
     assert made.reason == "it stands"
 
@@ -510,7 +510,7 @@ def test_boot_files_are_stored_once_or_named():
 def test_cd_images_and_memory_are_stored_once():
     cd = "<disk type='file' device='cdrom'><source file='/isos/t.iso'/><target dev='sda' bus='sata'/><readonly/></disk>"
     vm = facts(
-        definition=xml(disk(path="/images/web.qcow2.kvmops-1"), cd),
+        definition=xml(disk(path="/images/web.qcow2.kvmops-1.qcow2"), cd),
         images=[*CHAIN["images"], image("/isos/t.iso", "raw", size=5)],
         snapshots=(
             describe("<domainsnapshot><name>a</name><memory snapshot='external' file='/i/a.m'/></domainsnapshot>", current=False),

@@ -143,12 +143,12 @@ def layers_of(active="/p/a.s", files=("/p/a", "/p/a.s"), **changes):
 
 def test_revert_plan():
     plan = revert.plan_revert(layers_of(), "s", DOMAIN, 7)
-    assert [(each.base_path, each.path) for each in plan.fresh] == [("/p/a", "/p/a.reverted-7")]
+    assert [(each.base_path, each.path) for each in plan.fresh] == [("/p/a", "/p/a.reverted-7.qcow2")]
     assert plan.discarded == ("/p/a.s",)
     assert "<name>new</name>" in plan.definition and "'" not in plan.definition
-    assert '<driver name="qemu" type="qcow2"/><source file="/p/a.reverted-7"/><target' in plan.definition
+    assert '<driver name="qemu" type="qcow2"/><source file="/p/a.reverted-7.qcow2"/><target' in plan.definition
     assert plan.definition.count("/p/data") == plan.definition.count("/p/cd.iso") == 1
-    assert '<source file="/p/a.reverted-7"/>' in plan.state_xml and "/p/a.s" not in plan.state_xml
+    assert '<source file="/p/a.reverted-7.qcow2"/>' in plan.state_xml and "/p/a.s" not in plan.state_xml
     assert revert.from_facts(asdict(plan)) == plan
 
 

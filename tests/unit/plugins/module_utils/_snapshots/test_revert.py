@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.revert im
 RUNNING, PAUSED, OFF = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_SHUTOFF
 BOOTED, UNPAUSED = libvirt.VIR_DOMAIN_RUNNING_BOOTED, libvirt.VIR_DOMAIN_RUNNING_UNPAUSED
 BY_USER, BY_MIGRATION = libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_MIGRATION
-COPY = Fresh("vda", "/p/a", "qcow2", "/p/a.reverted-7")
+COPY = Fresh("vda", "/p/a", "qcow2", "/p/a.reverted-7.qcow2")
 
 
 def definition(path, title=""):
