@@ -122,10 +122,9 @@ class Worker:
         return digests
 
     def remove_vm(self, name: str) -> None:
-        """With its files."""
-        vm = self._hypervisor.vm(name)
-        files = vm.disks().values()
-        vm.remove()
+        """With the files of all its layers."""
+        files = [Path(layer) for chain in self.chains(name).values() for layer in chain]
+        self._hypervisor.vm(name).remove()
         for file in files:
             file.unlink()
 
