@@ -122,8 +122,9 @@ class Worker:
         return digests
 
     def remove_vm(self, name: str) -> None:
-        """With the files of all its layers."""
-        files = [Path(layer) for chain in self.chains(name).values() for layer in chain]
+        """With the files of all its layers that lie beside its disks: not those of a template."""
+        chains = [[Path(layer) for layer in chain] for chain in self.chains(name).values()]
+        files = [layer for chain in chains for layer in chain if layer.parent == chain[0].parent]
         self._hypervisor.vm(name).remove()
         for file in files:
             file.unlink()
