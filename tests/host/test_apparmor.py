@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.kvmops.backup.tests.host.steps import PATH, Points, is_flat, partial_files
+from ansible_collections.kvmops.backup.tests.host.steps import PATH, Points, is_flat, partial_files, snapshots
 from ansible_collections.kvmops.backup.tests.lab.host.machine import Machine
 
 
@@ -38,6 +38,23 @@ def test_a_vm_that_was_power_cycled_with_our_snapshots_is_merged_while_it_runs(h
     host.module("vm_snapshot", vm="cycled", snapshot="all", state="absent")
 
     assert is_flat(host, "cycled")
+    points.assert_all_restore()
+
+
+def test_a_vm_in_a_directory_that_libvirt_does_not_know_starts_after_a_revert(host: Machine) -> None:
+    """libvirt's helper reads files there by their extension only, and allows QEMU no chain that it could not read."""
+    host.root("mkdir", "-p", "/data")
+    host.call("create_vm", name="elsewhere", disks=1, start=False, beside="/data")
+    points = Points(host, "elsewhere")
+    points.take()
+    host.call("start", name="elsewhere")
+    host.call("write_more", name="elsewhere")
+    host.call("destroy", name="elsewhere")
+
+    (made,) = snapshots(host, "elsewhere")
+    assert host.module("vm_snapshot", vm="elsewhere", snapshot=made, state="reverted")["changed"]
+
+    host.call("start", name="elsewhere")
     points.assert_all_restore()
 
 

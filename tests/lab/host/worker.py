@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._hypervisor = Hypervisor()
-        self._lab: Lab | None = None
+        self._labs: dict[str, Lab] = {}
         self._begun: subprocess.Popen[str] | None = None
 
     # --- VMs ---
@@ -45,17 +45,18 @@ class Worker:
         image_format: str = "qcow2",
         volumes: Sequence[str] = (),
         start: bool = True,
+        beside: str = "/var/lib/libvirt/images",
     ) -> None:
-        """A VM with small ext4 disks and then block devices; see ``Lab.create_vm``."""
-        if self._lab is None:
-            self._lab = Lab(Path(f"/var/lib/libvirt/images/lab-{time.time_ns()}"), domain_type="kvm")
+        """A VM with small ext4 disks, below the directory ``beside``, and then block devices; see ``Lab.create_vm``."""
+        lab = self._labs.get(beside) or Lab(Path(f"{beside}/lab-{time.time_ns()}"), domain_type="kvm")
+        self._labs[beside] = lab
         devices = "".join(
             "<disk type='block' device='disk'><driver name='qemu' type='raw'/>"
             f"<source dev='{volume}'/><target dev='vd{letter}'/></disk>"
             for volume, letter in zip(volumes, "wxyz")
         )
         made = [Disk(image_format, size_mib=16)] * disks
-        vm = self._lab.create_vm(name, made, agent=agent, freeze_mode="pause", extra_devices=devices, start=False)
+        vm = lab.create_vm(name, made, agent=agent, freeze_mode="pause", extra_devices=devices, start=False)
         vm.domain.setAutostart(autostart)
         if start:
             vm.start()
