@@ -5,7 +5,7 @@
 
 libvirt before 12.1 writes ``deny "<path>" w,`` for every backing file into ``/etc/apparmor.d/libvirt/libvirt-<uuid>.files``, at the
 VM's start and each time it makes the file anew. When a commit starts it appends ``"<path>" rwk,``, but a denial wins, silently.
-Source: vah_add_path() in libvirt's virt-aa-helper.c, the same in 9.0, 10.0 and 11.3: resolved paths in double quotes, with nothing
+Source: vah_add_path() in libvirt's virt-aa-helper.c, the same in 9.0 and 11.3: resolved paths in double quotes, with nothing
 escaped; files with a double quote in their names it does not serve at all.
 """
 

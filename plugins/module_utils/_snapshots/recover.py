@@ -89,10 +89,10 @@ def _merge(conn: Connection, uuid: str, journal: Journal, progress: Progress, un
         try:
             done += way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
         except KvmopsError as error:
-            _, domain = found = _again(conn, uuid)
+            found = _again(conn, uuid)
             if unmerged is None or not way_back.may_wait(*found, plan, journal.facts):
                 raise
-            unmerge.remember(domain, [plan.name])
+            unmerge.remember(found[1], [plan.name])
             unmerged.add([plan.name], error)
     if overlays.REMOVAL in journal.facts:
         removing = removal.from_facts(journal.facts[overlays.REMOVAL])
@@ -100,10 +100,10 @@ def _merge(conn: Connection, uuid: str, journal: Journal, progress: Progress, un
             removed = merge.remove(*_again(conn, uuid), removing, journal, progress)
             done += [*removed.notes, f"{removing.vm_name}: finished the removal of {', '.join(removed.names)}"]
         except KvmopsError as error:
-            _, domain = found = _again(conn, uuid)
+            found = _again(conn, uuid)
             if unmerged is None or not merge.may_wait(*found, removing, journal):
                 raise
-            unmerge.remember(domain, removing.names)
+            unmerge.remember(found[1], removing.names)
             unmerged.add(removing.names, error)
     return done
 

@@ -794,7 +794,7 @@ def test_a_vm_that_is_starting_is_said_to_be() -> None:
         def phase(self, name: str, disk: str = "", bytes_total: int = 0) -> None:
             done.append(name)
 
-        def lookupByUUIDString(self, uuid: str) -> Libvirt:
+        def lookupByUUIDString(self, uuid: str) -> Progress:
             done.append(uuid)
             return self
 
