@@ -23,6 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 
 real = _filenames.real
 
+
 @dataclass(frozen=True)
 class DiskView:
     """One disk as the three see it. Chains are paths, the active image first; () where a view does not have the disk."""
