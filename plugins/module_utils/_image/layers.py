@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 _MAX_LAYERS = 200
 _L1_STEP_BYTES = 2**16
 _OFFSET = 0x00FFFFFFFFFFFE00
+_PAGE_BYTES = 4096
 _SECTOR_BYTES = 512  # QEMU rounds a raw file up to whole ones
 _FILE_DRIVERS = {"qcow2", "raw", "file", "host_device"}
 
@@ -80,7 +81,7 @@ def _backing_file(path: str) -> str:
     except OSError:
         return ""
     try:
-        info = probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+        info = _probe(fd)
     except KvmopsError:
         return ""
     finally:
@@ -95,9 +96,18 @@ def header(path: str) -> probe.ImageInfo:
     except OSError as error:
         raise probe.ImageError(f"disk image {path}", f"it cannot be opened: {error.strerror}") from error
     try:
-        return probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+        return _probe(fd)
     finally:
         os.close(fd)
+
+
+def _probe(fd: int) -> probe.ImageInfo:
+    size = os.fstat(fd).st_size
+    try:
+        return probe.probe(lambda offset, length: os.pread(fd, length, offset), size)
+    finally:
+        # a page that was read counts as data where the file system has only set its place aside, which estimates would see
+        os.posix_fadvise(fd, max(0, size - 1) // _PAGE_BYTES * _PAGE_BYTES, 0, os.POSIX_FADV_DONTNEED)
 
 
 def size_bytes(path: str, image_format: str) -> int:
