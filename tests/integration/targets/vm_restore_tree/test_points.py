@@ -10,6 +10,7 @@ from typing import Callable
 import pytest
 import snapshot_tree as trees
 
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.tests.lab import kills, truth
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, module_argv
@@ -61,7 +62,8 @@ def test_every_point_of_an_incremental_archive(lab: Lab, run_module: Run, compre
     at_mine = trees.digests(mine)
     assert len(known) == 4
     with open_archive(archive) as reader:
-        members = {point.timestamp: {m.name for m in point.members} for point in reader.points}
+        # the kernel is used where it is, as this host has the same one
+        members = {p.timestamp: {m.name for m in p.members if m.role is not Role.BOOT} for p in reader.points}
     assert list(members) == list(known)
     for number, (point, (digests, tree)) in enumerate(known.items()):
         place = lab.path(f"restored-{number}")
