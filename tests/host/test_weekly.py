@@ -56,7 +56,7 @@ def test_two_weeks(host: Machine) -> None:
 
         if weekday == 0:
             played = host.ansible().playbook(PLAY)
-            (outcome,) = played.task("Hand it to the job's artifacts").data["ansible_stats"]["data"][
+            (outcome,) = played.task("kvmops.backup.weekly_backup : Gather who, what and why").data["ansible_facts"][
                 "weekly_backup_result"
             ]
             assert outcome["result"] != "FAILED", played.output
