@@ -37,6 +37,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
 
@@ -83,6 +84,7 @@ def gather(
         running=running,
         standing=standing.of(domain),
         memory_blockers=memory_blockers.of(domain) if running else (),
+        unmerged=tuple(unmerged.still_there(domain)),
         autostart=autostart,
         persistent_xml=persistent,
         live_xml=live,

@@ -53,7 +53,8 @@ class VmFacts:
     work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
     `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
     stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
-    `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `shared`: files of its disks that
+    `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `unmerged`: names
+    of snapshots that an earlier run should have merged and could not. `shared`: files of its disks that
     another VM has too, with the name of that one (`find.shared`). `boot_files`: files of the host that its definitions name and
     QEMU loads. `unseen`: files of its disks that cannot be looked at, and why. `thin`: the template that it stands on, or is.
     """
@@ -78,6 +79,7 @@ class VmFacts:
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     checkpoints: tuple[str, ...] = ()
     memory_blockers: tuple[str, ...] = ()
+    unmerged: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
     boot_files: tuple[BootFile, ...] = ()
     unseen: Mapping[str, str] = field(default_factory=dict)
@@ -244,11 +246,18 @@ def plan(
 
 
 def _refuse_emptied(facts: VmFacts, target: TargetFacts, what: str) -> None:
-    """Raises TargetError for a directory without any archive that a snapshot of ours says there is one in."""
+    """Raises TargetError for a directory without any archive that a snapshot of ours says there is one in.
+
+    A snapshot that is to be merged says nothing: the archive that it was made for may never have come to be.
+    """
     if any(name.endswith((names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)) for name in target.file_names):
         return
     here = os.path.realpath(target.directory)
-    served = [each for each in own.of_vm(facts.snapshots) if os.path.realpath(os.path.dirname(each.archive)) == here]
+    served = [
+        each
+        for each in own.of_vm(facts.snapshots)
+        if each.name not in facts.unmerged and os.path.realpath(os.path.dirname(each.archive)) == here
+    ]
     if served:
         states = ", ".join(each.name for each in served)
         raise TargetError(

@@ -130,6 +130,7 @@ def test_a_target_without_the_archive_that_the_snapshots_are_for():
             make(vm, **request)
     assert make(vm, replace(TARGET, file_names=frozenset({"other.tar.zst"})))
     assert make(vm, replace(TARGET, directory="/elsewhere"))
+    assert make(replace(vm, unmerged=(state.name,)))  # of a run that never published its archive
 
 
 WISHES = {
