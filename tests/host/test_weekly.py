@@ -49,7 +49,7 @@ def test_two_weeks(host: Machine) -> None:
         if weekday == 5:
             arguments = {"vm": "web01", "path": PATH, "mode": "auto", "bandwidth": "32k", **POLICY}
             host.call("begin", module="vm_backup", arguments=arguments)
-            host.call("wait_for_phase", phases=["copy"], percent=2)
+            host.call("wait_for_phase", phases=["copy"])  # a small layer is one step
             host.reset()
             host.call("wait_until_up", name="web01")
             set_clock(host, sunday + day * DAY_S + 3600)

@@ -198,7 +198,7 @@ class SlowBackup:
         return digest(self._image), self._vm.xml()
 
     def start(self, bandwidth: str, **keywords: Any) -> subprocess.Popen[str]:
-        options = {"vm": "web01", "path": str(self.target), "bandwidth": bandwidth}
+        options = {"vm": "web01", "path": str(self.target), "bandwidth": bandwidth, "include_boot_files": False}
         tasks = [{"kvmops.backup.vm_backup": options, **keywords}]
         return start(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]), self._tmp_path)
 
