@@ -93,7 +93,7 @@ def test_a_user_whom_sudo_asks_for_a_password(host: Machine, points: Points) -> 
 def test_a_user_in_the_group_libvirt_without_sudo(host: Machine, points: Points) -> None:
     ansible = host.ansible("member", become=False)
 
-    assert [vm["name"] for vm in ansible.module("vm_info")["vms"]] == [VM]
+    assert [vm["name"] for vm in ansible.module("vm_info", uri="qemu:///system")["vms"]] == [VM]
     refused = ansible.module("vm_backup", vm=VM, path="/home/member", fails=True)
 
     assert "root" in refused.message, refused.message

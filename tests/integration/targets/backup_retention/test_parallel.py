@@ -33,7 +33,8 @@ def vms(module_lab):
 
 
 def begin(vm, target, **options):
-    argv = modules.module_argv("vm_backup", {"vm": vm, "path": str(target), "bandwidth": "2M", **options})
+    slowly = {"bandwidth": "2M", "include_boot_files": False}
+    argv = modules.module_argv("vm_backup", {"vm": vm, "path": str(target), **slowly, **options})
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
 
 
