@@ -114,7 +114,7 @@ def test_two_at_a_time_and_one_that_fails(twenty: Lab, ansible: Ansible) -> None
 def test_without_a_limit_all_are_at_work(twenty: Lab, ansible: Ansible) -> None:
     target = twenty.path("all")
     with watching(target) as watched:
-        done = played(ansible, target, vms=list(OFF[:6]), full_only=["*"], bandwidth="256K")
+        done = played(ansible, target, vms=list(OFF[:6]), full_only=["*"], bandwidth="1M")
     assert watched.most > 2
     assert set(results(done).values()) == {"full"}
 
