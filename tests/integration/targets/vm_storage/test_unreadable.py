@@ -33,7 +33,6 @@ def far(lab: Lab) -> Iterator[Path]:
     mount.wait()
 
 
-@pytest.mark.skipif(not shutil.which("bindfs"), reason="bindfs is not installed")
 def test_permission_denied_is_told_as_such(lab: Lab, run_module, far: Path) -> None:
     lab.create_vm("squash", [Disk(path=far / "vm.qcow2")], agent=False, start=False)
     top = lab.path("own") / "top.qcow2"
