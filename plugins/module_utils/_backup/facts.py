@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import own, thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
@@ -93,6 +93,7 @@ def gather(
         checkpoints=checkpoints,
         shared=find.shared(_written(view.disks, images), view.uuid, neighbours or find.neighbours(conn)),
         unseen={disk.path: why for disk in view.disks if disk.path and (why := _filenames.why_unseen(disk.path))},
+        snapshot_files=_snapshot_files(_written(view.disks, images)),
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
         snapshots=states,
         snapshot_disks=state_disks,
@@ -114,6 +115,14 @@ def _written(disks: Iterable[domain_xml.Disk], images: Mapping[str, Image]) -> l
     """Images that the guest writes to, alone as far as its definition knows."""
     data = [disk for disk in disks if disk.device == "disk" and not disk.readonly and not disk.shareable]
     return [disk.path for disk in data if disk.path in images and not images[disk.path].is_device]
+
+
+def _snapshot_files(paths: Iterable[str]) -> frozenset[str]:
+    """Files in the directories of these images that are named as those of our snapshots."""
+    found: set[str] = set()
+    for directory in {os.path.dirname(os.path.realpath(path)) for path in paths}:
+        found |= {os.path.join(directory, name) for name in os.listdir(directory) if own.is_file_name(name)}
+    return frozenset(found)
 
 
 def _boot_files(texts: Iterable[str]) -> tuple[boot_files.BootFile, ...]:

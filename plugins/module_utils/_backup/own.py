@@ -16,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import ov
 _NAME = re.compile(r"kvmops-[0-9]{1,11}")
 _SERVES = "Made by kvmops.backup for the archive "
 _WARNING = "\nDeleting or reverting it ends the archive's chain: the next backup is a full."
+_FILE = re.compile(r"\.kvmops-[0-9]{1,11}\.(?:qcow2|memory)$")
 _OVERLAY = re.compile(r"\.kvmops-[0-9]{1,11}\.qcow2$")
 
 
@@ -45,6 +46,11 @@ def description(archive_path: str) -> str:
 def overlay_path(path: str, state: str, longest_name: int) -> str:
     """Where the guest goes on writing; the names of earlier overlays do not pile up in it."""
     return _files.suffixed(_OVERLAY.sub("", path), f".{state}{overlays.EXTENSION}", longest_name)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of this name may belong to a snapshot of ours, of whichever VM."""
+    return bool(_FILE.search(name))
 
 
 def of_vm(states: Iterable[Snapshot]) -> tuple[OwnState, ...]:

@@ -56,7 +56,8 @@ class VmFacts:
     `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `unmerged`: names
     of snapshots that an earlier run should have merged and could not. `shared`: files of its disks that
     another VM has too, with the name of that one (`find.shared`). `boot_files`: files of the host that its definitions name and
-    QEMU loads. `unseen`: files of its disks that cannot be looked at, and why. `thin`: the template that it stands on, or is.
+    QEMU loads. `unseen`: files of its disks that cannot be looked at, and why. `snapshot_files`: files beside its disks that are
+    named as those of our snapshots. `thin`: the template that it stands on, or is.
     """
 
     name: str
@@ -83,6 +84,7 @@ class VmFacts:
     shared: Mapping[str, str] = field(default_factory=dict)
     boot_files: tuple[BootFile, ...] = ()
     unseen: Mapping[str, str] = field(default_factory=dict)
+    snapshot_files: frozenset[str] = frozenset()
     thin: Thin = field(default_factory=Thin)
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
@@ -168,7 +170,8 @@ def plan(
         _refuse_incrementable(facts, corrupt, what)
     judgements = _judgements(facts, request, what, stays)
     consistency, fallback = _consistency(facts, request.consistency, what)
-    timestamp, archive = _name(facts, target, request, now, base)
+    frozen = [disk for disk, judgement in judgements if judgement.verdict is Verdict.FREEZE]
+    timestamp, archive = _name(facts, frozen, target, request, now, base)
     definition_xml, differences = definition.of_point(facts.persistent_xml, facts.live_xml)
     snapshot = _snapshot(
         facts, judgements, consistency, timestamp, os.path.join(target.directory, archive), stays=stays
@@ -519,14 +522,23 @@ def _keeps_memory_from_being_saved(facts: VmFacts) -> str:
     return next(iter(found), "")
 
 
-def _name(facts: VmFacts, target: TargetFacts, request: BackupRequest, now: int, base: Base | None) -> tuple[int, str]:
-    """Time of the point and name of its archive; the next free second, so that two runs in one second do not meet."""
+def _name(
+    facts: VmFacts,
+    frozen: Sequence[Disk],
+    target: TargetFacts,
+    request: BackupRequest,
+    now: int,
+    base: Base | None,
+) -> tuple[int, str]:
+    """Time of the point and name of its archive: the next second in which nothing would meet what is there already."""
     states = {state.name for state in facts.snapshots}
     timestamp = max(now, base.newest.timestamp + 1) if base else now
     while True:
         both = {names.archive_name(facts.name, timestamp, facts.uuid, compressed) for compressed in (False, True)}
         free = base is not None or not both & target.file_names
-        if free and own.name(timestamp) not in states:
+        name = own.name(timestamp)
+        files = {_memory_path(facts, frozen, name), *(_overlay_path(facts, disk, name) for disk in frozen)}
+        if free and name not in states and not files & facts.snapshot_files:
             if base:
                 return timestamp, os.path.basename(base.path)
             return timestamp, names.archive_name(facts.name, timestamp, facts.uuid, request.compress)
@@ -546,7 +558,6 @@ def _snapshot(
     if not frozen:
         return None
     name = own.name(timestamp)
-    directory = os.path.dirname(os.path.realpath(frozen[0].path))
     temporary = f"Temporary, made by kvmops.backup for {archive_path}; it goes when the copy is done."
     return SnapshotPlan(
         vm_uuid=facts.uuid,
@@ -558,21 +569,26 @@ def _snapshot(
                 target=disk.target,
                 base_path=disk.path,
                 base_format=facts.images[disk.path].format,
-                # not beside a symbolic link
-                overlay_path=own.overlay_path(
-                    os.path.realpath(disk.path), name, facts.images[disk.path].longest_name
-                ),
+                overlay_path=_overlay_path(facts, disk, name),
             )
             for disk in frozen
         ),
         excluded_targets=tuple(
             disk.target for disk, judgement in judgements if judgement.verdict is not Verdict.FREEZE
         ),
-        memory_path=os.path.join(directory, f"{names.stem(facts.name)}.{name}.memory")
-        if consistency is Consistency.MEMORY
-        else "",
+        memory_path=_memory_path(facts, frozen, name) if consistency is Consistency.MEMORY else "",
         quiesce=consistency is Consistency.AGENT,
     )
+
+
+def _overlay_path(facts: VmFacts, disk: Disk, snapshot: str) -> str:
+    # not beside a symbolic link
+    return own.overlay_path(os.path.realpath(disk.path), snapshot, facts.images[disk.path].longest_name)
+
+
+def _memory_path(facts: VmFacts, frozen: Sequence[Disk], snapshot: str) -> str:
+    directory = os.path.dirname(os.path.realpath(frozen[0].path)) if frozen else ""
+    return os.path.join(directory, f"{names.stem(facts.name)}.{snapshot}.memory")
 
 
 def _space(

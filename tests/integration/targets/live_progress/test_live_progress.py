@@ -148,7 +148,7 @@ def test_lines_in_the_output_of_the_play(archive: Path, ansible: modules.Ansible
     begin = time.monotonic()
     with system_log() as log:
         done = ansible.playbook("- " + task(archive, SLOW)[1:-1])
-    assert time.monotonic() - begin > 10
+    assert time.monotonic() - begin > 6  # the wrapper had a reason to write
     assert any("Invoked with" in line for line in log) and any("Module complete" in line for line in log), log
     assert not [line for line in log if "still running" in line] and len(log) < 15
     check_lines(done.output)

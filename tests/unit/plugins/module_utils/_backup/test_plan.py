@@ -326,6 +326,15 @@ def test_name_is_the_next_free_second():
     )
 
 
+@pytest.mark.parametrize("consistency", ["crash", "memory"])
+def test_name_meets_no_file_of_a_snapshot_that_nobody_knows_any_more(consistency):
+    """A VM whose definition was made anew within the second of its last backup still has that one's overlay beside it."""
+    first = make(facts(), consistency=consistency)
+    left = first.snapshot.memory_path or first.snapshot.overlays[0].overlay_path
+    again = make(replace(facts(), snapshot_files=frozenset({left, f"{left}.of-another-vm"})), consistency=consistency)
+    assert (first.timestamp, again.timestamp) == (NOW, NOW + 1)
+
+
 def test_layers_of_all_branches():
     """base <- a <- web, and base <- b of another branch: each once, parents first."""
     images = [
