@@ -11,6 +11,7 @@ options: {}
 requirements:
   - lxml (C(python3-lxml))
   - zstandard (C(python3-zstandard))
+  - xxhash (C(python3-xxhash)) for archives with digests of this kind
 """
 
     COMPRESSION = r"""

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import jmespath
     import libvirt
     import libvirt_qemu
+    import xxhash
     import zstandard
     from lxml import etree
 
-__all__ = ["etree", "jmespath", "libvirt", "libvirt_qemu", "zstandard"]
+__all__ = ["etree", "jmespath", "libvirt", "libvirt_qemu", "xxhash", "zstandard"]
 
 
 def __getattr__(name: str) -> Any:

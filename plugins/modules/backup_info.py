@@ -193,6 +193,19 @@ archives:
           type: int
           returned: success
           sample: 2147483648
+    digest:
+      description:
+        - Digest of the newest point. It stands for every byte of the points if RV(archives[].digest_algorithm) is cryptographic,
+          see O(kvmops.backup.vm_backup#module:digest). Null for archives that this collection has not made.
+      type: str
+      returned: success
+      sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    digest_algorithm:
+      description: What the bytes in the archive are protected with; null as RV(archives[].digest).
+      type: str
+      returned: success
+      choices: [xxh3-128, sha256, blake2b-256]
+      sample: sha256
     verified:
       description:
         - What the last M(kvmops.backup.backup_verify) on this host has found; null where nothing is known. C(time), C(ok),

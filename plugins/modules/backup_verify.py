@@ -58,6 +58,16 @@ options:
       - Whether the module fails if there is damage. The result is returned either way.
     type: bool
     default: true
+  expected_digest:
+    description:
+      - What RV(kvmops.backup.vm_backup#module:archive.digest) was when the archive was made with
+        O(kvmops.backup.vm_backup#module:digest=sha256), from a place that whoever may write to the archive cannot write to.
+      - A text for O(archive), or a map of archives (paths or file names) to digests. An archive of the map that is not there
+        is an error.
+      - If none of the archive's points has this digest, somebody changed the archive, whatever else fits in it, and the module
+        fails. Points that were added later are not covered, which is warned of.
+      - Refused for archives with digests of another kind, which find damage and no forgery.
+    type: raw
   threads:
     description:
       - How many threads decompress and compute digests; V(0) means one per core.
@@ -194,6 +204,7 @@ ARGUMENT_SPEC = {
     "vm": {"type": "str"},
     "deep": {"type": "bool", "default": False},
     "fail_on_damage": {"type": "bool", "default": True},
+    "expected_digest": {"type": "raw"},
     "threads": {"type": "int", "default": 0},
 }
 

@@ -202,6 +202,18 @@ options:
         by half of that, the limit of the merge is raised. A merge that a killed run has left is given about an hour.
     type: str
     default: '0'
+  digest:
+    description:
+      - The hash that protects the archive's bytes. Every one finds damage.
+      - V(xxh3-128) costs next to nothing. It needs the Python library xxhash (C(python3-xxhash)), here and wherever the archive is
+        restored or verified.
+      - V(sha256) also makes an anchor. RV(archive.digest) then stands for every byte of the point. Keep it elsewhere, and
+        O(kvmops.backup.backup_verify#module:expected_digest) finds whatever anybody changed in the archive since.
+      - V(auto) takes V(xxh3-128) where its library is installed, else SHA-256 or BLAKE2b, whichever is faster here. An increment
+        uses what its archive has. If O(mode=auto) finds an archive with another hash than asked for, it makes a full.
+    type: str
+    choices: [auto, xxh3-128, sha256]
+    default: auto
   unmerged:
     description:
       - What it makes of a run that its point is published, and snapshots that should be merged are still there, because
@@ -315,6 +327,20 @@ archive:
       returned: success
       sample:
         - {point: 1795309200, time: '2026-11-22T01:00:00Z', mode: full, consistency: agent, size: 2147483648}
+    digest:
+      description:
+        - Digest of the newest point, 64 hexadecimal digits; null in check mode of a full.
+        - Where RV(archive.digest_algorithm) is V(sha256) or V(blake2b-256), it stands for every byte of the point and of those
+          before it, see O(kvmops.backup.backup_verify#module:expected_digest).
+      type: str
+      returned: success
+      sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    digest_algorithm:
+      description: What the bytes in the archive are protected with.
+      type: str
+      returned: success
+      choices: [xxh3-128, sha256, blake2b-256]
+      sample: sha256
 point:
   description: The point (unix time) that was made, or the one that is young enough.
   returned: success and not check mode, and failure after it was published
@@ -457,6 +483,7 @@ ARGUMENT_SPEC = {
     "max_parallel": {"type": "int", "default": 0},
     "wait_timeout": {"type": "str"},
     "bandwidth": {"type": "str", "default": "0"},
+    "digest": {"type": "str", "choices": ["auto", "xxh3-128", "sha256"], "default": "auto"},
     "unmerged": {"type": "str", "choices": ["warn", "fail"], "default": "warn"},
     "notes": {"type": "str"},
 }

@@ -287,7 +287,6 @@ class ArchiveAppender(MemberWriter):
     ) -> None:
         report = progress or Progress()
         self._sizes = tuple(sizes)
-        self._digests_bytes = len(digests.HEAD) + digests.DIGEST_BYTES * sum(map(digests.chunk_count, sizes))
         self._overwritten: Optional[bytes] = None  # by the commit
         self._published = False
         what = f"adding a point to {path}"
@@ -306,6 +305,9 @@ class ArchiveAppender(MemberWriter):
                 stack.enter_context(busy.writing(path, what))
                 archive = _fit(path, timestamp)
             self._archive, self.newest = archive, archive.newest
+            algorithm = digests.ALGORITHMS[archive.newest.digest_algorithm]
+            digests.require_library(algorithm, what)
+            self._digests_bytes = digests.room(sizes, algorithm)
             on_growth({"archive": path, "old_size_bytes": os.stat(path).st_size, "point": timestamp})
             self._fd = _files.open_existing(path)
             stack.callback(os.close, self._fd)
@@ -327,7 +329,7 @@ class ArchiveAppender(MemberWriter):
                 threads=compressor_threads(compression_level, threads) if archive.index else threads,
                 progress=report,
                 bandwidth=bandwidth,
-                algorithm=digests.ALGORITHMS[archive.newest.digest_algorithm],
+                algorithm=algorithm,
                 position=position,
             )
             stack.callback(self._workers.close)

@@ -11,21 +11,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Member
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import xxhash
 
-DIGEST_BYTES = 32
+AUTO = "auto"
+WISHES = (AUTO, "xxh3-128", "sha256")  # what a user may ask for
 HEAD = bytes(512)  # an increment's commit needs these to be zero
 MAX_BYTES = 128 * 2**20  # 16 TiB of members in one archive: bounds the memory that reading takes
 ZEROS = bytes(CHUNK_BYTES)  # the one object that stands for a chunk of a hole
+_INSTALL = "Install python3-xxhash (RHEL's family has it in EPEL)."
 
 
 class Algorithm:
-    """A cryptographic hash of 32 bytes; `name` is what the configuration XML calls it."""
+    """A hash of `digest_bytes` bytes; `name` is what the configuration XML calls it.
 
-    def __init__(self, name: str, new: Callable[..., Any]) -> None:
-        self.name = name
-        self._new = new
+    `anchors`: it is cryptographic, so that the digest of a point stands for every byte of it.
+    """
+
+    def __init__(self, name: str, hash_of: Callable[[bytes | memoryview], bytes], digest_bytes: int, *, anchors: bool) -> None:
+        self.name, self.digest_bytes, self.anchors = name, digest_bytes, anchors
+        self._digest = hash_of
         self._zero_chunk = b""
 
     def of_chunk(self, data: bytes | memoryview) -> bytes:
@@ -39,20 +45,52 @@ class Algorithm:
         """Hex digest of a member: the hash over its chunks' binary digests."""
         return self._digest(chunk_digests).hex()
 
-    def _digest(self, data: bytes | memoryview) -> bytes:
-        # damage is looked for, nothing is signed: hosts in FIPS mode allow that
-        result: bytes = self._new(data, usedforsecurity=False).digest()
+
+def _hashlib(new: Callable[..., Any], **parameters: Any) -> Callable[[bytes | memoryview], bytes]:
+    def hash_of(data: bytes | memoryview) -> bytes:
+        # hosts in FIPS mode allow what is not used for security
+        result: bytes = new(data, usedforsecurity=False, **parameters).digest()
         return result
 
+    return hash_of
 
-SHA256 = Algorithm("sha256", hashlib.sha256)
-BLAKE2B = Algorithm("blake2b-256", functools.partial(hashlib.blake2b, digest_size=DIGEST_BYTES))
-ALGORITHMS = {algorithm.name: algorithm for algorithm in (SHA256, BLAKE2B)}
+
+def _xxh3(data: bytes | memoryview) -> bytes:
+    if xxhash is None:
+        require_library(XXH3, "The archive")
+    result: bytes = xxhash.xxh3_128_digest(data)
+    return result
+
+
+def require_library(algorithm: Algorithm, what: str) -> None:
+    """Raises RefusedError where this host cannot compute the digests of `what`, which is no damage."""
+    if algorithm is XXH3 and xxhash is None:
+        why = f"its digests are {algorithm.name}, and the Python library xxhash is not installed on this host"
+        raise RefusedError(what, why, f"{_INSTALL} tar unpacks the archive without it.")
+
+
+SHA256 = Algorithm("sha256", _hashlib(hashlib.sha256), 32, anchors=True)
+BLAKE2B = Algorithm("blake2b-256", _hashlib(hashlib.blake2b, digest_size=32), 32, anchors=True)
+XXH3 = Algorithm("xxh3-128", _xxh3, 16, anchors=False)
+ALGORITHMS = {algorithm.name: algorithm for algorithm in (SHA256, BLAKE2B, XXH3)}
+
+
+def chosen(wish: str) -> Algorithm:
+    """The algorithm of a new archive; AUTO takes the fastest that this host has. Raises RefusedError where it has not got it."""
+    if wish == AUTO:
+        return fastest()
+    if wish == XXH3.name and xxhash is None:
+        raise RefusedError(
+            "Option digest", "the Python library xxhash is not installed on this host", f"{_INSTALL} Or use digest: auto."
+        )
+    return ALGORITHMS[wish]
 
 
 @functools.cache
 def fastest() -> Algorithm:
-    """The one for new archives: SHA-256 where the processor has instructions for it, else BLAKE2b (1.5 times as fast then)."""
+    """XXH3 where its library is, else SHA-256 where the processor has instructions for it, else BLAKE2b (1.5 times as fast)."""
+    if xxhash is not None:
+        return XXH3
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             flags = next((line.split() for line in file if line.startswith(("flags", "Features"))), [])
@@ -66,9 +104,9 @@ def chunk_count(size_bytes: int) -> int:
     return -(-size_bytes // CHUNK_BYTES)
 
 
-def room(members: Iterable[Member]) -> int:
-    """Size of the digests member of a point that adds these members."""
-    return len(HEAD) + DIGEST_BYTES * sum(chunk_count(member.size_bytes) for member in members)
+def room(sizes: Iterable[int], algorithm: Algorithm) -> int:
+    """Size of the digests member of a point that adds members of these sizes, in bytes."""
+    return len(HEAD) + algorithm.digest_bytes * sum(map(chunk_count, sizes))
 
 
 def pack(chunk_digests: Sequence[bytes]) -> bytes:
@@ -78,11 +116,11 @@ def pack(chunk_digests: Sequence[bytes]) -> bytes:
 
 def unpack(data: bytes, members: Sequence[Member], algorithm: Algorithm) -> Mapping[str, memoryview]:
     """Chunk digests by member name. Raises DamagedError where table and digests do not fit each other."""
-    if data[: len(HEAD)] != HEAD or len(data) != room(members):
+    if data[: len(HEAD)] != HEAD or len(data) != room((member.size_bytes for member in members), algorithm):
         raise DamagedError("digests member", "its size does not fit the member table", offset=0, length=len(data))
     found, position, view = dict[str, memoryview](), len(HEAD), memoryview(data)
     for member in members:
-        end = position + DIGEST_BYTES * chunk_count(member.size_bytes)
+        end = position + algorithm.digest_bytes * chunk_count(member.size_bytes)
         found[member.name] = view[position:end]
         if algorithm.of_member(found[member.name]) != member.digest:
             raise DamagedError(

@@ -389,6 +389,7 @@ class ArchiveReader:
         entry = self.entry(point.digests_member)
         if sum(self.entry(p.digests_member).size_bytes for p in self.points) > digests.MAX_BYTES:
             raise HostileError(f"archive {self.path}", f"it has more than {digests.MAX_BYTES} bytes of digests")
+        digests.require_library(self.algorithm, f"archive {self.path}")
         data = self.read(point.digests_member, 0, entry.size_bytes)
         if self.algorithm.of_chunk(data).hex() != point.digests_digest:
             raise DamagedError(
@@ -406,8 +407,9 @@ class ArchiveReader:
 
     def is_intact(self, chunk_digests: memoryview, offset: int, data: Union[bytes, memoryview]) -> bool:
         """Whether the chunk at `offset` of a member is what was written."""
-        begin = offset // CHUNK_BYTES * digests.DIGEST_BYTES
-        return self.algorithm.of_chunk(data) == chunk_digests[begin : begin + digests.DIGEST_BYTES]
+        length = self.algorithm.digest_bytes
+        begin = offset // CHUNK_BYTES * length
+        return self.algorithm.of_chunk(data) == chunk_digests[begin : begin + length]
 
     def extract(
         self, wanted: Sequence[tuple[Member, ImageSink]], *, threads: int = 0, progress: Optional[Progress] = None

@@ -119,9 +119,9 @@ def _configuration(source: PlainBytes, entry: Entry) -> Optional[Configuration]:
 def _digests_fit(source: PlainBytes, end: int, header: int, entries: Sequence[Entry], point: Configuration) -> bool:
     """Whether only the header of the digests member is missing, as before a commit."""
     new = {entry.name for entry in entries}
-    size = digests.room(member for member in point.members if member.name in new)
+    algorithm = digests.ALGORITHMS[point.digest_algorithm]
+    size = digests.room((member.size_bytes for member in point.members if member.name in new), algorithm)
     begin = end + tar.BLOCK
     if tar.round_up(begin + size, tar.BLOCK) != header:
         return False
-    algorithm = digests.ALGORITHMS[point.digest_algorithm]
     return algorithm.of_chunk(source.fetch(begin, size)).hex() == point.digests_digest

@@ -128,7 +128,8 @@ def _digests_fit(source: Source, configuration: Configuration, entries: Sequence
 
 def _backwards(point: _Point, new: Sequence[Member], digests_first: bool) -> list[Entry]:
     """Where the new members of a point are, if its first header is at a multiple of 4096; [] if that cannot be."""
-    digests_member = (point.configuration.digests_member, digests.room(new))
+    algorithm = digests.ALGORITHMS[point.configuration.digest_algorithm]
+    digests_member = (point.configuration.digests_member, digests.room((m.size_bytes for m in new), algorithm))
     items = [(member.name, member.size_bytes) for member in new]
     if not digests_first:
         items.append(digests_member)

@@ -260,6 +260,7 @@ class ArchiveWriter(MemberWriter):
         progress: Optional[Progress] = None,
         on_partial: Callable[[str], None] = lambda _path: None,
         bandwidth: int = 0,
+        algorithm: Optional[digests.Algorithm] = None,
     ) -> None:
         self.partial = os.path.join(directory, names.partial_name(name, secrets.token_hex(6)))
         self._place = _mounts.identity(directory)
@@ -272,7 +273,7 @@ class ArchiveWriter(MemberWriter):
             threads=compressor_threads(compression.level, threads) if compression else threads,
             progress=progress or Progress(),
             bandwidth=bandwidth,
-            algorithm=digests.fastest(),
+            algorithm=algorithm or digests.fastest(),
         )
         self._published = False
 
@@ -304,7 +305,8 @@ class ArchiveWriter(MemberWriter):
         done = replace(member, size_bytes=source.size_bytes)
         if any(done.name == other.name for other in self._members):
             raise ValueError(f"member {done.name} is in the archive already")
-        return self._add(done, source, digests.room([*self._members, done]))
+        sizes = [each.size_bytes for each in (*self._members, done)]
+        return self._add(done, source, digests.room(sizes, self._algorithm))
 
     def publish(self, configuration: Configuration) -> PublishedArchive:
         """Writes digests, configuration and end, and makes the archive visible and durable.

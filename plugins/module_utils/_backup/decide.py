@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _policy
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
@@ -78,6 +79,9 @@ def decide(
         if found.reason:
             return _no_increment(request, facts, f"{path} cannot be continued: {found.reason}")
         with open_archive(path) as reader:
+            if request.digest not in (digests.AUTO, reader.algorithm.name):
+                why = f"{path} is not continued: its digests are {reader.algorithm.name}, {request.digest} is asked for"
+                return _no_increment(request, facts, why, "Use digest: auto, or make a full one.")
             base = Base(
                 path=path,
                 compressed=reader.compressed,

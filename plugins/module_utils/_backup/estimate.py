@@ -30,6 +30,6 @@ def point_bytes(planned: Sequence[PlannedMember], sizes: Sequence[int], configur
     members = (*configuration.members, *rows)
     xml, _digest = config.encode(replace(configuration, members=members, digests_digest=_DIGEST))
     at = 0
-    for size in (*sizes, digests.room(rows)):
+    for size in (*sizes, digests.room(sizes, digests.ALGORITHMS[configuration.digest_algorithm])):
         at = tar.round_up(tar.data_offset(at) + size, tar.BLOCK)
     return tar.data_offset(at) + len(xml) + len(tar.END)

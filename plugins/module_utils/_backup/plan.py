@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Consistency,
@@ -221,6 +221,7 @@ def plan(
         skipped=_skipped(facts, judgements, request),
         warnings=tuple(warnings),
         tool_version=tool_version,
+        digest_algorithm=base.newest.digest_algorithm if base else digests.chosen(request.digest).name,
     )
     sizes = [estimate.member_bytes(each, facts.images, facts.file_bytes) for each in stored.new]
     estimated = estimate.point_bytes(stored.new, sizes, replace(configuration, members=stored.kept))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
@@ -58,7 +58,7 @@ class BackupRequest:
     `archive`: path of the archive to continue; "": the VM's newest one made incrementable in the place.
     `increment_limit`: points that an archive may have before snapshots are merged (`increment_limit_deletes`); 0: any number.
     `full_weekday` (one of _policy.WEEKDAYS): a full is owed if there is no good one since that day began; "": never.
-    `threads` 0: one per core.
+    `threads` 0: one per core. `digest`: one of digests.WISHES.
     `max_age_s` None: always make a backup; otherwise a good point younger than this is enough.
     `keep_last`, `keep_days`: which archives of the VM stay in the place after a good backup; 0: no such rule.
     `free_space`: the oldest archives there go before it, until it fits.
@@ -83,6 +83,7 @@ class BackupRequest:
     compress: bool = False
     compress_level: int = 2
     threads: int = 0
+    digest: str = digests.AUTO
     consistency: ConsistencyWish = ConsistencyWish.AUTO
     include_iso: bool = True
     include_boot_files: bool = True
@@ -133,6 +134,7 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         compress=params["compress"],
         compress_level=params["compress_level"],
         threads=params["threads"],
+        digest=params["digest"],
         consistency=ConsistencyWish(params["consistency"]),
         include_iso=params["include_iso"],
         include_boot_files=params["include_boot_files"],

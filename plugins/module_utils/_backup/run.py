@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
     _trust,
     _vm_state,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests, edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
@@ -466,6 +466,7 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWri
             **{overlays.PARTIAL: path, overlays.PARTIAL_PLACE: _mounts.identity(planned.directory)}
         ),
         bandwidth=request.bandwidth_bps,
+        algorithm=digests.ALGORITHMS[planned.configuration.digest_algorithm],
     )
     if run.slot:
         run.slot.writes(writer.partial)
@@ -604,7 +605,7 @@ def _unchanged(run: _Run, view: catalog.View, point: Configuration) -> dict[str,
 
 
 def _archive(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("path", "size", "compressed", "incrementable", "points")}
+    return {key: entry[key] for key in ("path", "size", "compressed", "incrementable", "points", "digest", "digest_algorithm")}
 
 
 def _result(
@@ -628,6 +629,8 @@ def _result(
             "size": planned.estimated_bytes,
             "compressed": planned.archive_name.endswith(".zst"),
             "points": [],
+            "digest": None,
+            "digest_algorithm": planned.configuration.digest_algorithm,
         }
         if planned.base:
             archive = _archive(catalog.describe(planned.base.path))

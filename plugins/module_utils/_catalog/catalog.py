@@ -179,6 +179,8 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "protected": edit.is_protected(view.path),
         "notes": edit.notes(view.path),
         "points": _points(view),
+        "digest": view.newest.digest or None,
+        "digest_algorithm": view.newest.digest_algorithm if view.newest.digest else None,
         "verified": _verified(view.found),
         "config": _config(shown),
         "snapshots": [
@@ -231,6 +233,8 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "protected": edit.is_protected(path),
         "notes": edit.notes(path),
         "points": [],
+        "digest": None,
+        "digest_algorithm": None,
         "verified": None,
         "config": None,
         "snapshots": [],

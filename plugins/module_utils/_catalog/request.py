@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
@@ -60,13 +61,17 @@ class InfoRequest:
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """One run of ``backup_verify``; `threads` 0: one per core."""
+    """One run of ``backup_verify``; `threads` 0: one per core.
+
+    `expected`: hex digests that points of archives had once, by path or file name; "" as the key means the one archive.
+    """
 
     selection: Selection
     deep: bool = False
     fail_on_damage: bool = True
     threads: int = 0
     priority: Priority = USUAL
+    expected: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> VerifyRequest:
@@ -74,8 +79,31 @@ class VerifyRequest:
         if not (params["archive"] or params["pool"] or params["path"]):
             raise RefusedError("What to check", "archive, pool and path are empty", "Name one of them.")
         return cls(
-            Selection.of(params), params["deep"], params["fail_on_damage"], params["threads"], Priority.of(params)
+            Selection.of(params),
+            params["deep"],
+            params["fail_on_damage"],
+            params["threads"],
+            Priority.of(params),
+            _expected(params["expected_digest"], bool(params["archive"])),
         )
+
+
+def _expected(given: Any, one_archive: bool) -> Mapping[str, str]:
+    """The option ``expected_digest``: one digest, or a map of archives to theirs; nothing for an archive is no expectation."""
+    what, hint = "Option expected_digest", "Give what vm_backup returned as archive.digest, or a map of archives to it."
+    if given is None or given == "":
+        return {}
+    if isinstance(given, str):
+        if not one_archive:
+            raise RefusedError(what, "one digest is of one archive", "Name it as archive, or give a map of archives.")
+        given = {"": given}
+    if not isinstance(given, Mapping):
+        raise RefusedError(what, "it is neither a digest nor a map", hint)
+    found = {str(key): str(value).strip().lower() for key, value in given.items() if value}
+    for digest in found.values():
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise RefusedError(what, f"{digest!r} is no digest: these have 64 hexadecimal digits", hint)
+    return found
 
 
 @dataclass(frozen=True)

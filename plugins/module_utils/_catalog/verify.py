@@ -75,12 +75,12 @@ class _Found:
 
 def _all_checked(selected: Sequence[str], request: VerifyRequest, context: Context) -> _Found:
     """Of a place, what is gone by now is only warned of."""
-    found = _Found()
+    found = _Found(not_checked=_not_there(selected, request))
     for path in selected:
         try:
             with busy.reading(path) if os.path.isfile(path) else contextlib.nullcontext():  # it is not deleted meanwhile
                 _check(path, request, context, found)
-        except (ArchiveError, BusyError) as error:
+        except (ArchiveError, BusyError, RefusedError) as error:
             if request.selection.archive:
                 raise
             if os.path.lexists(path):
@@ -109,6 +109,7 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
 def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -> None:
     """Adds an archive to `found`, and why its images could not all be looked at. Raises ArchiveError where it is gone."""
     context.progress.about(os.path.basename(path))
+    _require_anchor(path, request)
     try:
         report = archive_verify.verify_file(path, progress=context.progress, threads=request.threads)
     except (ArchiveError, OSError) as error:
@@ -140,10 +141,13 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
     if damage:
         good = [point.timestamp for point in points if point.timestamp not in lost]
         found.damaged.append(_damaged(path, lost, good, damage[0].reason))
+    changed = _changed(path, points, request, context)
+    if changed:
+        found.damaged.append(changed)
     found.archives.append(
         {
             "path": path,
-            "ok": not damage,
+            "ok": not damage and not changed,
             "coverage": report.coverage,
             "checked_bytes": report.checked_bytes,
             "unchecked_bytes": report.unchecked_bytes,
@@ -160,6 +164,48 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
             ],
         }
     )
+
+
+def _expected(path: str, request: VerifyRequest) -> str:
+    keys = ("", path, os.path.basename(path)) if request.selection.archive else (path, os.path.basename(path))
+    return next((request.expected[key] for key in keys if key in request.expected), "")
+
+
+def _require_anchor(path: str, request: VerifyRequest) -> None:
+    """Raises RefusedError where an archive's digests cannot tell whether it is the one that was expected."""
+    if not _expected(path, request):
+        return
+    with contextlib.suppress(ArchiveError), open_archive(path) as reader:
+        if not reader.algorithm.anchors:
+            why = f"its digests are {reader.algorithm.name}: they find damage, and do not prove that nobody changed it"
+            raise RefusedError(f"Archive {path}", why, "Make archives with digest: sha256 for that.")
+
+
+def _not_there(selected: Sequence[str], request: VerifyRequest) -> list[KvmopsError]:
+    """Archives that were expected and are not among those that are checked."""
+    known = {"", *selected, *map(os.path.basename, selected)}
+    return [
+        ArchiveError(f"Archive {key}", "its digest is expected, and it is not here", "Check the place and the path.")
+        for key in request.expected
+        if key not in known
+    ]
+
+
+def _changed(
+    path: str, points: Sequence[Configuration], request: VerifyRequest, context: Context
+) -> ArchiveError | None:
+    """Why a whole archive is not the one that was expected. Not remembered: a wrong expectation is no damage."""
+    expected = _expected(path, request)
+    if not expected or not points:
+        return None
+    found = next((point for point in points if point.digest == expected), None)
+    if found is None:
+        why = f"none of its points has the digest {expected}: somebody changed it, or the digest is of another archive"
+        return ArchiveError(f"Archive {path}", why, "Trust no point of it; restore from another archive.")
+    newer = [point.timestamp for point in points if point.timestamp > found.timestamp]
+    if newer:
+        context.warn(f"{path}: the expected digest does not cover {_points(newer)}, added later")
+    return None
 
 
 def _damaged(path: str, lost: Sequence[int], good: Sequence[int], reason: str) -> DamagedError:

@@ -119,14 +119,20 @@ def test_options_around_it(lab, run_module):
     refused = backup(mode="incremental", fails=True)
     assert "no archive in" in refused.message
     assert vm.domain.snapshotListNames() == []
-    plain = backup()
+    plain = backup(digest="sha256")
     assert (plain["mode"], plain["archive"]["incrementable"]) == ("full", False)
+    anchor = {"archive": plain["archive"]["path"], "expected_digest": plain["archive"]["digest"]}
+    assert run_module("backup_verify", **anchor)["archives"][0]["ok"]
     predicted = backup(mode="auto", check_mode=True)
     assert (predicted["mode"], predicted["archive"]["incrementable"]) == ("full", True)
     full = backup(incrementable=True)
     assert any("migrated live" in text for text in full.warnings)
     archive = full["archive"]["path"]
     known = {full["point"]: chains.frozen_now(vm)}
+    assert (plain["archive"]["digest_algorithm"], full["archive"]["digest_algorithm"]) == ("sha256", "xxh3-128")
+    assert "its digests are xxh3-128" in backup(mode="incremental", digest="sha256", fails=True).message
+    anew = backup(mode="auto", digest="sha256", check_mode=True)
+    assert (anew["mode"], anew["archive"]["digest_algorithm"]) == ("full", "sha256")
     predicted = backup(mode="auto", check_mode=True)
     assert predicted["archive"]["path"] == archive
     assert 0 < predicted["estimated_bytes"] < full["estimated_bytes"]

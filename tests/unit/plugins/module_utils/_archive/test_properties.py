@@ -158,20 +158,20 @@ def test_every_flip_of_the_configuration_is_found(position: int, bit: int) -> No
         assert found is None or found.format_version == 0  # the reader of a native archive refuses these
 
 
-@given(st.lists(st.integers(0, 3 * CHUNK_BYTES), max_size=4))
-def test_digests_round_trip(sizes: list[int]) -> None:
-    chunks = [[bytes([number]) * 32 for number in range(digests.chunk_count(size))] for size in sizes]
+@given(st.lists(st.integers(0, 3 * CHUNK_BYTES), max_size=4), st.sampled_from(list(digests.ALGORITHMS.values())))
+def test_digests_round_trip(sizes: list[int], algorithm: digests.Algorithm) -> None:
+    chunks = [[bytes([number]) * algorithm.digest_bytes for number in range(digests.chunk_count(size))] for size in sizes]
     members = [
-        Member(f"m{number}", Role.DISK, size, digest=digests.SHA256.of_member(b"".join(chunks[number])))
+        Member(f"m{number}", Role.DISK, size, digest=algorithm.of_member(b"".join(chunks[number])))
         for number, size in enumerate(sizes)
     ]
     data = digests.pack([b"".join(part) for part in chunks])
-    assert len(data) == digests.room(members)
-    assert {name: bytes(found) for name, found in digests.unpack(data, members, digests.SHA256).items()} == {
+    assert len(data) == digests.room(sizes, algorithm)
+    assert {name: bytes(found) for name, found in digests.unpack(data, members, algorithm).items()} == {
         member.name: b"".join(part) for member, part in zip(members, chunks)
     }
     with pytest.raises(DamagedError):
-        digests.unpack(data + b"x", members, digests.SHA256)
+        digests.unpack(data + b"x", members, algorithm)
 
 
 def test_zero_chunks_have_the_digest_of_zeros() -> None:

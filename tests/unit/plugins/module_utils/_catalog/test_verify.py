@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import verify as catalog_verify
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import iso_time
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import describe, iso_time
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -319,3 +319,50 @@ def test_good_digests_in_the_hands_of_another_user_prove_nothing(tmp_path: Path,
     os.chown(path, 1234567, -1)
     assert verify(request(path), told)["archives"][0]["ok"]
     assert any("is not ours" in text and "the user 1234567" in text for text in told.warnings)
+
+
+def anchored(directory: Path, path: Path, expected: Any, **options: Any) -> VerifyRequest:
+    """As the module's parameters make it."""
+    params = {"archive": str(path) if path.is_file() else None, "path": str(path) if path.is_dir() else None, "pool": None}
+    params.update(vm=None, uri="", deep=False, fail_on_damage=True, threads=0, nice=0, ionice=None, expected_digest=expected)
+    return VerifyRequest.of({**params, **options})
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_anchor_finds_what_was_rewritten_consistently(
+    tmp_path: Path, told: Told, compressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "fastest", lambda: digests.SHA256)
+    path = write(tmp_path, compressed=compressed)
+    digest = describe(str(path))["digest"]
+    for expected in (digest, digest.upper(), {path.name: digest}, {str(path): digest}):
+        assert verify(anchored(tmp_path, path, expected), told)["archives"][0]["ok"]
+    append(path, {"vda_1.snapshot": b"new"})
+    assert not told.warnings and "failed" not in verify(anchored(tmp_path, tmp_path, {path.name: digest}), told)
+    assert "does not cover point" in told.warnings[-1]
+    path.unlink()
+    forged = write(tmp_path, compressed=compressed, image=qcow2(tmp_path, seed=2))
+    assert forged == path and verify(request(path), told)["archives"][0]["ok"]
+    found = verify(anchored(tmp_path, path, digest), told)
+    assert found["failed"] and "somebody changed it" in found["msg"] and not found["archives"][0]["ok"]
+    assert describe(str(path))["verified"]["ok"]  # what was expected wrongly is no damage
+
+
+def test_anchor_of_an_archive_that_is_gone(tmp_path: Path, told: Told) -> None:
+    write(tmp_path)
+    found = verify(anchored(tmp_path, tmp_path, {"gone.tar": "0" * 64}), told)
+    assert found["failed"] and "gone.tar: its digest is expected" in found["msg"] and len(found["archives"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("expected", "why"), [("0" * 64, "one digest is of one archive"), ({"a.tar": "12"}, "64 hexadecimal"), ([], "neither")]
+)
+def test_no_anchor(tmp_path: Path, expected: Any, why: str) -> None:
+    with pytest.raises(RefusedError, match=why):
+        anchored(tmp_path, tmp_path, expected)
+
+
+def test_anchor_needs_a_cryptographic_hash(tmp_path: Path, told: Told) -> None:
+    path = write(tmp_path)
+    with pytest.raises(RefusedError, match="its digests are xxh3-128"):
+        verify(anchored(tmp_path, path, describe(str(path))["digest"]), told)
