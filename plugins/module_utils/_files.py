@@ -290,10 +290,13 @@ def publish(partial: str, path: str) -> None:
 
 
 class RateLimit:
-    """Keeps an operation at or below a number of bytes per second; 0 is no limit."""
+    """Keeps an operation at or below a number of bytes per second; 0 is no limit.
 
-    def __init__(self, bytes_per_second: int) -> None:
-        self._rate = bytes_per_second
+    `check` is called every second while it waits, and may raise: at a low rate a chunk keeps it for minutes.
+    """
+
+    def __init__(self, bytes_per_second: int, check: Callable[[], None]) -> None:
+        self._rate, self._check = bytes_per_second, check
         self._begin, self._spent = time.monotonic(), 0
 
     def spend(self, count: int) -> None:
@@ -301,6 +304,6 @@ class RateLimit:
         if not self._rate:
             return
         self._spent += count
-        early = self._begin + self._spent / self._rate - time.monotonic()
-        if early > 0:
-            time.sleep(early)
+        while (early := self._begin + self._spent / self._rate - time.monotonic()) > 0:
+            self._check()
+            time.sleep(min(early, 1.0))

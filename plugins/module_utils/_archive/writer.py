@@ -140,7 +140,7 @@ class MemberWriter:
         self.path = path
         self._target, self._timestamp, self._algorithm = target, timestamp, algorithm
         self._progress = progress
-        self._limit = _files.RateLimit(bandwidth)
+        self._limit = _files.RateLimit(bandwidth, progress.check)
         self._workers = Workers(threads)
         self._scratch = threading.local()
         self._position = position

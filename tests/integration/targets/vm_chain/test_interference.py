@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 
-import chains
 import libvirt
 import pytest
 from lxml import etree
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_increment import chains
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_image
 

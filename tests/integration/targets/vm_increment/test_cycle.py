@@ -8,9 +8,9 @@ import random
 import shutil
 from pathlib import Path
 
-import chains
 import pytest
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_increment import chains
 from ansible_collections.kvmops.backup.tests.lab import fingerprint, markers, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_iso
 

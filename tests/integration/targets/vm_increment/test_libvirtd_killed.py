@@ -10,8 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import chains
-
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_increment import chains
 from ansible_collections.kvmops.backup.tests.lab import daemons, markers, modules
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for, within
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

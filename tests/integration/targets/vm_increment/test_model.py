@@ -12,10 +12,10 @@ import os
 import random
 import re
 
-import chains
 import libvirt
 from lxml import etree
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_increment import chains
 from ansible_collections.kvmops.backup.tests.lab import kills, modules, truth
 from ansible_collections.kvmops.backup.tests.lab._run import LabError, run
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import chains
 import libvirt
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_increment import chains
 from ansible_collections.kvmops.backup.tests.lab import daemons, kills, markers, modules, truth
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

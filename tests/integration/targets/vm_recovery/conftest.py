@@ -5,14 +5,10 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
-
-sys.path.insert(0, str(Path(__file__).parent))  # for cycle.py
 
 
 def pytest_addoption(parser):

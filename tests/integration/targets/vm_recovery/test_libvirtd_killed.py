@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import time
 
-import cycle
 import pytest
-from cycle import Before, Cycle
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, snapshots
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 

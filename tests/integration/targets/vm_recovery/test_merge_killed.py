@@ -10,10 +10,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import cycle
 import libvirt
 import pytest
-from cycle import Before
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
@@ -27,6 +25,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge, removal
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.qmp import Monitor

@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-import cycle
 import libvirt
 import pytest
-from cycle import Before, Cycle
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cycle
 import libvirt
 import pytest
-from cycle import Before, Cycle, open_journal
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, domain, monitor, views
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle, open_journal
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

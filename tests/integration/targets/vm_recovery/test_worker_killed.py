@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import cycle
 import pytest
-from cycle import Before, Cycle
 
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.watchdog import Watchdog
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-import snapshot_tree as trees
 from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader, writer
@@ -17,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import FileSource
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_restore_tree import snapshot_tree as trees
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-import snapshot_tree as trees
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_restore_tree import snapshot_tree as trees
 from ansible_collections.kvmops.backup.tests.lab import kills, truth
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, module_argv
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm

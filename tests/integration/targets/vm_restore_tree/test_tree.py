@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Callable
 
 import pytest
-import snapshot_tree as trees
-from snapshot_tree import Saved
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_restore_tree import snapshot_tree as trees
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_restore_tree.snapshot_tree import Saved
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult, run_module
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm

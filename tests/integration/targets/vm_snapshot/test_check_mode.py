@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import states
-
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import kills
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 

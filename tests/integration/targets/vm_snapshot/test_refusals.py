@@ -10,9 +10,9 @@ import subprocess
 
 import libvirt
 import pytest
-import states
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

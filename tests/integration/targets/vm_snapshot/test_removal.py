@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 
 import pytest
-import states
 
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import markers, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 

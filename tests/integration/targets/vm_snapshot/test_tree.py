@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 
-import states
-
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -9,13 +9,13 @@ import random
 import subprocess
 
 import pytest
-import states
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import run
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, Wish
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 

@@ -1,16 +1,12 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options of the sweeps; states.py lies with the other tests of snapshots."""
+"""Options of the sweeps."""
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "vm_snapshot"))
 
 
 def pytest_addoption(parser):

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import states
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import libvirt
 import pytest
-import states
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import daemons, libvirtd_kills
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import thin
-
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_template import thin
 from ansible_collections.kvmops.backup.tests.lab.markers import parse_log
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import libvirt
 import pytest
-import thin
 from lxml import etree
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vm_template import thin
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.modules import Ansible

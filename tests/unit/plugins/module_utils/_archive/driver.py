@@ -12,13 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-import archives
-
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 BIG = {"vda_0.qcow2": archives.noise(2**20, 7), "vdb_0.qcow2": b"x" * 5000}
 

@@ -14,13 +14,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import archives
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import Report, verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, KvmopsError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 EXHAUSTIVE = os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE", "")
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)

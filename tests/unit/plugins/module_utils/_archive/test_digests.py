@@ -11,13 +11,13 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import archives
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 HERE = Path(__file__).parent / "data"
 PEERS = {

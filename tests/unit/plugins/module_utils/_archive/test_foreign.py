@@ -12,12 +12,12 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import archives
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 NAMES = ["1700000000_web01.xml", "vda_0.qcow2", "vda_1.snapshot", "vdb_0.qcow2", "1700000000_0.memory", "1_cd.iso"]
 DOMAIN = archives.DOMAIN.replace("vda_0.qcow2", "vda_1.snapshot").replace(

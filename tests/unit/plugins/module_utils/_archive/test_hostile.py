@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import archives
 import pytest
 import zstandard
 
@@ -25,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError, KvmopsError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 HERE = Path(__file__).parent
 XML = archives.DOMAIN.encode()

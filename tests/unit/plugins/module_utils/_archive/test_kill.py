@@ -8,19 +8,22 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 
-import archives
-import driver
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives, driver
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive.watching import died_at, strace
 
 HERE = Path(__file__).parent
 SYSCALLS = ("pwrite64", "fsync", "renameat2", "ftruncate", "ioctl", "unlink")
@@ -28,21 +31,6 @@ SYSCALLS = ("pwrite64", "fsync", "renameat2", "ftruncate", "ioctl", "unlink")
 
 def visible(directory: Path) -> list[str]:
     return sorted(name for name in os.listdir(directory) if not name.startswith("."))
-
-
-def died_at(step: int, body: Callable[[], object]) -> bool:
-    """Runs `body` in a child that dies before its `step`th system call that changes files; whether it died."""
-    child = os.fork()
-    if child == 0:
-        try:
-            driver.kill_at(step)
-            body()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 137), code
-    return code == 137
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -118,17 +106,6 @@ def test_killed_by_the_kernel(tmp_path: Path, syscall: str) -> None:
         assert visible(tmp_path) == ([] if done.returncode else ["a.tar"])
         for name in os.listdir(tmp_path):
             os.unlink(tmp_path / name)
-
-
-def strace(rule: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", rule, sys.executable, str(HERE / "driver.py"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},
-    )
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed here")
@@ -229,3 +206,19 @@ def test_readers_while_it_is_converted(tmp_path: Path) -> None:
         for reader in readers:
             reader.join()
     assert not failures
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_low_bandwidth_does_not_keep_a_run_from_stopping(tmp_path: Path, compressed: bool) -> None:
+    """A chunk at 1 KiB/s takes an hour; systemd kills what does not stop within minutes."""
+    progress = Progress()
+    timer = threading.Timer(0.5, progress.cancel, ["signal SIGTERM"])
+    writer = ArchiveWriter(
+        str(tmp_path), "a.tar", compression=Compression() if compressed else None, timestamp=1, progress=progress, bandwidth=1024
+    )
+    begin = time.monotonic()
+    with writer, pytest.raises(CancelledError, match="SIGTERM"):
+        timer.start()
+        writer.add(Member("vda_0.qcow2", Role.DISK, 0), BytesSource(archives.noise(2**22)))
+    assert time.monotonic() - begin < 60
+    assert os.listdir(tmp_path) == []

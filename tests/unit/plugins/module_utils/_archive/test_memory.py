@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import archives
 import pytest
+
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 HERE = Path(__file__).parent
 LIMIT_KIB = 300 * 1024

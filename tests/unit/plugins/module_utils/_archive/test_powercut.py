@@ -16,13 +16,16 @@ import subprocess
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import archives
 import pytest
-from test_append import after_every_change, tool_views
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive.watching import (
+    after_every_change,
+    tool_views,
+)
 
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
 EXHAUSTIVE = os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE", "")

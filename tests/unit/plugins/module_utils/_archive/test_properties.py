@@ -8,7 +8,6 @@ import hashlib
 import os
 from dataclasses import replace
 
-import archives
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -25,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError, RefusedError
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 XML_TEXT = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff")

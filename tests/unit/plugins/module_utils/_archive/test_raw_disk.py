@@ -7,13 +7,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import archives
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import RawAsQcow2Source
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 CLUSTER = 65536
 PER_L2_TABLE = 512 * 2**20

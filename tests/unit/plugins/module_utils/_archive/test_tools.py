@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import archives
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, frames, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 ODD_NAMES = ["web 01", "Ärger", "../../etc/passwd", "a" * 300, "-rf", "%s'\"$(x)\\", ".hidden", "日本"]
 PLAIN_EXTRACT = {
