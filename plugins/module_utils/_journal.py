@@ -23,6 +23,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Kvmop
 Facts = dict[str, Any]
 
 
+def vm_key(uuid: str) -> str:
+    """The key of journals about one VM."""
+    return f"vm-{uuid}"
+
+
 class Journal:
     """The journal of one operation on one object; see the module's text."""
 

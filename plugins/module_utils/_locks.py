@@ -80,6 +80,11 @@ def is_locked(fd: int) -> bool:
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
+def of_vm(uuid: str) -> str:
+    """The name of the lock of a VM."""
+    return f"vm-{uuid}"
+
+
 @contextlib.contextmanager
 def hold(
     name: str,

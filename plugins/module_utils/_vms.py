@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import pending
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 _STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")
@@ -50,7 +50,7 @@ def info(request: VmsRequest, context: Context) -> dict[str, Any]:
     known = [facts for facts in map(_facts, conn.listAllDomains()) if facts]
     named, unmatched = choose(known, request.vms)
     chosen = select(named, request.select) if request.select else named
-    for text in pending.of_host(request.uri, (facts["uuid"] for facts in chosen)):
+    for text in pending(request.uri, *(facts["uuid"] for facts in chosen), everywhere=True):
         context.warn(text)
     return {"vms": sorted(chosen, key=lambda facts: str(facts["name"])), "unmatched": unmatched}
 

@@ -372,12 +372,13 @@ cancelled:
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import pending
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending
 from ansible_collections.kvmops.backup.plugins.module_utils._template.about import AboutTemplate
 
 ARGUMENT_SPEC = {
@@ -395,12 +396,14 @@ def _info(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
     uri, thorough = params["uri"], params["refresh"]
     judge, about = Judge(uri, context, thorough=thorough), AboutTemplate(uri, context, thorough=thorough)
     result = info(InfoRequest.of(params), context, judge, about)
-    for text in pending.of_host(uri, sorted({each["vm"]["uuid"] for each in result["archives"] if each["vm"]})):
+    uuids = sorted({each["vm"]["uuid"] for each in result["archives"] if each["vm"]})
+    for text in pending(uri, *uuids, everywhere=True):
         context.warn(text)
     return result
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         _info,

@@ -448,6 +448,7 @@ cancelled:
   sample: false
 """
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import (
     COMPRESSION,
     PRIORITY,
@@ -490,6 +491,7 @@ ARGUMENT_SPEC = {
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: backup(from_params(params), context),

@@ -177,6 +177,7 @@ cancelled:
   sample: false
 """
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._vms import VmsRequest, info
 
@@ -184,6 +185,7 @@ ARGUMENT_SPEC = {**URI, "vms": {"type": "list", "elements": "str"}, "select": {"
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: info(VmsRequest.of(params), context),

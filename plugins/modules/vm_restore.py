@@ -294,6 +294,7 @@ cancelled:
   sample: false
 """
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import from_params
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import restore
@@ -319,6 +320,7 @@ ARGUMENT_SPEC = {
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: restore(from_params(params), context),

@@ -173,6 +173,7 @@ cancelled:
   sample: false
 """
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import from_params
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.run import ensure
@@ -191,6 +192,7 @@ ARGUMENT_SPEC = {
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: ensure(from_params(params), context),

@@ -112,6 +112,7 @@ cancelled:
   sample: false
 """
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._clones.template import from_params, template
 
@@ -124,6 +125,7 @@ ARGUMENT_SPEC = {
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: template(from_params(params), context),

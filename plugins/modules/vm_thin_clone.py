@@ -135,6 +135,7 @@ cancelled:
   sample: false
 """
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import TARGET, URI, run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._clones.thin_clone import from_params, thin_clone
 
@@ -149,6 +150,7 @@ ARGUMENT_SPEC = {
 
 
 def main() -> None:
+    _operations.register()
     run_module(
         ARGUMENT_SPEC,
         lambda params, context: thin_clone(from_params(params), context),

@@ -86,17 +86,17 @@ def _timestamps(reader: ArchiveReader) -> Iterable[int]:
             yield names.digests_time(entry.name)
 
 
-def recover(path: str) -> str:
+def settle(path: str) -> str:
     """Cuts off what a dead append has left behind the end of an archive; what it was, "" for nothing.
 
     Raises BusyError while somebody writes to the archive, ArchiveError and DamagedError where it cannot be read,
     TargetError where it cannot be written to.
     """
     with busy.writing(path, f"removing the remains of an append from {path}"):
-        return _recover(path)
+        return _settle(path)
 
 
-def _recover(path: str) -> str:
+def _settle(path: str) -> str:
     with open_archive(path) as reader:
         found = reader.pending
         if found:
@@ -292,7 +292,7 @@ class ArchiveAppender(MemberWriter):
         what = f"adding a point to {path}"
         with contextlib.ExitStack() as stack:
             stack.enter_context(busy.writing(path, what))
-            _recover(path)
+            _settle(path)
             archive = _fit(path, timestamp)
             if archive.compressed and not archive.has_own_frames():
                 convert.rewrite(

@@ -26,9 +26,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain, again
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.unmerged import Unmerged
 
 _NOTHING_DONE = (RefusedError, UnmergedError)  # the snapshots are all there, and the VM may be backed up
 _LONG_LAYERS = 20

@@ -57,7 +57,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     SplitViewError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, snapshots, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -65,19 +65,17 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Domain,
     again,
     connect_to_change,
-    find_domain,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     overlays,
     published,
-    recover,
-    restores,
     snapshot,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.unmerged import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._version import VERSION
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence
@@ -136,28 +134,28 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_backup``; the module's return values. Raises KvmopsError."""
     begin = time.monotonic()
     conn = connect_to_change(request.uri)
-    if request.check_mode:
-        for text in restores.pending(request.uri, request.vm):
-            context.warn(text)
-    else:
-        for text in restores.settle(conn, request.uri, request.vm):
-            context.put_right(text)
     context.progress.merge_bps = request.bandwidth_bps
-    domain = find_domain(conn, request.vm)
-    uuid = str(domain.UUIDString())
     if not request.pool and not request.path:
         archive = _filenames.absolute(request.archive)
         request = replace(request, archive=archive, path=os.path.dirname(archive))
     place = storage.resolve_target(conn, pool=request.pool, path=request.path)
     retention.settle(place.directory, request.check_mode, context)
     if request.check_mode:
-        run = _Run(conn, domain, place, request, context, Keeper(request, context), VmArchives(uuid))
-        return _predict(run, uuid, begin)
-    what = f"backup of VM {domain.name()}"
-    unmerged, wait_s = Unmerged(), request.wait_timeout_s
-    with recover.held(
-        conn, domain, what=what, timeout_s=wait_s, context=context, unmerged=unmerged
+        domain, unsettled = recovery.foresee(conn, request.uri, request.vm, context)
+        archives = VmArchives(str(domain.UUIDString()))
+        run = _Run(conn, domain, place, request, context, Keeper(request, context), archives)
+        return _predict(run, begin, unsettled=unsettled)
+    unmerged = Unmerged()
+    with recovery.before_change(
+        conn,
+        request.uri,
+        request.vm,
+        context,
+        what=_what,
+        timeout_s=request.wait_timeout_s,
+        unmerged=unmerged,
     ) as (conn, domain):
+        uuid = str(domain.UUIDString())
         # what could not be merged just now need not be tried again
         merged = () if unmerged.texts else cycles.finish_merge(conn, domain, uuid, context, unmerged)
         conn, domain = again(conn, domain)
@@ -171,7 +169,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         with _slots.hold(
             place.directory,
             request.max_parallel,
-            what=what,
+            what=_what(domain.name()),
             timeout_s=request.slot_timeout_s,
             context=context,
         ) as slot:
@@ -190,6 +188,11 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
             raise _published(error, {**result, **run.went(merged)}) from error
         result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
     return _ended(run, {**result, **run.went(merged)})
+
+
+def _what(name: str) -> str:
+    """What others are told that wait for this run."""
+    return f"backup of VM {name}"
 
 
 def _afterwards(run: _Run, planned: BackupPlan, done: _Done, *, limited: bool) -> tuple[str, ...]:
@@ -245,11 +248,9 @@ def _reaches_limit(planned: BackupPlan, request: BackupRequest) -> bool:
     return planned.stays and 0 < request.increment_limit <= points
 
 
-def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
-    """What the run would do, without doing any of it."""
-    pending = recover.pending(uuid)
-    for text in pending:
-        run.context.warn(f"the next run will put right: {text}")
+def _predict(run: _Run, begin: float, *, unsettled: bool) -> dict[str, Any]:
+    """What the run would do, without doing any of it. ``unsettled``: what a dead run left is still on the VM."""
+    uuid = str(run.domain.UUIDString())
     left = [unmerge.name(each) for each in _vm_state.load(uuid).to_merge]
     if left:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
@@ -259,7 +260,7 @@ def _predict(run: _Run, uuid: str, begin: float) -> dict[str, Any]:
         return {**_unchanged(run, *fresh), "changed": bool(run.keeper.removed), **run.went(())}
     facts = _facts(run, agent=True)
     planned = _plan(run, facts, _decide(run, facts))
-    if planned.snapshot and not pending and not left:
+    if planned.snapshot and not unsettled and not left:
         snapshot.require_ready(run.conn, run.domain, planned.snapshot)
     names: list[str] = []
     if planned.stays and planned.base is None:
@@ -387,7 +388,7 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
     if planned.stays:
         facts.update(published.keep_facts(planned.archive_path, planned.timestamp))
         _begin_cycle(planned)
-    journal = Journal.open(f"vm-{planned.vm_uuid}", "backup", facts)
+    journal = Journal.open(vm_key(planned.vm_uuid), overlays.OPERATION_BACKUP, facts)
     clean = True  # nothing of this run is on the VM: its journal has nothing more to say
     writer: _Writer | None = None
     try:

@@ -321,7 +321,7 @@ def _lock(state: State, what: str) -> contextlib.AbstractContextManager[None]:
     """The lock of the archive's VM; of the path where the VM is not known. Raises BusyError."""
     name = state.view.newest.vm_uuid if state.view else ""
     try:
-        name = f"vm-{uuid.UUID(name)}"
+        name = _locks.of_vm(str(uuid.UUID(name)))
     except ValueError:
         name = "archive-" + hashlib.sha256(os.fsencode(state.path)).hexdigest()[:32]
     return _locks.hold(name, of=f"Archive {state.path}", what=what)

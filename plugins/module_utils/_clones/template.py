@@ -20,12 +20,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Connection,
     Domain,
     connect_to_change,
-    find_domain,
     libvirt,
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import pending, recover, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark, requirement
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s
@@ -57,15 +56,17 @@ def template(request: TemplateRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_template``; the module's return values. Raises KvmopsError."""
     conn = connect_to_change(request.uri)
     if request.check_mode:
-        domain = find_domain(conn, request.vm)
-        for text in pending.of_vm(request.uri, request.vm, domain.UUIDString()):
-            context.warn(f"the next run will put right: {text}")
+        domain, _unsettled = recovery.foresee(conn, request.uri, request.vm, context)
         return _judge(conn, domain, request, context)
-    for text in restores.settle(conn, request.uri, request.vm):
-        context.put_right(text)
-    domain = find_domain(conn, request.vm)
-    what = f"{'marking' if request.present else 'unmarking'} VM {domain.name()} as a template"
-    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
+    doing = "marking" if request.present else "unmarking"
+    with recovery.before_change(
+        conn,
+        request.uri,
+        request.vm,
+        context,
+        what=lambda name: f"{doing} VM {name} as a template",
+        timeout_s=request.wait_timeout_s,
+    ) as (conn, domain):
         return _judge(conn, domain, request, context)
 
 

@@ -26,17 +26,17 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Connection,
     Domain,
     connect_to_change,
-    find_domain,
     libvirt,
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import MadeFile, PlannedFile, RestorePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import locks
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import run
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover, restores
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
@@ -77,17 +77,19 @@ def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_thin_clone``; the module's return values. Raises KvmopsError; nothing has changed then."""
     conn = connect_to_change(request.uri)
     if request.check_mode:
-        for text in restores.pending(request.uri):
+        for text in recovery.pending(request.uri, everywhere=True):
             context.warn(text)
-        return _clone(conn, find_domain(conn, request.template), request, context)
-    left: list[str] = []
-    for text in restores.settle(conn, request.uri, left=left):
-        context.put_right(text)
-    for text in left:
-        context.warn(text)
-    domain = find_domain(conn, request.template)
-    what = f"making the thin clone {request.name} of {domain.name()}"
-    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
+        domain, _unsettled = recovery.foresee(conn, request.uri, request.template, context)
+        return _clone(conn, domain, request, context)
+    recovery.settle_host(conn, request.uri, context)
+    with recovery.before_change(
+        conn,
+        request.uri,
+        request.template,
+        context,
+        what=lambda name: f"making the thin clone {request.name} of {name}",
+        timeout_s=request.wait_timeout_s,
+    ) as (conn, domain):
         return _clone(conn, domain, request, context)
 
 
@@ -111,7 +113,7 @@ def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Con
     for text in (*planned.warnings, *(f"{item.device} is left out: {item.reason}" for item in planned.skipped)):
         context.warn(text)
     if not request.check_mode:
-        with restores.locks(planned.name, planned.uuid):
+        with locks(planned.name, planned.uuid):
             run(conn, None, planned, context.progress, request.uri, source=f"template {template.uuid}")
     return {
         "changed": True,

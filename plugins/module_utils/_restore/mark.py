@@ -3,7 +3,7 @@
 # This file is private to the kvmops.backup collection.
 """The mark in a restored VM's metadata: which point it came from, and how its files were left.
 
-It makes the same restore a second time no change, and tells a killed restore from a finished one (_snapshots/restores.py).
+It makes the same restore a second time no change, and tells a killed restore from a finished one (recovery.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.config impo
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import DiskState, Mark
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.restores import MARK
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import MARK
 
 _PREFIX = "{%s}" % NAMESPACE  # noqa: UP031 - braces in an f-string would hide the name
 

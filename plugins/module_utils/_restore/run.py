@@ -33,13 +33,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     renewed,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts, foreign_memory, states
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlan, RestoreResult
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import locks
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction import Transaction
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover as vm_recover
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import restores
 
 
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
@@ -47,24 +47,22 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     conn = connect_to_change(request.uri)
     with _source(request) as (archive, configuration):
         if request.check_mode:
-            for text in restores.pending(request.uri):
+            for text in recovery.pending(request.uri, everywhere=True):
                 context.warn(text)
             plan = _plan(conn, archive, configuration, request, context.progress)
+            for text in recovery.pending(request.uri, plan.replaced.uuid) if plan.replaced is not None else ():
+                context.warn(text)
             result = _predicted(plan)
         else:
-            left: list[str] = []
-            for text in restores.settle(conn, request.uri, left=left):
-                context.put_right(text)
-            for text in left:
-                context.warn(text)
+            recovery.settle_host(conn, request.uri, context)
+            conn = renewed(conn)
             draft = _plan(conn, archive, configuration, request, context.progress)
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
             for vm in filter(None, (draft.name, draft.uuid, replaced)):
-                restores.settle(conn, request.uri, vm)  # raises: what waits to be put back must not be overtaken
-            with restores.locks(draft.name, draft.uuid, replaced):
+                recovery.settle_host(conn, request.uri, context, vm)  # raises: what waits must not be overtaken
+            with locks(draft.name, draft.uuid, replaced):
                 if replaced:
-                    for text in vm_recover.settle(conn, replaced):
-                        context.put_right(text)
+                    recovery.settle_vm(conn, replaced, context)
                     conn = renewed(conn)
                 plan = _plan(conn, archive, configuration, request, context.progress)
                 if plan.replaced is not None and plan.replaced.uuid != replaced:

@@ -49,7 +49,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.views import require_really_off
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks, mark
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks, mark, recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     DiskState,
     ExistingVm,
@@ -59,7 +59,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     RepairedImage,
     RestorePlan,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left, restores
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
 
@@ -106,7 +106,7 @@ class Transaction:
                 os.makedirs(os.path.dirname(file.path), mode=0o711, exist_ok=True)
         directories = sorted({os.path.dirname(file.path) for file in plan.all_files})
         mounts = _mounts.now()
-        self._operation = restores.Operation(
+        self._operation = recovery.Operation(
             uri=uri,
             uuid=plan.uuid,
             name=plan.name,
@@ -116,7 +116,7 @@ class Transaction:
             old=None if plan.replaced is None else self._old(plan.replaced),
             autostart=plan.autostart,
             pools=plan.refresh_pools,
-            states=tuple(restores.StateRecord(each.name, each.xml, each.current) for each in plan.states),
+            states=tuple(recovery.StateRecord(each.name, each.xml, each.current) for each in plan.states),
             directories={path: os.stat(path).st_ino for path in directories},
             mounts={path: str(_mounts.of(os.path.realpath(path), mounts)) for path in directories},
         )
@@ -128,7 +128,7 @@ class Transaction:
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
-        journal = Journal.open(f"restore-{self._plan.uuid}", restores.OPERATION, self._operation.facts())
+        journal = Journal.open(f"restore-{self._plan.uuid}", recovery.OPERATION, self._operation.facts())
         try:
             self._require_fit()
             written = self._write()
@@ -146,7 +146,7 @@ class Transaction:
             raise
         # the VM stands: what follows is clearing up, and the next run repeats it if it fails
         try:
-            restores.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._operation)
+            recovery.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._operation)
         except (libvirt.libvirtError, OSError) as error:
             journal.close()
             raise KvmopsError(
@@ -168,17 +168,17 @@ class Transaction:
                         why = f"the file system of {directory} cannot hold it: {objection}"
                         raise TargetError(f"The file {file.path}", why, "Choose another place.")
 
-    def _old(self, vm: ExistingVm) -> restores.OldVm:
+    def _old(self, vm: ExistingVm) -> recovery.OldVm:
         try:
             domain = self._conn.lookupByUUIDString(vm.uuid)
             states = snapshots.tree(domain)
             checkpoints = domain.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
-            return restores.OldVm(
+            return recovery.OldVm(
                 uuid=vm.uuid,
                 name=vm.name,
                 xml=vm.xml,
                 autostart=bool(domain.autostart()),
-                states=tuple(restores.StateRecord(state.name, state.xml, state.current) for state in states),
+                states=tuple(recovery.StateRecord(state.name, state.xml, state.current) for state in states),
                 checkpoints=tuple(
                     (each.getName(), each.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)) for each in checkpoints
                 ),
@@ -231,7 +231,7 @@ class Transaction:
             if step.path and wanted is not None:
                 _ownership.give(step.partial, wanted)
 
-    def _finish_member(self, file: PlannedFile, step: restores.FileStep, partials: dict[str, str]) -> None:
+    def _finish_member(self, file: PlannedFile, step: recovery.FileStep, partials: dict[str, str]) -> None:
         if file.member.role is Role.TPM:
             firmware_state.unpack_tpm(firmware_state.read_file(step.scratch), step.partial)
             os.unlink(step.scratch)
@@ -263,7 +263,7 @@ class Transaction:
             found = qemu_img.repair(partial)
             self.repaired.append(RepairedImage(file.member.target, file.path, found.corruptions, found.leaks))
 
-    def _make(self, made: MadeFile, step: restores.FileStep, partials: dict[str, str]) -> None:
+    def _make(self, made: MadeFile, step: recovery.FileStep, partials: dict[str, str]) -> None:
         below = partials.get(made.backing, made.backing)
         if not made.flat:
             size_bytes = (
@@ -351,12 +351,12 @@ class Transaction:
         found = Mark(plan.point, plan.configuration, operation.token, states, plan.flat)
         try:
             if old is not None and (old.uuid != plan.uuid or old.name != plan.name):
-                self._conn.lookupByUUIDString(old.uuid).undefineFlags(restores.KEEP_FILES)
+                self._conn.lookupByUUIDString(old.uuid).undefineFlags(recovery.KEEP_FILES)
             domain = self._conn.defineXML(mark.add(plan.domain_xml, replace(found, token=operation.pending_token)))
             if old is not None:
-                restores.forget(domain, old.states)
-                restores.forget_checkpoints(domain, old)
-            restores.define_states(domain, operation.states)
+                recovery.forget(domain, old.states)
+                recovery.forget_checkpoints(domain, old)
+            recovery.define_states(domain, operation.states)
             self._require_as_planned(domain, replace(found, token=operation.pending_token))
             left.save(plan.uuid, {**left.load(plan.uuid), **dict.fromkeys(_left_layers(plan), "")})
             self._conn.defineXML(mark.add(plan.domain_xml, found))
@@ -379,7 +379,7 @@ class Transaction:
     def _undo(self, journal: Journal, error: BaseException) -> None:
         """Back to before; where that fails the journal stays, and the next run goes on from there."""
         try:
-            restores.conclude(self._conn, self._operation)
+            recovery.conclude(self._conn, self._operation)
         except KvmopsError as second:
             journal.close()
             if isinstance(error, KvmopsError):
@@ -403,13 +403,13 @@ def _left_layers(plan: RestorePlan) -> set[str]:
     return {os.path.realpath(file.backing) for file in plan.all_files if file.backing in own}
 
 
-def _step(file: PlannedFile | MadeFile, number: int, plan: RestorePlan, token: str) -> restores.FileStep:
+def _step(file: PlannedFile | MadeFile, number: int, plan: RestorePlan, token: str) -> recovery.FileStep:
     directory, name = os.path.split(file.path)
     # the number keeps shortened names apart
     room = _capabilities.told(directory).max_name_bytes - len(f"..kvmops-partial-{token}-{number}-source")
     short = os.fsencode(name)[:room].decode("utf-8", "ignore")
     partial = os.path.join(directory, f".{short}.kvmops-partial-{token}-{number}")
-    return restores.FileStep(
+    return recovery.FileStep(
         partial=partial,
         path="" if isinstance(file, PlannedFile) and file.temporary else file.path,
         aside=os.path.join(directory, f".{short}.kvmops-old-{token}-{number}") if file.path in plan.set_aside else "",
@@ -424,7 +424,7 @@ def _is_converted(file: PlannedFile) -> bool:
     return file.format == "raw" and file.member.role in (Role.DISK, Role.LAYER) and file.member.image_format != "raw"
 
 
-def _sink(archive: ArchiveReader, file: PlannedFile, step: restores.FileStep) -> ImageSink:
+def _sink(archive: ArchiveReader, file: PlannedFile, step: recovery.FileStep) -> ImageSink:
     """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
     member = file.member
     if member.role is Role.TPM:

@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     UnmergedError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     apparmor,
     blockjobs,
@@ -87,7 +87,7 @@ def remove_snapshots(
     ``begin`` is called before anything is touched, once it is known that nothing speaks against it.
 
     Raises RefusedError, BusyError or SplitViewError with nothing touched, UnmergedError when nothing was merged and all is as
-    it was; after any other error recover.settle() goes on.
+    it was; after any other error the next run settles it.
     """
     conn, domain = again(conn, domain)
     found = layers.look(conn, domain)
@@ -97,7 +97,7 @@ def remove_snapshots(
     require_removable(conn, domain, found, plan)
     begin()
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "removal of snapshots", facts)
+    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_REMOVE, facts)
     try:
         removed = remove(conn, domain, plan, journal, context.progress)
         journal.done()

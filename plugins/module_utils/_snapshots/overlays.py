@@ -13,6 +13,9 @@ from typing import Any
 
 # of file names: AppArmor lets libvirt's helper read images outside of libvirt's directories by it, and so allow their chain
 EXTENSION = ".qcow2"
+# operations that keep a journal about one VM, as a person reads them: "a run of …"
+OPERATION_BACKUP, OPERATION_TAKE = "backup", "a snapshot"
+OPERATION_REMOVE, OPERATION_REVERT = "removal of snapshots", "a revert"
 SNAPSHOT = "snapshot"  # names of facts in the journal
 PHASE = "phase"
 FROZEN = "frozen"  # what tells whether a base was written to since: by target
@@ -136,11 +139,6 @@ def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:
 def is_clean(facts: Mapping[str, Any]) -> bool:
     """Whether nothing of the snapshot in a journal can be on the VM: it was never asked for, or all was put back."""
     return SNAPSHOT not in facts or facts.get(PHASE) == Phase.PUT_BACK
-
-
-def journal_key(vm_uuid: str) -> str:
-    """The key of journals about a VM."""
-    return f"vm-{vm_uuid}"
 
 
 def step_fact(target: str) -> str:

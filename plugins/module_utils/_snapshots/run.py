@@ -15,26 +15,23 @@ from typing import Any, Union
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
     connect_to_change,
-    find_domain,
     libvirt,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     layers,
     merge,
     overlays,
-    pending,
-    recover,
     removal,
-    restores,
     revert,
     snapshot,
 )
@@ -66,16 +63,16 @@ def ensure(request: SnapshotRequest, context: Context) -> dict[str, Any]:
     conn = connect_to_change(request.uri)
     context.progress.merge_bps = request.bandwidth_bps
     if request.check_mode:
-        domain = find_domain(conn, request.vm)
-        left = pending.of_vm(request.uri, request.vm, domain.UUIDString())
-        for text in left:
-            context.warn(f"the next run will put right: {text}")
-        return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain), unsettled=bool(left)))
-    for text in restores.settle(conn, request.uri, request.vm):
-        context.put_right(text)
-    domain = find_domain(conn, request.vm)
-    what = f"snapshot {request.snapshot} of VM {domain.name()}, {request.wish.value}"
-    with recover.held(conn, domain, what=what, timeout_s=request.wait_timeout_s, context=context) as (conn, domain):
+        domain, unsettled = recovery.foresee(conn, request.uri, request.vm, context)
+        return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain), unsettled))
+    with recovery.before_change(
+        conn,
+        request.uri,
+        request.vm,
+        context,
+        what=lambda name: f"snapshot {request.snapshot} of VM {name}, {request.wish.value}",
+        timeout_s=request.wait_timeout_s,
+    ) as (conn, domain):
         return _dispatch(_Run(conn, domain, request, context, layers.look(conn, domain)))
 
 
@@ -118,7 +115,7 @@ def _present(run: _Run) -> dict[str, Any]:
         before = [replace(state.info, current=False) for state in found.states]
         return _values(_infos(found), [*before, new], changed=True)
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a snapshot", facts)
+    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_TAKE, facts)
     try:
         snapshot.take(run.conn, run.domain, plan, journal)
         journal.done()
@@ -262,7 +259,7 @@ def _reverted(run: _Run) -> dict[str, Any]:
     if any(_BACKUPS_OWN.fullmatch(state.name) for state in found.states):
         _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its snapshot {request.snapshot}")
     facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "a revert", facts)
+    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_REVERT, facts)
     try:
         revert.run(run.conn, run.domain, plan, journal, run.context.progress)
         journal.done()

@@ -64,7 +64,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
 
     Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError:
     after everything was put back (overlays.is_clean(journal.facts) then), or with exactly what is left in its text (the next
-    recover.settle() deals with it).
+    run settles it).
     """
     require_ready(conn, domain, plan)
     journal.record(
@@ -104,7 +104,7 @@ def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journa
 
     The memory image is removed too. libvirtd may have been restarted since take(). Raises BusyError when somebody else's
     job is at work on a disk, SplitViewError when QEMU, the live and the persistent definition disagree, else KvmopsError;
-    the next recover.settle() goes on from there.
+    the next run settles it.
     """
     conn, domain = again(conn, domain)
     journal.record(**{overlays.PHASE: Phase.REMOVING})

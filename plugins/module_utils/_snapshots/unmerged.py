@@ -5,24 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Domain
-
-
-@dataclass
-class Unmerged:
-    """What a run went on without, one sentence each; ``urgent``: what cannot go on like that, "" if all can."""
-
-    texts: list[str] = field(default_factory=list)
-    urgent: str = ""
-
-    def add(self, names: Iterable[str], why: object) -> None:
-        """These snapshots are still there. ``why``: an error."""
-        self.texts.append(f"still to be merged: {', '.join(names)}. {why}")
 
 
 def key(state: snapshots.Snapshot) -> str:

@@ -19,7 +19,7 @@ import libvirt
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     blockjobs,
     connection,
@@ -29,8 +29,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, recover, snapshot
-from ansible_collections.kvmops.backup.tests.lab import daemons, markers, truth
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, snapshot
+from ansible_collections.kvmops.backup.tests.lab import daemons, markers, recovery, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for, within
 from ansible_collections.kvmops.backup.tests.lab.kills import Steps
 
@@ -68,7 +68,7 @@ def plan_for(vm, mode="agent"):
 
 
 def open_journal(plan):
-    return Journal.open(overlays.journal_key(plan.vm_uuid), "test", {})
+    return Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_BACKUP, {})
 
 
 class Cycle:
@@ -97,8 +97,8 @@ class Cycle:
 
 
 def settle(vm):
-    """recover.settle() as the next run would do it."""
-    return recover.settle(connection.connect(daemons.URI), vm.domain.UUIDString())
+    """As the next run would do it."""
+    return recovery.settle(vm.domain.UUIDString())
 
 
 class Before:
@@ -120,7 +120,7 @@ class Before:
         owners = {name: former.owner_of(self.directory / name) for name in self.files}
         assert owners == self.owners, f"{owners}, before {self.owners}"
         assert vm.domain.snapshotListNames() == []
-        assert recover.pending(vm.domain.UUIDString()) == []
+        assert recovery.pending(vm.domain.UUIDString()) == []
         seen = views.gather(connection.connect(daemons.URI), vm.domain)
         assert all(disk.agree for disk in seen.disks)
         if seen.running:

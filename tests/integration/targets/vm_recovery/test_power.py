@@ -11,11 +11,10 @@ import libvirt
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, domain, monitor, views
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recover
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain, monitor, views
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle, open_journal
-from ansible_collections.kvmops.backup.tests.lab import daemons, truth
+from ansible_collections.kvmops.backup.tests.lab import recovery, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
@@ -63,7 +62,7 @@ def assert_settles_to(vm, before, plan, content):
     assert vm.xml(inactive=True) == before.definition
     assert sorted(os.listdir(before.directory)) == before.files
     assert visible(plan, "base") == content
-    assert recover.pending(plan.vm_uuid) == []
+    assert recovery.pending(plan.vm_uuid) == []
 
 
 def test_snapshot_of_an_off_vm(vm):
@@ -153,7 +152,7 @@ def test_base_written_without_the_overlay(vm):
         cycle.settle(vm)
     assert plan.overlays[0].base_path in str(caught.value) and plan.overlays[0].overlay_path in str(caught.value)
     assert {path: truth.file_sha256(path) for path in files} == before
-    assert recover.pending(plan.vm_uuid)
+    assert recovery.pending(plan.vm_uuid)
 
 
 def test_undefined_while_the_snapshot_exists(vm, lab):
@@ -165,7 +164,7 @@ def test_undefined_while_the_snapshot_exists(vm, lab):
     vm.destroy()
     vm.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
     with pytest.raises(SplitViewError):
-        recover.settle(connection.connect(daemons.URI), uuid)
+        recovery.settle(uuid)
     assert all(os.path.exists(each.overlay_path) for each in run.plan.overlays)
 
 
@@ -178,7 +177,7 @@ def test_renamed_while_the_snapshot_exists(vm, lab):
     vm.domain.rename("other name")
     renamed = lab.adopt("other name")
     assert cycle.settle(renamed) == []
-    assert recover.pending(run.plan.vm_uuid) == []
+    assert recovery.pending(run.plan.vm_uuid) == []
 
 
 def test_managed_save_in_between(vm):
@@ -219,7 +218,7 @@ def test_a_disk_that_was_unplugged(vm, lab):
     told = cycle.settle(vm)
     assert any(vdb.overlay_path in text and vdb.base_path in text and "the VM other" in text for text in told), told
     assert truth.content_sha256(vdb.overlay_path, "qcow2") == content
-    assert recover.pending(run.plan.vm_uuid) == [] and vm.domain.snapshotListNames() == []
+    assert recovery.pending(run.plan.vm_uuid) == [] and vm.domain.snapshotListNames() == []
     assert vm.disks() == {"vda": Path(run.plan.overlays[0].base_path)}
     other.remove()
 
@@ -230,4 +229,4 @@ def test_a_disk_that_was_unplugged(vm, lab):
     print(cycle.settle(vm))
     assert not os.path.exists(vdb.overlay_path)
     assert truth.content_sha256(vdb.base_path, vdb.base_format) == content
-    assert recover.pending(run.plan.vm_uuid) == []
+    assert recovery.pending(run.plan.vm_uuid) == []

@@ -8,8 +8,8 @@ import os
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import blockjobs, connection, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers, merge, recover, removal
-from ansible_collections.kvmops.backup.tests.lab import daemons, truth
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers, merge, removal
+from ansible_collections.kvmops.backup.tests.lab import daemons, recovery, truth
 
 
 def external(vm, name, memory=False, targets=None):
@@ -63,8 +63,8 @@ def noted(calls, name, function):
 
 
 def settle(vm):
-    """recover.settle() as the next run would call it."""
-    return recover.settle(connection.connect(daemons.URI), vm.domain.UUIDString())
+    """As the next run would do it."""
+    return recovery.settle(vm.domain.UUIDString())
 
 
 def names(vm):
@@ -89,4 +89,4 @@ def assert_consistent(vm, gone=()):
         for disk in state.disks:
             if disk.kind is not layers.Kind.NONE:
                 assert disk.path in found.files, (state.name, disk)
-    assert recover.pending(vm.domain.UUIDString()) == []
+    assert recovery.pending(vm.domain.UUIDString()) == []

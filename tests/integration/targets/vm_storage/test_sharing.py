@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SplitViewError
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import overlays, snapshot
@@ -74,7 +74,7 @@ def test_what_another_vm_wrote_to_the_base_is_not_merged_into(lab: Lab, disk: Pa
     )
     conn = connection.connect(daemons.URI)
     domain = connection.find_domain(conn, "desk")
-    journal = Journal.open(overlays.journal_key(plan.vm_uuid), "test", {})
+    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_BACKUP, {})
     try:
         snapshot.take(conn, domain, plan, journal)
         run("qemu-io", "-c", "write -P 3 0 4096", f"{disk}.overlay")

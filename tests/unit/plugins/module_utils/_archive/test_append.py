@@ -170,7 +170,7 @@ def test_killed_at_every_system_call(archive: Path) -> None:
         states.append(new)
         assert verify_file(str(archive), threads=1).ok
         if not new:
-            left = append.recover(str(archive))
+            left = append.settle(str(archive))
             assert archive.read_bytes() == old
             assert bool(left) == (bool(left) and "append" in left)
             died_at(step, lambda: add(archive))
@@ -190,7 +190,7 @@ def test_a_point_without_new_members(archive: Path) -> None:
     while died_at(step, lambda: add(archive, {})):
         assert len(points(archive)) in (1, 2) and verify_file(str(archive), threads=1).ok, step
         if len(points(archive)) == 1:
-            append.recover(str(archive))
+            append.settle(str(archive))
             assert archive.read_bytes() == old
         archive.write_bytes(old)
         step += 1
@@ -229,10 +229,10 @@ def test_killed_while_cutting_off(archive: Path) -> None:
         assert died_at(death, lambda: add(archive))
         dead = archive.read_bytes()
         step = 1
-        while died_at(step, lambda: append.recover(str(archive))):
+        while died_at(step, lambda: append.settle(str(archive))):
             assert not is_old_or_new(archive)
             assert verify_file(str(archive), threads=1).ok, (death, step)
-            append.recover(str(archive))
+            append.settle(str(archive))
             assert archive.read_bytes() == old
             archive.write_bytes(dead)
             step += 1
@@ -324,7 +324,7 @@ def test_leaving_without_publishing(archive: Path) -> None:
         with pytest.raises(ValueError, match="not all members"):
             appender.publish(archives.configuration([], archives.TIMESTAMP + 1))
     assert archive.read_bytes() == old
-    assert not append.recover(str(archive))
+    assert not append.settle(str(archive))
 
 
 def test_the_configuration_must_fit(archive: Path) -> None:
@@ -371,7 +371,7 @@ def test_one_writer(archive: Path) -> None:
         assert "adding a point" in busy.writer(str(archive))
         for other in (
             lambda: add(archive),
-            lambda: append.recover(str(archive)),
+            lambda: append.settle(str(archive)),
             lambda: convert.compress(str(archive)) if archive.suffix == ".tar" else convert.uncompress(str(archive)),
             lambda: edit.delete(str(archive)),
         ):
@@ -513,7 +513,7 @@ def test_what_is_not_ours_is_not_cut_off(archive: Path) -> None:
     old = archive.read_bytes()
     for garbage in (b"x", archives.noise(5000), archives.noise(40_000)):
         archive.write_bytes(old + garbage)
-        assert not append.recover(str(archive))
+        assert not append.settle(str(archive))
         with pytest.raises(DamagedError):
             add(archive)
         assert archive.read_bytes() == old + garbage

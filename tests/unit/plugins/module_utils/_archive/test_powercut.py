@@ -158,7 +158,7 @@ def _is_new(path: Path) -> bool:
         new = len(reader.points) == 2
     assert archives.extract(path, timestamp=archives.TIMESTAMP) == archives.SMALL
     if not new:
-        append.recover(str(path))
+        append.settle(str(path))
         assert len({tuple(view) for view in tool_views(path).values()}) == 1
         archives.append(path, {"vda_1.snapshot": LAYER, f"{archives.TIMESTAMP + 1}_0.memory": MEMORY})
     found = archives.extract(path)

@@ -30,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -38,6 +38,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import HostOperation
 
 MARK = f"{{{NAMESPACE}}}restored"  # the element in a definition's metadata; its attribute `token` names the operation
 OPERATION = "restore"
@@ -182,7 +184,7 @@ def locks(name: str, *uuids: str) -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     try:
         by_name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        wanted = {f"restore-{by_name}": name, **{f"vm-{uuid}": uuid for uuid in sorted(uuids) if uuid}}
+        wanted = {f"restore-{by_name}": name, **{_locks.of_vm(uuid): uuid for uuid in sorted(uuids) if uuid}}
         for lock, vm in wanted.items():
             stack.enter_context(_locks.hold(lock, of=f"The VM {vm}", what=f"restore of VM {name}"))
     except BaseException:
@@ -191,45 +193,27 @@ def locks(name: str, *uuids: str) -> contextlib.ExitStack:
     return stack
 
 
-def settle(conn: Connection, uri: str, vm: str = "", left: list[str] | None = None) -> list[str]:
-    """Puts right what dead restores left, all of them or those that concern the VM of this name or uuid; says what was done.
-
-    The caller holds no lock of a VM yet: the ones that are needed are taken here. A VM that is about to be changed must not
-    be one that a restore has left half-way, so with ``vm`` what cannot be put right is raised (KvmopsError); without, it stays
-    journalled and goes to ``left``.
-    """
-    done = []
-    for journal in Journal.left_behind(lambda facts: _is_meant(facts, uri, vm)):
-        operation = Operation.from_facts(journal.facts)
-        try:
-            with locks(operation.name, operation.uuid, operation.old.uuid if operation.old else ""):
-                done.append(conclude(conn, operation))
-        except KvmopsError as error:
-            journal.close()
-            text = (
-                f"The restore of {operation.name} from {operation.source} could not be taken back: {error} "
-                f"If what it wrote to is gone for good, remove {journal.path}."
-            )
-            if left is None:
-                raise KvmopsError(text) from error
-            left.append(text)
-        else:
-            journal.done()
-    return done
+def settle(conn: Connection, journal: Journal, _progress: Progress) -> list[str]:
+    """Puts right what a dead restore left, see HostOperation."""
+    operation = Operation.from_facts(journal.facts)
+    try:
+        with locks(operation.name, operation.uuid, operation.old.uuid if operation.old else ""):
+            return [conclude(conn, operation)]
+    except KvmopsError as error:
+        raise KvmopsError(
+            f"The restore of {operation.name} from {operation.source} could not be taken back: {error} "
+            f"If what it wrote to is gone for good, remove {journal.path}."
+        ) from error
 
 
-def pending(uri: str, vm: str = "") -> list[str]:
-    """What `settle` would find; changes nothing."""
-    return [
-        f"A restore of {facts['name']} from {facts['source']} was interrupted; the next run that changes the VM clears up."
-        for facts in Journal.peek(lambda facts: _is_meant(facts, uri, vm))
-    ]
+def tell(facts: Facts) -> str:
+    """What a dead restore left that settle() would look at, as one clause."""
+    return f"a restore of {facts['name']} from {facts['source']} was interrupted"
 
 
-def _is_meant(facts: Mapping[str, Any], uri: str, vm: str) -> bool:
-    if facts.get("operation") != OPERATION or facts.get("uri") != uri:
-        return False
-    return not vm or Operation.from_facts(facts).concerns(vm)
+def concerns(facts: Facts, vm: str) -> bool:
+    """Whether the restore is about the VM of that name or uuid."""
+    return Operation.from_facts(facts).concerns(vm)
 
 
 def conclude(conn: Connection, operation: Operation) -> str:
@@ -450,3 +434,6 @@ def refresh(conn: Connection, pools: tuple[str, ...]) -> None:
     for name in pools:
         with contextlib.suppress(libvirt.libvirtError):
             conn.storagePoolLookupByName(name).refresh(0)
+
+
+OPERATIONS = (HostOperation(OPERATION, concerns, settle, tell),)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the journal of a restore says, and when it is better not to act on it. Killed restores: integration target vm_restore."""
+"""What the journal of a restore says, and when it is better not to act on it. Killed recovery: integration target vm_restore."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import libvirt
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import restores
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.restores import (
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import recovery
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import (
     FileStep,
     OldVm,
     Operation,
@@ -68,13 +68,13 @@ def test_a_missing_mount_is_not_taken_for_missing_files(tmp_path: Path, gone: bo
     if not gone:
         place.mkdir()
     with pytest.raises(KvmopsError, match="Mount what belongs there"):
-        restores.conclude(None, wanted)
+        recovery.conclude(None, wanted)
 
 
 def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new one was in place already, the old one waits aside; a second run finds nothing more to do."""
-    monkeypatch.setattr(restores, "_lookup", lambda _conn, _uuid: None)
-    monkeypatch.setattr(restores, "refresh", lambda _conn, _pools: None)
+    monkeypatch.setattr(recovery, "_lookup", lambda _conn, _uuid: None)
+    monkeypatch.setattr(recovery, "refresh", lambda _conn, _pools: None)
     for name in ("u", ".old", ".partial"):
         (tmp_path / name / "tpm2").mkdir(parents=True)
         (tmp_path / name / "tpm2" / "state").write_text(name)
@@ -83,7 +83,7 @@ def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkey
     inodes = {step.path: (tmp_path / "u").stat().st_ino}
     wanted = replace(operation(tmp_path), files=(step,), old=None, inodes=inodes)
     for _run in range(2):
-        restores.roll_back(None, wanted)
+        recovery.roll_back(None, wanted)
         assert [path.name for path in tmp_path.iterdir()] == ["u"]
         assert (tmp_path / "u" / "tpm2" / "state").read_text() == ".old"
 
@@ -91,8 +91,8 @@ def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkey
 @pytest.fixture(name="half_way")
 def restored_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operation:
     """The new file has its name, the former one waits aside."""
-    monkeypatch.setattr(restores, "_lookup", lambda _conn, _uuid: None)
-    monkeypatch.setattr(restores, "refresh", lambda _conn, _pools: None)
+    monkeypatch.setattr(recovery, "_lookup", lambda _conn, _uuid: None)
+    monkeypatch.setattr(recovery, "refresh", lambda _conn, _pools: None)
     step = FileStep(f"{tmp_path}/.a.partial", f"{tmp_path}/a", f"{tmp_path}/.a.old")
     Path(step.path).write_text("new")
     Path(step.aside).write_text("former")
@@ -107,7 +107,7 @@ def left(wanted: Operation) -> dict[str, str]:
 
 def test_a_new_file_is_known_by_another_inode(half_way: Operation) -> None:
     """As sshfs gives a hard link one."""
-    restores.roll_back(None, replace(half_way, inodes={half_way.files[0].path: 1}))
+    recovery.roll_back(None, replace(half_way, inodes={half_way.files[0].path: 1}))
     assert left(half_way) == {"a": "former"}
 
 
@@ -115,10 +115,10 @@ def test_a_file_that_has_got_the_inode_of_the_new_one_stays(half_way: Operation)
     step = half_way.files[0]
     Path(step.path).write_text("of somebody else")
     with pytest.raises(KvmopsError, match=f"at {step.path} is a file .* what was {step.path} is kept as {step.aside}"):
-        restores.roll_back(None, half_way)
+        recovery.roll_back(None, half_way)
     assert left(half_way) == {"a": "of somebody else", ".a.old": "former"}
     os.unlink(step.path)
-    restores.roll_back(None, half_way)
+    recovery.roll_back(None, half_way)
     assert left(half_way) == {"a": "former"}
 
 
@@ -130,15 +130,15 @@ def test_a_rename_by_hard_link_that_was_killed_between_its_two_steps(half_way: O
     else:
         os.replace(step.path, step.partial)
         os.link(step.aside, step.path)
-    restores.roll_back(None, half_way if killed != "back" else replace(half_way, files=(replace(step, partial=""),)))
+    recovery.roll_back(None, half_way if killed != "back" else replace(half_way, files=(replace(step, partial=""),)))
     assert {name: text for name, text in left(half_way).items() if name != ".a.partial"} == {"a": "former"}
-    restores.roll_back(None, half_way)
+    recovery.roll_back(None, half_way)
     assert left(half_way) == {"a": "former"}
 
 
 def test_the_new_file_is_not_taken_away_when_the_former_one_is_gone(half_way: Operation) -> None:
     os.unlink(half_way.files[0].aside)
-    restores.roll_back(None, half_way)
+    recovery.roll_back(None, half_way)
     assert left(half_way) == {"a": "new"}
 
 
@@ -154,7 +154,7 @@ def test_a_vm_is_concerned_by_name_and_uuid_be_it_the_old_or_the_new_one(tmp_pat
 def libvirts_test_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A libvirt without a daemon, with VMs that only are definitions."""
     pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
-    monkeypatch.setattr(restores, "KEEP_FILES", 0)  # its VMs have none
+    monkeypatch.setattr(recovery, "KEEP_FILES", 0)  # its VMs have none
     conn = libvirt.open("test:///default")
     for domain in conn.listAllDomains():
         if domain.isActive():
@@ -190,7 +190,7 @@ def test_a_restore_that_was_killed_after_its_commit_leaves_autostart_as_it_shoul
     domain = conn.defineXML(defined("web", "t"))
     domain.setAutostart(int(autostart and former == "web"))  # libvirt keeps it for a VM that was not undefined
     for _run in range(2):
-        assert "was complete" in restores.conclude(conn, wanted)
+        assert "was complete" in recovery.conclude(conn, wanted)
         assert domain.autostart() == int(autostart)
 
 
@@ -203,7 +203,7 @@ def test_a_restore_that_was_killed_before_its_commit_gives_the_old_vm_back(
     domain = conn.defineXML(defined("web", wanted.pending_token))
     domain.setAutostart(int(former == "web"))
     for _run in range(2):
-        assert "was taken back" in restores.conclude(conn, wanted)
+        assert "was taken back" in recovery.conclude(conn, wanted)
         here = [(each.name(), each.autostart(), "token" in each.XMLDesc(2)) for each in conn.listAllDomains()]
         assert here == ([(former, 1, False)] if former else [])
 
@@ -253,7 +253,7 @@ def test_the_old_vm_gets_back_what_it_lacks(conn: Any, tmp_path: Path, lost: str
     domain.setAutostart(0)
     found = shown(domain)
     for _run in range(2):
-        restores.conclude(conn, replace(wanted, defining=began))
+        recovery.conclude(conn, replace(wanted, defining=began))
         assert shown(domain) == (whole if began else found)
 
 
@@ -266,7 +266,7 @@ def test_what_the_old_vm_has_gained_since_stays(conn: Any, tmp_path: Path) -> No
     snapshots.redefine(domain, moment("snapshot", "new", "b"), current=True)
     definition = domain.XMLDesc()
     for _run in range(2):
-        restores.conclude(conn, wanted)
+        recovery.conclude(conn, wanted)
         found = shown(domain)
         assert found["current"] == ["new"] and domain.XMLDesc() == definition
         assert found["children"]["new"] == [] and found["children"]["b"] == ["c", "d", "new"]
@@ -276,5 +276,5 @@ def test_what_the_old_vm_has_gained_since_stays(conn: Any, tmp_path: Path) -> No
 def test_a_snapshot_that_the_vm_was_reverted_to_since_stays_the_current_one(conn: Any, tmp_path: Path) -> None:
     domain, wanted = with_snapshots(conn, tmp_path)
     snapshots.redefine(domain, moment("snapshot", "d", "b"), current=True)
-    restores.conclude(conn, wanted)
+    recovery.conclude(conn, wanted)
     assert shown(domain)["current"] == ["d"]

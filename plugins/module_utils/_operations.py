@@ -1,0 +1,18 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""All operations that keep journals about VMs. Every module that changes VMs, or tells of them, begins with `register`.
+
+A module that knew only some of them would change a VM that another operation has left half-way.
+"""
+
+from __future__ import annotations
+
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import recovery as restore
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recovery as vm
+
+
+def register() -> None:
+    """Makes them known to `_recovery`."""
+    operations.register(*vm.OPERATIONS, *restore.OPERATIONS)

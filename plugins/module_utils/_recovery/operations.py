@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""Which operations keep journals about VMs, and how each brings to its end what a dead run of it left.
+
+A package that changes VMs registers its operations here (by way of `_operations`); this layer knows none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Union
+
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
+
+
+@dataclass
+class Unmerged:
+    """What a run went on without, one sentence each; ``urgent``: what cannot go on like that, "" if all can."""
+
+    texts: list[str] = field(default_factory=list)
+    urgent: str = ""
+
+    def add(self, names: Iterable[str], why: object) -> None:
+        """These snapshots are still there. ``why``: an error."""
+        self.texts.append(f"still to be merged: {', '.join(names)}. {why}")
+
+
+@dataclass(frozen=True)
+class VmOperation:
+    """An operation on one VM that is defined all the time. Its journals have the VM's key (`_journal.vm_key`).
+
+    ``settle`` gets the VM's uuid and runs under the VM's lock; it returns what was put right, one sentence each. What cannot be
+    merged and may stay for now goes to Unmerged; without one, that is an error. libvirtd may have been restarted then.
+    ``tell``: one clause about a dead run.
+    """
+
+    name: str  # as the journal has it
+    settle: Callable[[Connection, str, Journal, Progress, Union[Unmerged, None]], list[str]]
+    tell: Callable[[Facts], str]
+
+
+@dataclass(frozen=True)
+class HostOperation:
+    """An operation on several VMs, or on one that may not be defined for a moment. Its facts name the connection as ``uri``.
+
+    ``concerns``: whether it is about the VM of that name or uuid. ``settle`` takes all locks itself: no VM is locked when it is
+    called. Where something cannot be put right, it raises KvmopsError, and the journal stays. ``tell`` as above.
+    """
+
+    name: str  # as the journal has it
+    concerns: Callable[[Facts, str], bool]
+    settle: Callable[[Connection, Journal, Progress], list[str]]
+    tell: Callable[[Facts], str]
+
+
+Operation = Union[VmOperation, HostOperation]
+_registered: dict[str, Operation] = {}
+
+
+def register(*operations: Operation) -> None:
+    """Make these known; the same one may be registered again."""
+    for operation in operations:
+        assert _registered.get(operation.name, operation) == operation, f"two operations are named {operation.name}"
+        _registered[operation.name] = operation
+
+
+def of_host(facts: Facts) -> HostOperation | None:
+    """The operation of this journal, None if it is about one VM alone, or not known."""
+    found = _registered.get(str(facts.get("operation")))
+    return found if isinstance(found, HostOperation) else None
+
+
+def of_vm(facts: Facts) -> VmOperation | None:
+    """The operation of this journal, None if it is not about one VM alone, or not known."""
+    found = _registered.get(str(facts.get("operation")))
+    return found if isinstance(found, VmOperation) else None

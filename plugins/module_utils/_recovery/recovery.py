@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""The doors through which every operation on VMs passes: what dead runs left is settled before a change, and told to the others.
+
+`before_change` for an operation on a VM, `pending` for one that only looks. A restore makes VMs, so it settles the host
+(`settle_host`) and then, under its own locks, the VM that it replaces (`settle_vm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal, vm_key
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
+    Domain,
+    again,
+    find_domain,
+    renewed,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
+
+
+@contextmanager
+def before_change(
+    conn: Connection,
+    uri: str,
+    vm: str,
+    context: Context,
+    *,
+    what: Callable[[str], str],
+    timeout_s: float = 0,
+    unmerged: Unmerged | None = None,
+) -> Iterator[tuple[Connection, Domain]]:
+    """The VM of this name or uuid, locked, and settled before; on a connection that lives.
+
+    ``what`` says, with the VM's name, what others are told that wait for the lock; the progress says who is waited for here.
+    ``unmerged`` gets what cannot be merged and may stay for now; without it, that is an error.
+
+    Raises RefusedError where there is no such VM, BusyError after ``timeout_s``, CancelledError, SplitViewError with nothing
+    touched when what is found has no written recovery, else KvmopsError.
+    """
+    settle_host(conn, uri, context, vm)  # the VM may be gone for the moment
+    conn = renewed(conn)
+    domain = find_domain(conn, vm)
+    uuid, name = str(domain.UUIDString()), str(domain.name())
+    with _locks.hold(
+        _locks.of_vm(uuid),
+        of=f"The VM {name}",
+        what=what(name),
+        timeout_s=timeout_s,
+        on_wait=lambda who: context.progress.phase(f"wait for {who}"),
+    ):
+        context.progress.check()  # settling may merge for hours, and hears no wish to stop
+        settle_vm(conn, uuid, context, unmerged)
+        yield again(conn, domain)
+
+
+def foresee(conn: Connection, uri: str, vm: str, context: Context) -> tuple[Domain, bool]:
+    """Check mode's before_change(): the VM, and whether anything is to be settled first, of which warnings tell."""
+    told = pending(uri, vm)
+    for text in told:
+        context.warn(text)
+    domain = find_domain(conn, vm)
+    for text in pending(uri, str(domain.UUIDString())):  # it may have another name now
+        if text not in told:
+            context.warn(text)
+            told.append(text)
+    return domain, bool(told)
+
+
+def pending(uri: str, *vms: str, everywhere: bool = False) -> list[str]:
+    """What the next change would settle on these VMs (names or uuids), one sentence each. Reads journals only.
+
+    ``everywhere``: also what concerns several VMs, or one that may not be defined now, whatever they are called.
+    """
+    keys = {vm_key(vm) for vm in vms}
+
+    def is_meant(facts: Facts) -> bool:
+        operation = operations.of_host(facts)
+        if operation is None:
+            return facts.get("key") in keys or (
+                facts.get("key") == vm_key(facts.get("vm_uuid", "")) and facts.get("vm_name") in vms
+            )
+        return facts.get("uri") == uri and (everywhere or any(operation.concerns(facts, vm) for vm in vms))
+
+    return [f"The next run that changes the VM will put right: {_tell(facts)}" for facts in Journal.peek(is_meant)]
+
+
+def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> None:
+    """Settles what dead runs of operations on several VMs left, of all of them or of those that concern this VM.
+
+    The caller holds no lock of a VM. Raises what cannot be put right (KvmopsError) with ``vm``, which may be half of a VM then;
+    without, warns of it.
+    """
+
+    def is_meant(facts: Facts) -> bool:
+        operation = operations.of_host(facts)
+        return operation is not None and facts.get("uri") == uri and (not vm or operation.concerns(facts, vm))
+
+    with _left_behind(is_meant) as journals:
+        for journal in journals:
+            operation = operations.of_host(journal.facts)
+            assert operation is not None
+            conn = renewed(conn)
+            try:
+                done = operation.settle(conn, journal, context.progress)
+            except KvmopsError as error:
+                if vm:
+                    raise
+                context.warn(str(error))
+            else:
+                journal.done()
+                for text in done:
+                    context.put_right(text)
+
+
+def settle_vm(conn: Connection, uuid: str, context: Context, unmerged: Unmerged | None = None) -> None:
+    """Settles what dead runs of operations on this one VM left, under its lock, which the caller holds.
+
+    libvirtd may have been restarted then: go on with connection.again(). Raises as before_change() does.
+    """
+    with _left_behind(lambda facts: facts.get("key") == vm_key(uuid)) as journals:
+        for journal in journals:
+            operation = operations.of_vm(journal.facts)
+            if operation is None:
+                raise RefusedError(
+                    f"The VM {journal.facts.get('vm_name', uuid)}",
+                    f"this release cannot settle what an unfinished run of {journal.facts.get('operation')} has left",
+                    f"Run the task with the release that has left it, or remove {journal.path} if nothing of it is there.",
+                )
+            conn = renewed(conn)
+            for text in operation.settle(conn, uuid, journal, context.progress, unmerged):
+                context.put_right(text)
+            journal.done()
+
+
+@contextmanager
+def _left_behind(is_meant: Callable[[Facts], bool]) -> Iterator[list[Journal]]:
+    """Journals of dead runs; those that are not done when the block ends are left to the next run."""
+    with ExitStack() as stack:
+        journals = Journal.left_behind(is_meant)
+        for journal in journals:
+            stack.callback(journal.close)
+        yield journals
+
+
+def _tell(facts: Facts) -> str:
+    operation = operations.of_host(facts) or operations.of_vm(facts)
+    if operation is None:
+        return f"a run of {facts.get('operation')}, which this release does not know, ended before it had finished"
+    return operation.tell(facts)

@@ -1,0 +1,259 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What dead runs left is settled before a change, by the operation whose journal it is; those who only look tell of it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _operations, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations, recovery
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import HostOperation, VmOperation
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending
+
+URI = "qemu:///system"
+PREFIX = "ansible_collections.kvmops.backup.plugins."
+PLUGINS = Path(_operations.__file__).parents[1]
+
+
+class FakeDomain:
+    """As much of a VM as the doors need."""
+
+    def UUIDString(self) -> str:
+        return "u"
+
+    def name(self) -> str:
+        return "web01"
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A state directory of its own, libvirt's part taken by one VM."""
+    monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(recovery, "renewed", lambda conn: conn)
+    monkeypatch.setattr(recovery, "again", lambda conn, domain: (conn, domain))
+    monkeypatch.setattr(recovery, "find_domain", lambda _conn, _vm: FakeDomain())
+    monkeypatch.setattr(operations, "_registered", {})
+    return tmp_path
+
+
+@pytest.fixture
+def acts() -> list[str]:
+    """What was settled, by two operations that are registered for it; that of the VM "broken" fails."""
+    done: list[str] = []
+
+    def settle_move(_conn: Any, journal: Journal, _progress: Progress) -> list[str]:
+        assert _locks.holder(_locks.of_vm("u")) is None
+        if journal.facts["to"] == "broken":
+            raise KvmopsError("The move", "it cannot be undone")
+        done.append(f"move to {journal.facts['to']}")
+        return ["moved"]
+
+    def settle_paint(_conn: Any, uuid: str, _journal: Journal, _progress: Progress, _unmerged: Any) -> list[str]:
+        assert _locks.holder(_locks.of_vm(uuid)) is not None
+        done.append("paint")
+        return ["painted"]
+
+    operations.register(
+        HostOperation(
+            "move", lambda facts, vm: facts["to"] == vm, settle_move, lambda facts: f"a move to {facts['to']}"
+        ),
+        VmOperation("paint", settle_paint, lambda _facts: "some paint"),
+    )
+    return done
+
+
+def died(key: str, operation: str, **facts: Any) -> None:
+    """The journal of a run that was killed."""
+    Journal.open(key, operation, facts).close()
+
+
+def journals(state: Path) -> list[str]:
+    return sorted(os.listdir(state / "journal"))
+
+
+def change(warned: list[str]) -> list[str]:
+    """A change of the VM web01; what was put right before."""
+    context = Context(Progress(), warned.append)
+    with recovery.before_change(None, URI, "web01", context, what=lambda name: f"painting {name}"):
+        assert _locks.holder(_locks.of_vm("u")).what == "painting web01"  # type: ignore[union-attr]
+    return context.settled
+
+
+def test_both_kinds_are_settled_before_a_change(acts: list[str], state: Path) -> None:
+    died(vm_key("u"), "paint")
+    died(vm_key("other"), "paint")
+    died("move-1", "move", to="web01", uri=URI)
+    died("move-2", "move", to="broken", uri=URI)
+    died("move-3", "move", to="web01", uri="qemu:///session")
+    warned: list[str] = []
+    assert change(warned) == ["moved", "painted"] and acts == ["move to web01", "paint"]
+    assert len(journals(state)) == 3 and not any("cannot be undone" in text for text in warned)
+    assert change([]) == []
+
+
+def test_what_cannot_be_settled_stops_the_change_of_that_vm_only(acts: list[str], state: Path) -> None:
+    died("move-2", "move", to="broken", uri=URI)
+    died("move-1", "move", to="web01", uri=URI)
+    with pytest.raises(KvmopsError, match="cannot be undone"):
+        recovery.settle_host(None, URI, Context(Progress(), print), "broken")
+    assert acts == [] and len(journals(state)) == 2
+    told: list[str] = []
+    recovery.settle_host(None, URI, Context(Progress(), told.append))
+    assert acts == ["move to web01"] and len(journals(state)) == 1 and "cannot be undone" in told[0]
+
+
+def test_a_journal_that_nobody_knows_stops_the_change(acts: list[str], state: Path) -> None:
+    died(vm_key("u"), "varnish", vm_name="web01")
+    with pytest.raises(RefusedError, match=r"unfinished run of varnish.*release that has left it") as caught:
+        change([])
+    (name,) = journals(state)
+    assert name in caught.value.hint and acts == []
+    assert "varnish, which this release does not know" in pending(URI, "u")[0]
+
+
+def test_those_who_look_tell_each_their_own(acts: list[str], state: Path) -> None:
+    died(vm_key("u"), "paint", vm_uuid="u", vm_name="web01")
+    died(vm_key("other"), "paint", vm_uuid="other", vm_name="db")
+    died("move-1", "move", to="web01", uri=URI)
+    before = {name: (state / "journal" / name).read_bytes() for name in journals(state)}
+    paint, move = (
+        f"The next run that changes the VM will put right: {what}" for what in ("some paint", "a move to web01")
+    )
+    assert sorted(pending(URI, "web01")) == sorted([paint, move])
+    assert pending(URI, "u") == pending(URI, "other") == pending(URI, "db") == [paint]
+    assert pending(URI) == pending(URI, "nobody") == []
+    assert pending(URI, everywhere=True) == [move] and pending("qemu:///session", everywhere=True) == []
+    told: list[str] = []
+    domain, unsettled = recovery.foresee(None, URI, "web01", Context(Progress(), told.append))
+    assert unsettled and domain.name() == "web01" and sorted(told) == sorted([paint, move])
+    assert acts == [] and {name: (state / "journal" / name).read_bytes() for name in journals(state)} == before
+
+
+def test_a_run_at_work_is_not_told_of(acts: list[str]) -> None:
+    with_life = Journal.open(vm_key("u"), "paint", {})
+    assert pending(URI, "u") == []
+    with_life.close()
+    assert pending(URI, "u")
+
+
+def test_a_name_is_registered_once(acts: list[str]) -> None:
+    other = VmOperation("paint", lambda *_arguments: [], lambda _facts: "")
+    with pytest.raises(AssertionError, match="paint"):
+        operations.register(other)
+
+
+def imported_by(path: Path) -> Iterator[str]:
+    """The collection's modules that a file names in its imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PREFIX):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def all_imported_by(path: Path) -> set[str]:
+    """The same, and what those import."""
+    found: set[str] = set()
+    waiting = list(imported_by(path))
+    while waiting:
+        name = waiting.pop()
+        file = PLUGINS.joinpath(*name.removeprefix(PREFIX).split(".")).with_suffix(".py")
+        if name not in found and file.exists():
+            found.add(name)
+            waiting += imported_by(file)
+    return found
+
+
+def test_every_module_that_comes_to_the_doors_knows_all_operations() -> None:
+    doors = f"{PREFIX}module_utils._recovery.recovery"
+    found = [path for path in sorted(PLUGINS.glob("modules/*.py")) if doors in all_imported_by(path)]
+    assert {"vm_backup", "vm_restore", "vm_snapshot", "vm_info"} <= {path.stem for path in found}
+    for path in found:
+        functions = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
+        main = next(node for node in functions if node.name == "main")
+        assert ast.unparse(main.body[0]) == "_operations.register()", path
+
+
+#: A module that waits for the VM's lock, in a process of its own: it is ended by a signal.
+WAITS = """
+import sys
+from ansible.module_utils import basic
+from ansible_collections.kvmops.backup.plugins.module_utils import _argspec, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
+
+class Domain:
+    def UUIDString(self):
+        return "u"
+
+    def name(self):
+        return "web01"
+
+_paths.state_dir = _paths.run_dir = lambda: sys.argv[1]
+recovery.settle_vm = lambda *arguments: sys.exit("settled")
+recovery.find_domain = lambda conn, vm: Domain()
+recovery.renewed = lambda conn: conn
+
+def operation(params, context):
+    with recovery.before_change(None, "", "web01", context, what=lambda name: "second", timeout_s=4 * 3600):
+        sys.exit("held")
+
+basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = b'{"ANSIBLE_MODULE_ARGS": {}}', "legacy"
+_argspec.run_module({}, operation, libraries=[])
+"""
+
+
+def test_waiting_for_a_vm_is_told_and_ended_by_a_signal(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
+    with (
+        _locks.hold("vm-u", of="The VM web01", what="backup of VM web01"),
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WAITS), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        status = tmp_path / "status" / f"operation-{process.pid}.json"
+        deadline = time.monotonic() + 60
+        while not status.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        told = status.exists() and json.loads(status.read_text())["phase"]
+        process.terminate()
+        began = time.monotonic()
+        try:
+            stdout, stderr = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert told == f"wait for backup of VM web01 (process {os.getpid()} on {os.uname().nodename})"
+    assert time.monotonic() - began < 10
+    result = json.loads(stdout)
+    assert result["cancelled"] and "SIGTERM" in result["msg"], stderr
+
+
+def test_a_cancelled_wait_touches_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path))
+    settled = []
+    monkeypatch.setattr(recovery, "settle_vm", lambda *_arguments: settled.append(1))
+    cancel = tmp_path / "cancel"
+    cancel.touch()
+    for progress in (Progress(cancel_path=str(cancel)), Progress()):
+        progress.cancel("asked to")
+        with (
+            pytest.raises(CancelledError),
+            recovery.before_change(None, URI, "web01", Context(progress, print), what=lambda name: name),
+        ):
+            pass
+    assert settled == []
