@@ -43,6 +43,8 @@ from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive.
     tool_views,
 )
 
+pytestmark = pytest.mark.sweep
+
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
 EXHAUSTIVE = os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE", "")
 LAYERS = {

@@ -22,6 +22,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify impo
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, KvmopsError
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
+pytestmark = pytest.mark.sweep
+
 EXHAUSTIVE = os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE", "")
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
 SAMPLES = 300

@@ -25,6 +25,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives, driver
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive.watching import died_at, strace
 
+pytestmark = pytest.mark.sweep
+
 HERE = Path(__file__).parent
 SYSCALLS = ("pwrite64", "fsync", "renameat2", "ftruncate", "ioctl", "unlink")
 

@@ -14,6 +14,8 @@ import pytest
 
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
+pytestmark = pytest.mark.sweep
+
 HERE = Path(__file__).parent
 LIMIT_KIB = 300 * 1024
 EXHAUSTIVE = bool(os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE"))
