@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
 Facts = dict[str, Any]
@@ -149,8 +149,8 @@ def _load(fd: int) -> tuple[Facts, int]:
         if not line.endswith(b"\n"):
             break
         try:
-            facts.update(json.loads(line))
-        except ValueError:
+            facts.update(_json.parse(line))
+        except (ValueError, TypeError):
             break
         length += len(line)
     return facts, length

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
 
 POLL_S = 0.1
@@ -171,6 +171,6 @@ def _write(fd: int, data: bytes) -> None:
 
 def _owner(fd: int) -> Holder | None:
     try:
-        return Holder(**json.loads(os.pread(fd, 4096, 0)))
+        return Holder(**_json.parse(os.pread(fd, 4096, 0)))
     except (ValueError, TypeError):
         return None

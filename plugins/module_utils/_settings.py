@@ -32,7 +32,7 @@ def trusted_owners() -> dict[str, frozenset[int]]:
         if not directory.startswith("/"):
             raise TargetError(f"The settings {path}", f"{line!r} is no user and a directory", "Mend the file.")
         try:
-            uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+            uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
         except KeyError as error:
             raise TargetError(
                 f"The settings {path}", f"this host has no user {user!r}", "Mend the file; a number will do too."

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
@@ -258,10 +258,12 @@ def _read(fd: int, slot: int) -> _Record:
     """What somebody has written there; no claim where that cannot be understood."""
     text = os.pread(fd, _RECORD_BYTES, slot * _RECORD_BYTES).rstrip(b"\0").decode("utf-8", "replace")
     try:
-        claimed, had, name, who = json.loads(text)
-        return _Record(str(who), int(claimed), os.path.basename(str(name)), int(had))
+        claimed, had, name, who = _json.parse(text)
+        record = _Record(str(who), _json.whole(claimed), os.path.basename(str(name)), _json.whole(had))
     except (ValueError, TypeError):
         return _Record("")
+    makes_sense = min(record.claimed_bytes, record.had_bytes) >= 0 and "\0" not in record.name
+    return record if makes_sense else _Record(record.who)
 
 
 def _blocks(path: str) -> int:

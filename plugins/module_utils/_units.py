@@ -10,10 +10,10 @@ import re
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_DURATION = re.compile(r"(\d+)\s*([smhdw]?)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,12})\s*([smhdw]?)", re.ASCII)
 
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,20})\s*([kmgt]?)(?:i?b)?", re.ASCII)
 
 
 def duration_s(text: str, option: str) -> int:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
 
@@ -58,7 +58,7 @@ def load(uuid: str) -> VmState:
         suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
         open(_path(uuid), encoding="utf-8") as stream,
     ):
-        return _decode(json.load(stream))
+        return _decode(_json.parse(stream.read()))
     return VmState()
 
 
@@ -99,11 +99,11 @@ def end_cycle(uuid: str, reason: str) -> None:
 def _decode(found: Mapping[str, Any]) -> VmState:
     return VmState(
         frozen={
-            str(path): Evidence(str(each["digest"]), tuple(int(n) for n in each["stat"]))
+            str(path): Evidence(str(each["digest"]), tuple(map(_json.whole, each["stat"])))
             for path, each in found["frozen"].items()
         },
         ended=str(found["ended"]),
-        begun=tuple(int(each) for each in found["begun"]),
+        begun=tuple(map(_json.whole, found["begun"])),
         to_merge=tuple(str(each) for each in found["to_merge"]),
     )
 

@@ -25,6 +25,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _json
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import CONTROL_VARIABLE, HEARTBEAT_LIMIT_S
 from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
 
@@ -37,6 +38,10 @@ LOST_CONNECTION_LIMIT_S = HEARTBEAT_LIMIT_S + 30.0
 CANCEL_WAIT_S = 60.0
 # The async wrapper kills the module after this time; a year is "never".
 _MODULE_LIMIT_S = 365 * 86400
+
+# Of a status file; a host is not believed that they are.
+_NUMBERS = ("bytes_done", "bytes_total", "percent", "rate_bps", "eta_s")
+_LARGEST = 2**63
 
 display = Display()
 
@@ -74,16 +79,23 @@ def parse_poll(output: str, separator: str) -> Poll:
     if len(parts) != 4:
         return Poll(None, None)
     status, result = (_object(part) for part in parts[1:3])
+    if status:
+        status = {key: value for key, value in status.items() if key not in _NUMBERS or _is_number(value)}
     # The wrapper's own interim result has "started"; the module's does not.
     return Poll(status, None if result is None or "started" in result else result)
 
 
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
+        value = _json.parse(text)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be shown; nan and infinity are none of ours."""
+    return isinstance(value, (int, float)) and abs(value) < _LARGEST
 
 
 class Reporter:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     FORMAT_VERSION,
     Configuration,
@@ -37,7 +37,7 @@ def load(path: str) -> tuple[Configuration, ...] | None:
     key = _files.evidence(path)
     try:
         with open(_file(key), encoding="utf-8") as stream:
-            kept = json.load(stream)
+            kept = _json.parse(stream.read())
         if kept["version"] != _VERSION or tuple(kept["key"]) != key:
             return None
         return tuple(_configuration(point) for point in kept["points"])

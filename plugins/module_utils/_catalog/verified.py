@@ -9,12 +9,11 @@ archive is verified again: reading bytes wrongly leaves no trace in the file's t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
 
@@ -64,15 +63,15 @@ def last(path: str, points: Iterable[Configuration]) -> Verified | None:
     try:
         stat = _files.evidence(path)
         with open(_file(stat), encoding="utf-8") as stream:
-            kept = json.load(stream)
+            kept = _json.parse(stream.read())
         if kept["version"] != _VERSION or kept["first"] != _first(list(points)):
             return None
         return Verified(
-            at=int(kept["at"]),
+            at=_json.whole(kept["at"]),
             ok=bool(kept["ok"]),
             coverage=str(kept["coverage"]),
-            points=tuple(kept["points"]),
-            lost=tuple(kept["lost"]),
+            points=tuple(map(_json.whole, kept["points"])),
+            lost=tuple(map(_json.whole, kept["lost"])),
             current=tuple(kept["stat"]) == tuple(stat),
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
 from array import array
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _json
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 
@@ -52,7 +51,7 @@ def named_file(name: str) -> str:
     if not name.startswith("json:"):
         return name
     try:
-        options = _flat(json.loads(name[len("json:") :]))
+        options = _flat(_json.parse(name[len("json:") :]))
     except (ValueError, RecursionError):
         return name
     files = [value for key, value in options.items() if key.split(".")[-1] == "filename"]

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _json
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -153,8 +154,8 @@ def _enabled_commands(info: Any) -> frozenset[str]:
 def _command(domain: Domain, name: str, timeout_s: int) -> Any:
     answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": name}), timeout_s, 0)
     try:
-        return json.loads(answer)["return"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return _json.parse(answer)["return"]
+    except (ValueError, TypeError, KeyError):
         raise _AnswerError from None
 
 

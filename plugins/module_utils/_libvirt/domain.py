@@ -15,6 +15,7 @@ _UNITS_BYTES = {
     "b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20,
     "GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40,
 }  # fmt: skip
+_MAX_DIGITS = 20
 _AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 
@@ -185,7 +186,9 @@ def _attribute(parent: etree._Element, path: str, name: str) -> str:
 
 
 def _integer(text: str | None) -> int:
-    return int(text) if text and text.strip().isdigit() else 0
+    """A number that libvirt would have written; 0 for anything else."""
+    digits = (text or "").strip()
+    return int(digits) if digits.isdecimal() and len(digits) <= _MAX_DIGITS else 0
 
 
 def _memory_bytes(element: etree._Element | None) -> int:

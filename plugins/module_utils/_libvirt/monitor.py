@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _json
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Domain,
@@ -36,8 +37,11 @@ def file_of(filename: str) -> str:
     """The local path in a file name as QEMU prints it ("json:{…}" for images opened with options); "" if it is none."""
     if not filename.startswith("json:"):
         return filename if filename.startswith("/") else ""
-    options = json.loads(filename[len("json:") :])
-    while isinstance(options.get("file"), dict):
+    try:
+        options = _json.parse(filename[len("json:") :])
+    except ValueError:  # QEMU cuts long ones
+        return ""
+    while isinstance(options, dict) and isinstance(options.get("file"), dict):
         options = options["file"]
-    path = options.get("filename", "")
+    path = options.get("filename") if isinstance(options, dict) else ""
     return path if isinstance(path, str) and path.startswith("/") else ""

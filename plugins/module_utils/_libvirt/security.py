@@ -46,8 +46,8 @@ def user_of(label: str) -> Ownership | None:
     """User and group in a label of libvirt's DAC driver, by numbers (+0:+0) or names; None for others."""
     user, _dummy, group = label.partition(":")
     try:
-        uid = int(user) if user.lstrip("+").isdigit() else pwd.getpwnam(user).pw_uid
-        gid = int(group) if group.lstrip("+").isdigit() else grp.getgrnam(group).gr_gid
+        uid = int(user) if user.lstrip("+").isdecimal() else pwd.getpwnam(user).pw_uid
+        gid = int(group) if group.lstrip("+").isdecimal() else grp.getgrnam(group).gr_gid
     except KeyError:
         return None
     return Ownership(uid, gid)

@@ -197,7 +197,8 @@ def plan(found: Sequence[State], layout: Layout, now: rewrite.Circumstances, hea
     new_heads: dict[str, PlannedFile] = {}
     paths = {file.member.former_path: file.path for file in layout.files if file.member.former_path}
     for state in found:
-        outcomes = [rewrite.rewrite(each.root, each.fates, _tops(each, layout), now) for each in state.all_definitions]
+        judged = () if state.problems else state.all_definitions  # what was not decided cannot be written down
+        outcomes = [rewrite.rewrite(each.root, each.fates, _tops(each, layout), now) for each in judged]
         lacking = dict.fromkeys(item for outcome in outcomes for item in outcome.lacking)
         texts = [*state.problems, *([f"this host does not have {', '.join(lacking)}"] if lacking else [])]
         skipped = dict.fromkeys(item for outcome in outcomes for item in outcome.skipped)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
 LAYERS, COPIES = "layers", "copies"
@@ -31,7 +31,7 @@ def load(uuid: str, kind: str = LAYERS) -> dict[str, str]:
         suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
         open(_path(uuid, kind), encoding="utf-8") as stream,
     ):
-        for path, each in json.load(stream).items():
+        for path, each in _json.parse(stream.read()).items():
             with suppress(OSError):
                 if each["file"] == _identity(path):
                     found[path] = str(each["disk_xml"])

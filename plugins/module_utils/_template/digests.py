@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.digests import SHA256
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
@@ -31,7 +31,7 @@ def cached(path: str, fmt: str) -> str | None:
     """The digest of a disk if it is known of its files as they are now; None: `of_disk` would have to read them."""
     try:
         with open(_file(path), encoding="utf-8") as stream:
-            kept = json.load(stream)
+            kept = _json.parse(stream.read())
         if (kept["version"], kept["format"], kept["evidence"]) == (_VERSION, fmt, _evidence(path)):
             return str(kept["digest"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -107,6 +107,16 @@ def test_a_torn_line_is_written_over(state):
     assert facts["step"] == 2 and "longer" not in facts
 
 
+@pytest.mark.parametrize("line", [b"5", b'"a"', b"[7]", b"[" * 100_000])
+def test_a_line_that_is_no_set_of_facts_ends_it(state, line):
+    journal = Journal.open("vm-1", "backup", {"step": 0})
+    journal.close()
+    with open(journal.path, "ab") as file:
+        file.write(line + b"\n")
+    (facts,) = Journal.peek(everything)
+    assert facts["step"] == 0
+
+
 def test_a_journal_without_a_fact_goes(state):
     Journal.open("vm-1", "backup", {}).close()
     path = state / "journal" / files(state)[0]

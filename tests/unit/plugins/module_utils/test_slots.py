@@ -84,6 +84,18 @@ def test_each_says_what_it_will_still_write(tmp_path: Path, warnings: list[str])
         assert two.others_bytes() == 0
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["[Infinity, 0, \"\", \"x\"]", "[" * 2048, '[5, 0, "a\\u0000b", "x"]', '[-5000000, 0, "", "x"]', "[1e5, 0, \"\", \"\"]", "5"],
+)
+def test_what_nobody_would_tell_claims_nothing(told: str, tmp_path: Path, warnings: list[str]) -> None:
+    with hold(tmp_path, 0, warnings) as one, hold(tmp_path, 0, warnings) as two:
+        with open(tmp_path / _slots.NAME, "r+b") as file:
+            file.seek(2 * 2048)
+            file.write(told.encode().ljust(2048, b"\0"))
+        assert one.others_bytes() == two.others_bytes() == 0
+
+
 def test_waiting_can_be_cancelled(tmp_path: Path, warnings: list[str]) -> None:
     progress = Progress()
     with hold(tmp_path, 1, warnings):

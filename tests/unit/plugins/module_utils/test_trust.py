@@ -112,9 +112,10 @@ def test_owners_are_trusted_in_their_place_only(
     elsewhere.mkdir()
     other = archive.rename(elsewhere / "x.tar")
     assert _trust.doubt(str(other))
-    settings.write_text("mallory\n", encoding="utf-8")
-    with pytest.raises(TargetError, match="no user and a directory"):
-        _trust.doubt(str(other))
+    for line, why in (("mallory", "no user and a directory"), ("² /", "no user '²'")):
+        settings.write_text(f"{line}\n", encoding="utf-8")
+        with pytest.raises(TargetError, match=why):
+            _trust.doubt(str(other))
 
 
 def test_it_costs_next_to_nothing(archive: Path) -> None:

@@ -36,6 +36,17 @@ def test_a_damaged_file_is_as_none(state_dir, length):
     assert _vm_state.load(UUID) == VmState()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"frozen": {}, "ended": "", "begun": [Infinity], "to_merge": []}', "5"],
+    ids=["deep", "infinity", "a number"],
+)
+def test_a_forged_file_is_as_none(state_dir, text):
+    _vm_state.save(UUID, FULL)
+    (state_dir / "vms" / f"{UUID}.json").write_text(text, encoding="utf-8")
+    assert _vm_state.load(UUID) == VmState()
+
+
 def test_end_of_a_cycle():
     _vm_state.save(UUID, VmState(frozen=FULL.frozen, begun=(3,), to_merge=("x",)))
     _vm_state.end_cycle(UUID, "snapshot k was deleted")

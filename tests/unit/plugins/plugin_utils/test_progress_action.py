@@ -43,6 +43,15 @@ def test_parse_poll(output: str, status: object, result: object) -> None:
     assert action.parse_poll(output, JOB.separator) == action.Poll(status, result)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("odd", ['"x"', "[]", "{}", "NaN", "Infinity", "1e300", "true", "null", '"' + "9" * 5000 + '"'])
+def test_a_host_that_tells_odd_numbers(odd: str) -> None:
+    numbers = ", ".join(f'"{key}": {odd}' for key in ("percent", "bytes_done", "bytes_total", "rate_bps", "eta_s"))
+    poll = action.parse_poll(answer(f'{{"phase": "copy", "vm": "web", {numbers}}}', "[" * 100_000), JOB.separator)
+    assert poll.status is not None and poll.result is None
+    line = action.Reporter("[kvm01] vm_backup", 0).line(poll.status, 1)
+    assert line is not None and line.startswith("[kvm01] vm_backup web: copy")
+
+
 def test_the_poll_command_beats_and_shows_both_files(tmp_path: Path) -> None:
     job = action.Job("j", str(tmp_path / "a b" / "j"), str(tmp_path / "a b" / "control"), "--x--")
     command = action.poll_command(job, shlex.quote)

@@ -9,26 +9,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
+from ansible_collections.kvmops.backup.tests.unit.fuzz import fuzz, json_values
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed here")
 XML = """<domain type='kvm'><name>web</name><uuid>6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11</uuid><memory>1</memory><devices>
 <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel></devices></domain>"""
 COMMANDS = [{"name": f"guest-fsfreeze-{verb}", "enabled": True} for verb in ("freeze", "thaw", "status")]
 GOOD = {"guest-info": {"return": {"supported_commands": COMMANDS}}, "guest-fsfreeze-status": {"return": "thawed"}}
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: (
-        st.lists(inner)
-        | st.dictionaries(st.sampled_from(["return", "supported_commands", "name", "enabled"]) | st.text(), inner)
-    ),
-    max_leaves=8,
-)
+ANYTHING = json_values("return", "supported_commands", "name", "enabled", "frozen", "thawed")
+ANSWERS = ANYTHING | ANYTHING.map(lambda value: {"return": value}) | ANYTHING.map(
+    lambda value: {"return": {"supported_commands": value}}
+)  # fmt: skip
 
 
 class Vm:
@@ -86,8 +82,8 @@ def test_nonsense_is_called_so(answer: str) -> None:
         agent.thaw(vm(status=answer))
 
 
-@given(st.text() | JSON.map(json.dumps), st.text() | JSON.map(json.dumps))
-@settings(max_examples=300, deadline=None)
-def test_whatever_it_says(info: str, status: str) -> None:
+@fuzz(0.04, st.tuples(*[st.text() | ANSWERS.map(json.dumps)] * 2))
+def test_fuzz_answers(answers: tuple[str, str]) -> None:
+    info, status = answers
     assert agent.available(vm(info=info, status=status)) in AgentState
     assert agent.freeze_status(vm(status=status)) in (True, False, None)

@@ -114,6 +114,8 @@ def test_other_devices():
         ("unit='MB'", 3, 3_000_000),
         ("unit='M'", 3, 3 << 20),
         ("unit='TiB'", 1, 1 << 40),
+        ("", "²", 0),
+        ("", "9" * 5000, 0),
     ],
 )
 def test_memory_units(unit, number, expected):

@@ -41,6 +41,8 @@ def test_agree(name):
         ('json:{"driver":"raw","file":{"driver":"host_device","filename":"/dev/x"}}', "/dev/x"),
         ("nbd://host/export", ""),
         ('json:{"driver":"rbd","image":"x"}', ""),
+        ('json:{"driver":"qcow2","file":{"driver":"file","filename":"/p/very lo...', ""),
+        ("json:[5]", ""),
     ],
 )
 def test_file_names(filename, expected):

@@ -318,6 +318,22 @@ def test_a_missing_memory_image_is_refused_with_the_way_out() -> None:
     assert "snapshot second: its memory image is not in the archive" in text and "flatten" in text
 
 
+@pytest.mark.parametrize(
+    "xml",
+    [
+        definition("/vms/web.first").replace("dev='vda'", ""),
+        definition("/vms/web.first").replace("dev='vda'", "dev='../x'"),
+        definition("/vms/web.first", "<disk type='file'><source file='/vms/b'/><target dev='vda'/></disk>"),
+    ],
+    ids=["none", "a path", "twice the same"],
+)
+def test_disks_without_a_target_of_their_own_in_a_snapshot_are_refused(xml: str) -> None:
+    taken = replace(STATES[0], xml=STATES[0].xml.replace(definition("/vms/web.qcow2"), xml))
+    assert taken.xml != STATES[0].xml
+    for text in (refusal(heads=head(xml)), refusal(configuration=point(snapshots=(taken,)), heads={})):
+        assert "disks without a target of their own" in text
+
+
 def test_a_memory_image_that_loses_a_device_is_warned_about() -> None:
     devices = "<filesystem type='mount'><source dir='/etc'/><target dir='t'/></filesystem>"
     configuration = point(format_version=0, digest="")
