@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _trust
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog import catalog_archives
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore import (
+    restore_values,
+    test_restore_allowed,
+)
 
 MALLORY, NOBODY = 1234567, 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -118,8 +126,34 @@ def test_owners_are_trusted_in_their_place_only(
             _trust.doubt(str(other))
 
 
-def test_it_costs_next_to_nothing(archive: Path) -> None:
-    begin = time.process_time()
-    for _number in range(20):
-        _trust.doubt(str(archive))
-    assert time.process_time() - begin < 20 * 0.01
+def test_the_cost_of_being_careful(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each archive, in a list and in the plan of a restore, beside the same without the checks: less than 10 ms."""
+    path = str(catalog_archives.write(archive.parent))
+    point = restore_values.configuration(restore_values.domain_xml(restore_values.DISKS + test_restore_allowed.DEVICES))
+    facts = test_restore_allowed.HERE
+
+    def listed() -> None:
+        catalog.look(path)
+
+    def planned() -> None:
+        restore_values.planned(facts, point, distrust="it belongs to mallory")
+
+    found = {}
+    for name, use in (("list", listed), ("restore", planned)):
+        with_checks = _fastest_s(use)
+        with monkeypatch.context() as patch:
+            patch.setattr(_trust, "doubt", lambda *_arguments: "")
+            patch.setattr(host_exposure, "only_allowed", lambda _root: host_exposure.Outcome())
+            found[name] = (with_checks, _fastest_s(use))
+    for name, (careful_s, careless_s) in found.items():
+        print(f"{name}: {1000 * careful_s:.2f} ms, without the checks {1000 * careless_s:.2f} ms")
+    assert all(careful_s - careless_s < 0.01 for careful_s, careless_s in found.values())
+
+
+def _fastest_s(use: Callable[[], None]) -> float:
+    times = []
+    for _number in range(30):
+        begin = time.process_time()
+        use()
+        times.append(time.process_time() - begin)
+    return min(times)
