@@ -173,6 +173,7 @@ def only_allowed(root: etree._Element) -> Outcome:
     """Leaves in a definition, or in the cookie of a snapshot, what is on the list (allowed.py); names everything else."""
     table = _tables()["cookie" if root.tag == "cookie" else "domain"]
     gone: list[str] = []
+    etree.strip_elements(root, etree.Comment, with_tail=False)
     _tame(root, gone)
     metadata = root.find("metadata")
     notes = [] if metadata is None else [child for child in metadata if isinstance(child.tag, str)]
