@@ -26,11 +26,19 @@ def changed_tasks(played: PlaybookResult) -> list[str]:
 
 def test_starts_libvirt_and_creates_pools_once(lab: Lab, ansible: Ansible, tmp_path: Path) -> None:
     pools = [{"name": "new place", "path": str(lab.directory / "made by the role")}]
+    settings = Path("/etc/libvirt/qemu.conf")
+    of_the_lab = settings.read_text()
+    settings.write_text(of_the_lab.replace("namespaces = []\n", ""))
+    of_a_host = settings.read_bytes()
     daemons.kill()
 
     first = ansible.playbook(PLAY, hypervisor_pools=pools)
 
     assert daemons.answers(), first.output
+    assert settings.read_bytes() == of_a_host != of_the_lab.encode()  # nothing weakens the VMs of a host
+    settings.write_text(of_the_lab)
+    daemons.kill()
+    daemons.start()
     pool = lab.connection.storagePoolLookupByName("new place")
     try:
         assert pool.isActive()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
+from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, run_module
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
 
@@ -38,6 +39,11 @@ def backed_up(module_lab: Lab) -> Iterator[BackedUp]:
 def test_quickstart_shows_the_life_of_a_backup_and_leaves_nothing(lab: Lab, ansible: Ansible) -> None:
     directory = lab.directory / "quickstart"
     before = {domain.name() for domain in lab.connection.listAllDomains()}
+    settings = Path("/etc/libvirt/qemu.conf")
+    of_the_lab = settings.read_text()
+    settings.write_text(of_the_lab.replace("namespaces = []\n", ""))
+    of_a_host = settings.read_bytes()
+    daemons.kill()
 
     played = ansible.playbook("kvmops.backup.quickstart", quickstart_directory=str(directory))
 
@@ -46,6 +52,8 @@ def test_quickstart_shows_the_life_of_a_backup_and_leaves_nothing(lab: Lab, ansi
     assert "coverage full, 0 damaged" in said
     assert not directory.exists()
     assert {domain.name() for domain in lab.connection.listAllDomains()} == before
+    assert settings.read_bytes() == of_a_host != of_the_lab.encode()
+    settings.write_text(of_the_lab)
 
 
 def test_quickstart_cleans_up_when_it_fails(lab: Lab, ansible: Ansible) -> None:
