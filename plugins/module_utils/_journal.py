@@ -3,24 +3,45 @@
 # This file is private to the kvmops.backup collection.
 """What a running operation has put into the world, so that the next run can take it out again.
 
-One file per operation, ``<state>/journal/<token>.json``: JSON objects, one per line, later facts over earlier ones. It is only
-ever appended to, and the holder keeps an OFD lock on it: a journal whose lock is free was left behind by a dead run.
+One file per operation, ``<state>/journal/<token>.json``: JSON objects, one per line, later facts over earlier ones; the first line
+says besides whose journal it is. It is only ever appended to, and the holder keeps an OFD lock on it: a journal whose lock is free
+was left behind by a dead run.
+
+The facts of an operation are a frozen dataclass, of strings, numbers, enums, further dataclasses, tuples and mappings of these.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
+import dataclasses
+import enum
 import json
 import os
 import secrets
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _locks, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
-Facts = dict[str, Any]
+Facts = TypeVar("Facts", covariant=True)
+NewFacts = TypeVar("NewFacts")
+
+
+class JournalError(KvmopsError):
+    """A journal that this release cannot read: another one has left it."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Whose journal it is: ``key`` is the object (`vm_key`, a directory), ``operation`` its name, as in "a run of …"."""
+
+    key: str
+    operation: str
+    holder: _locks.Holder
 
 
 def vm_key(uuid: str) -> str:
@@ -28,53 +49,98 @@ def vm_key(uuid: str) -> str:
     return f"vm-{uuid}"
 
 
-class Journal:
+class Remains:
+    """A journal as its file has it: its head, and facts that nobody has made values of yet."""
+
+    def __init__(self, path: str, head: Head, values: Mapping[str, Any]) -> None:
+        self.path, self.head, self._values = path, head, values
+
+    def facts(self, kind: type[Facts]) -> Facts:
+        """The facts as this dataclass. Raises JournalError where they are no such facts."""
+        try:
+            return _decoded(kind, self._values)  # type: ignore[no-any-return]
+        except (TypeError, ValueError) as error:
+            raise JournalError(
+                f"The journal {self.path}",
+                f"this release cannot read what a run of {self.head.operation} has noted ({error})",
+                "Run the task with the release that has left it, or remove the journal if nothing of that run is there.",
+            ) from error
+
+
+class LeftBehind(Remains):
+    """A journal of a dead run, locked by the caller, until it is taken over by `journal` or given back by `close`."""
+
+    def __init__(self, path: str, head: Head, values: Mapping[str, Any], fd: int, length: int) -> None:
+        super().__init__(path, head, values)
+        self._fd, self._length = fd, length
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no whole line."""
+        return not self._length
+
+    def journal(self, kind: type[Facts]) -> Journal[Facts]:
+        """To go on with. Raises JournalError, see facts()."""
+        journal = Journal(self.path, self._fd, self.head, self.facts(kind), self._length)
+        self._fd = -1
+        return journal
+
+    def close(self) -> None:
+        """Leave it to the next run, unless it was taken over."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Journal(Generic[Facts]):
     """The journal of one operation on one object; see the module's text."""
 
-    def __init__(self, path: str, fd: int, facts: Facts, length: int) -> None:
-        self.path = path
-        self.facts = facts
-        self._fd = fd
-        self._length = length
+    def __init__(self, path: str, fd: int, head: Head, facts: Facts, length: int) -> None:
+        self.path, self.head, self.facts = path, head, facts
+        self._fd, self._length = fd, length
 
-    @classmethod
-    def open(cls, key: str, operation: str, facts: Facts) -> Journal:
-        """Start the journal of ``operation`` on the object ``key`` (a VM's uuid, a directory); durable when it returns."""
+    @staticmethod
+    def open(key: str, operation: str, facts: NewFacts) -> Journal[NewFacts]:
+        """Start the journal of ``operation`` on the object ``key``; durable when it returns."""
         directory = _directory()
         path = os.path.join(directory, f"{secrets.token_hex(8)}.json")
+        head = Head(key, operation, _locks.Holder.myself(operation))
         with _directory_lock():
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            journal = cls(path, fd, {}, 0)
+            journal = Journal(path, fd, head, facts, 0)
             try:
                 if not _locks.try_lock(fd):
                     raise KvmopsError(f"The journal {path}", "somebody else has locked a file that was just created")
-                journal.record(key=key, operation=operation, holder=asdict(_locks.Holder.myself(operation)), **facts)
-                _sync_directory(directory)
+                journal._append({"head": head, "facts": facts})
+                _files.sync_directory(directory)
             except BaseException:
                 os.unlink(path)
                 os.close(fd)
                 raise
         return journal
 
-    @classmethod
-    def left_behind(cls, matches: Callable[[Facts], bool]) -> list[Journal]:
-        """Journals of dead runs whose facts match, oldest first, each now locked by the caller: end them with done() or close()."""
+    @staticmethod
+    def left_behind(matches: Callable[[Remains], bool]) -> list[LeftBehind]:
+        """Those journals of dead runs, oldest first, each now locked by the caller: take them over, or close() them."""
         with _directory_lock():
-            return [journal for journal in cls._readable(take=True) if _keep(journal, matches)]
+            return [each for each in _readable(take=True) if _keep(each, matches)]
 
-    @classmethod
-    def peek(cls, matches: Callable[[Facts], bool]) -> list[Facts]:
-        """Facts of journals of dead runs that match, oldest first; takes no lock and changes nothing."""
-        found = []
-        for journal in cls._readable(take=False):
-            if journal.facts and matches(journal.facts):
-                found.append(journal.facts)
-            journal.close()
-        return found
+    @staticmethod
+    def peek(matches: Callable[[Remains], bool]) -> list[Remains]:
+        """The same, but nothing is locked or changed."""
+        found = _readable(take=False)
+        for each in found:
+            each.close()
+        return [each for each in found if each.head.key and matches(each)]
 
-    def record(self, **facts: Any) -> None:
-        """Add facts (JSON values); they are on the disk when this returns. A failed write leaves the journal as it was."""
-        line = json.dumps(facts, ensure_ascii=True, sort_keys=True).encode() + b"\n"
+    def record(self, **changes: Any) -> None:
+        """Change these facts; they are on the disk when this returns. A failed write leaves the journal as it was."""
+        facts = dataclasses.replace(self.facts, **changes)  # type: ignore[type-var]
+        self._append(changes)
+        self.facts = facts
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        line = json.dumps(values, ensure_ascii=True, sort_keys=True, default=asdict).encode() + b"\n"
         try:
             written = os.pwrite(self._fd, line, self._length)
             if written != len(line):
@@ -86,12 +152,11 @@ class Journal:
                 f"The journal {self.path}", str(error), "Free space on the file system of the state directory."
             ) from error
         self._length += len(line)
-        self.facts = {**self.facts, **facts}
 
     def done(self) -> None:
         """Everything named here is gone or finished: remove the journal, durably."""
         os.unlink(self.path)
-        _sync_directory(os.path.dirname(self.path))
+        _files.sync_directory(os.path.dirname(self.path))
         self.close()
 
     def close(self) -> None:
@@ -100,29 +165,27 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    @classmethod
-    def _readable(cls, *, take: bool) -> list[Journal]:
-        directory = _directory()
-        journals = []
-        for name in sorted(os.listdir(directory)):
-            if not name.endswith(".json"):
-                continue
-            path = os.path.join(directory, name)
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                continue
-            alive = not _locks.try_lock(fd) if take else _locks.is_locked(fd)
-            # a finished run unlinks its journal before it lets go of the lock
-            if alive or os.fstat(fd).st_nlink == 0:
-                os.close(fd)
-                continue
-            facts, length = _load(fd)
-            journals.append((os.fstat(fd).st_mtime_ns, path, fd, facts, length))
-        return [
-            cls(path, fd, facts, length)
-            for _dummy, path, fd, facts, length in sorted(journals, key=lambda each: each[:2])
-        ]
+
+def _readable(*, take: bool) -> list[LeftBehind]:
+    """Journals of dead runs, oldest first; with ``take`` each is locked."""
+    directory = _directory()
+    found = []
+    for name in sorted(os.listdir(directory)):
+        if not name.endswith(".json"):
+            continue
+        path = os.path.join(directory, name)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        alive = not _locks.try_lock(fd) if take else _locks.is_locked(fd)
+        # a finished run unlinks its journal before it lets go of the lock
+        if alive or os.fstat(fd).st_nlink == 0:
+            os.close(fd)
+            continue
+        head, values, length = _load(fd)
+        found.append((os.fstat(fd).st_mtime_ns, path, LeftBehind(path, head, values, fd, length)))
+    return [each for _dummy, _path, each in sorted(found, key=lambda each: each[:2])]
 
 
 def _directory_lock() -> contextlib.AbstractContextManager[None]:
@@ -130,41 +193,73 @@ def _directory_lock() -> contextlib.AbstractContextManager[None]:
     return _locks.hold("journal", of="The directory of the journals", what="opening a journal", timeout_s=10)
 
 
-def _keep(journal: Journal, matches: Callable[[Facts], bool]) -> bool:
-    if not journal.facts:  # killed before the first fact was durable: nothing had been touched
-        journal.done()
-        return False
-    if matches(journal.facts):
+def _keep(found: LeftBehind, matches: Callable[[Remains], bool]) -> bool:
+    if found.is_empty:  # killed before the first line was durable: nothing had been touched
+        os.unlink(found.path)
+        _files.sync_directory(os.path.dirname(found.path))
+    elif found.head.key and matches(found):
         return True
-    journal.close()
+    found.close()
     return False
 
 
-def _load(fd: int) -> tuple[Facts, int]:
-    """Facts of all complete lines and their length; a torn last line was never acknowledged."""
+_NO_HEAD = Head("", "", _locks.Holder("", "", 0, 0, ""))
+
+
+def _load(fd: int) -> tuple[Head, dict[str, Any], int]:
+    """Head and facts of all complete lines, and their length; a torn last line was never acknowledged.
+
+    Without a head that can be read it is nobody's, and stays.
+    """
     data = os.pread(fd, os.fstat(fd).st_size, 0)
-    facts: Facts = {}
-    length = 0
+    values: dict[str, Any] = {}
+    head, length = _NO_HEAD, 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
         try:
-            facts.update(_json.parse(line))
-        except (ValueError, TypeError):
-            break
+            found = _json.parse(line)
+            if not length:
+                head, found = _decoded(Head, found["head"]), found["facts"]
+            values.update(found)
+        except (ValueError, TypeError, KeyError):
+            return head, values, length or len(line)
         length += len(line)
-    return facts, length
+    return head, values, length
+
+
+def _decoded(kind: Any, value: Any) -> Any:
+    """The value of this type behind what JSON has made of it. Raises TypeError or ValueError where it is none."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin is typing.Union:  # of something and None
+        return None if value is None else _decoded(inner[0], value)
+    if dataclasses.is_dataclass(kind):
+        kinds = typing.get_type_hints(kind)
+        unknown = _of(dict, value).keys() - kinds.keys()
+        if unknown:
+            raise TypeError(f"unknown: {', '.join(sorted(unknown))}")
+        return kind(**{name: _decoded(kinds[name], each) for name, each in value.items()})  # type: ignore[operator]
+    if origin is tuple:
+        kinds_of_items = inner if inner[-1] is not Ellipsis else inner[:1] * len(_of(list, value))
+        if len(kinds_of_items) != len(_of(list, value)):
+            raise TypeError(f"{value!r} has not {len(kinds_of_items)} items")
+        return tuple(_decoded(each_kind, each) for each_kind, each in zip(kinds_of_items, value))
+    if origin is collections.abc.Mapping:
+        return {name: _decoded(inner[1], each) for name, each in _of(dict, value).items()}
+    if issubclass(kind, enum.Enum):
+        return kind(value)
+    return _of(kind, value)
+
+
+def _of(kind: type[Any], value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def _directory() -> str:
     directory = os.path.join(_paths.state_dir(), "journal")
     os.makedirs(directory, mode=0o700, exist_ok=True)
     return directory
-
-
-def _sync_directory(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -8,11 +8,12 @@ A module that knew only some of them would change a VM that another operation ha
 
 from __future__ import annotations
 
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import recovery as backup
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import recovery as restore
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recovery as vm
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recovery as snapshots
 
 
 def register() -> None:
     """Makes them known to `_recovery`."""
-    operations.register(*vm.OPERATIONS, *restore.OPERATIONS)
+    operations.register(*snapshots.OPERATIONS, *backup.OPERATIONS, *restore.OPERATIONS)

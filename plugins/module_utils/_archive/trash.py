@@ -15,14 +15,28 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _mounts
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, Remains
 
 OPERATION = "delete archive"
+
+
+@dataclass(frozen=True)
+class TrashFacts:
+    """What the journal of a deletion says. ``trash``: what the archive is called from its first step on; ``inode`` and ``mount``
+    tell the directory (`_mounts.identity`)."""
+
+    archive: str
+    trash: str
+    sidecars: tuple[str, ...]
+    directory: str
+    inode: int
+    mount: str = ""
 
 
 def remove(path: str, sidecars: Sequence[str]) -> None:
@@ -75,20 +89,21 @@ def remove_partial(path: str, place: Mapping[str, Any] | None = None) -> bool:
 
 def settle(directory: str) -> list[str]:
     """Takes away what dead runs have hidden in a directory, or could not remove; the archives that are gone by that."""
-    return [path for path in map(_finish, Journal.left_behind(lambda facts: _is_in(facts, directory))) if path]
+    found = Journal.left_behind(lambda each: _is_in(each, directory))
+    return [path for path in (_finish(each.journal(TrashFacts)) for each in found) if path]
 
 
 def pending(directory: str) -> list[str]:
     """What `settle` would take away. Changes nothing."""
-    found = Journal.peek(lambda facts: _is_in(facts, directory))
-    return [str(facts["archive"]) for facts in found if os.path.lexists(str(facts["trash"]))]
+    found = [each.facts(TrashFacts) for each in Journal.peek(lambda each: _is_in(each, directory))]
+    return [facts.archive for facts in found if os.path.lexists(facts.trash)]
 
 
 def _journal(
     directory: str, path: str, trash: str, sidecars: Sequence[str], place: Mapping[str, Any]
-) -> Journal | None:
+) -> Journal[TrashFacts] | None:
     """None where there is no room for one: then the archive goes in one step."""
-    facts = {"archive": path, "trash": trash, "sidecars": list(sidecars), "directory": directory, **place}
+    facts = TrashFacts(path, trash, tuple(sidecars), directory, **place)
     try:
         return Journal.open(directory, OPERATION, facts)
     except (KvmopsError, OSError):
@@ -112,22 +127,22 @@ def _unlink_all(paths: Sequence[str]) -> None:
             os.unlink(path)
 
 
-def _is_in(facts: dict[str, Any], directory: str) -> bool:
+def _is_in(found: Remains, directory: str) -> bool:
     """Other directories are left alone: their file systems may hang."""
-    return facts.get("operation") == OPERATION and facts["directory"] in (directory, os.path.realpath(directory))
+    return found.head.operation == OPERATION and found.head.key in (directory, os.path.realpath(directory))
 
 
-def _finish(journal: Journal) -> str:
+def _finish(journal: Journal[TrashFacts]) -> str:
     facts = journal.facts
-    directory, trash, archive = str(facts["directory"]), str(facts["trash"]), str(facts["archive"])
+    directory, trash, archive = facts.directory, facts.trash, facts.archive
     try:
         hidden = os.path.lexists(trash)
         if hidden:
             os.unlink(trash)
-        elif not _mounts.is_still(directory, facts["inode"], facts.get("mount", "")):
+        elif not _mounts.is_still(directory, facts.inode, facts.mount):
             raise FileNotFoundError  # not mounted now
         if not os.path.lexists(archive):
-            _unlink_all(facts["sidecars"])
+            _unlink_all(facts.sidecars)
         _files.sync_directory(directory)
     except (OSError, KvmopsError):
         journal.close()

@@ -43,6 +43,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
     in_archive,
     plan,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import OPERATION, BackupFacts, Keep
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Unmerged as OnUnmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
@@ -71,8 +72,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
-    overlays,
-    published,
     snapshot,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
@@ -384,11 +383,13 @@ def _standing_alone(run: _Run, facts: VmFacts, why: str) -> BackupPlan:
 
 
 def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
-    facts: dict[str, Any] = {"vm_uuid": planned.vm_uuid, "vm_name": planned.vm_name, "uri": run.request.uri}
+    keep = None
     if planned.stays:
-        facts.update(published.keep_facts(planned.archive_path, planned.timestamp))
+        keep = Keep(planned.archive_path, planned.timestamp)
         _begin_cycle(planned)
-    journal = Journal.open(vm_key(planned.vm_uuid), overlays.OPERATION_BACKUP, facts)
+    journal = Journal.open(
+        vm_key(planned.vm_uuid), OPERATION, BackupFacts({}, planned.vm_uuid, planned.vm_name, keep=keep)
+    )
     clean = True  # nothing of this run is on the VM: its journal has nothing more to say
     writer: _Writer | None = None
     try:
@@ -404,7 +405,7 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
         try:
             taken = snapshot.take(run.conn, run.domain, planned.snapshot, journal)
         except KvmopsError:
-            clean = overlays.is_clean(journal.facts)
+            clean = journal.facts.is_clean
             raise
         stays = False
         done: _Done | None = None
@@ -415,7 +416,7 @@ def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> 
                 writer = _appender(run, planned, members, held, journal)
             done = _write(run, replace(planned, members=members), writer, taken, proved, held)
             if planned.stays:
-                journal.record(**{overlays.PUBLISHED: True})
+                journal.record(published=True)
                 stays = clean = True
                 _remember(run, planned, done, proved)
         finally:
@@ -454,7 +455,7 @@ def _remember(run: _Run, planned: BackupPlan, done: _Done, proved: Mapping[str, 
         run.context.warn(f"{error} The next increment will read the VM's frozen files again.")
 
 
-def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWriter:
+def _new_archive(run: _Run, planned: BackupPlan, journal: Journal[BackupFacts]) -> ArchiveWriter:
     request = run.request
     writer = ArchiveWriter(
         planned.directory,
@@ -464,7 +465,7 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWri
         threads=request.threads,
         progress=run.context.progress,
         on_partial=lambda path: journal.record(
-            **{overlays.PARTIAL: path, overlays.PARTIAL_PLACE: _mounts.identity(planned.directory)}
+            partial=path, partial_place=_mounts.identity(planned.directory)
         ),
         bandwidth=request.bandwidth_bps,
         algorithm=digests.ALGORITHMS[planned.configuration.digest_algorithm],
@@ -475,7 +476,7 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal) -> ArchiveWri
 
 
 def _appender(
-    run: _Run, planned: BackupPlan, members: Sequence[PlannedMember], held: Mapping[str, bytes], journal: Journal
+    run: _Run, planned: BackupPlan, members: Sequence[PlannedMember], held: Mapping[str, bytes], journal: Journal[BackupFacts]
 ) -> ArchiveAppender:
     """The archive, open for one more point: sizes are known, because nobody writes to the files any more."""
     sizes = []

@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _capabilities, _filenames, _journal, _locks, _mounts
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, reader, trash, verify
@@ -29,6 +29,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import conn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 OPERATION = "backup_archive"
+
+
+@dataclass(frozen=True)
+class ConversionFacts:
+    """What the journal of a conversion says. ``partial``: the unfinished archive; ``place``: tells its directory (`_mounts`)."""
+
+    archive: str
+    partial: str = ""
+    place: Optional[Mapping[str, Any]] = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,10 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     _writable_place(os.path.dirname(archive), request.uri)
     context.progress.about(os.path.basename(archive))
     if request.check_mode:
-        for facts in _journal.Journal.peek(_left_by_us):
-            context.warn(f"A dead run has left {facts['partial']}; the next run outside check mode removes it")
+        for found in _journal.Journal.peek(_left_by_us):
+            partial = found.facts(ConversionFacts).partial
+            if partial:
+                context.warn(f"A dead run has left {partial}; the next run outside check mode removes it")
     else:
         for gone in settle():
             context.put_right(f"removed {gone}")
@@ -110,17 +121,18 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
 def settle() -> list[str]:
     """Removes the partial files of conversions whose process has died; returns the paths."""
     removed = []
-    for journal in _journal.Journal.left_behind(_left_by_us):
-        partial = str(journal.facts.get("partial") or "")
+    for found in _journal.Journal.left_behind(_left_by_us):
+        journal = found.journal(ConversionFacts)
+        partial = journal.facts.partial
         if partial:
-            trash.remove_partial(partial, journal.facts.get("place"))
+            trash.remove_partial(partial, journal.facts.place)
             removed.append(partial)
         journal.done()
     return removed
 
 
-def _left_by_us(facts: dict[str, Any]) -> bool:
-    return facts.get("operation") == OPERATION
+def _left_by_us(found: _journal.Remains) -> bool:
+    return found.head.operation == OPERATION
 
 
 def _writable_place(directory: str, uri: str) -> None:
@@ -204,7 +216,7 @@ def _apply(before: State, after: State, request: ChangeRequest, context: Context
 
 def _convert(path: str, request: ChangeRequest, context: Context) -> None:
     _capabilities.probe(os.path.dirname(path))
-    journal = _journal.Journal.open(os.path.dirname(path), OPERATION, {"archive": path})
+    journal = _journal.Journal.open(os.path.dirname(path), OPERATION, ConversionFacts(path))
 
     def on_partial(partial: str) -> None:
         journal.record(partial=partial, place=_mounts.identity(os.path.dirname(partial)))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Union
+from typing import Any, Generic, Protocol, TypeVar, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Head, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
@@ -30,7 +30,7 @@ class Unmerged:
 
 
 @dataclass(frozen=True)
-class VmOperation:
+class VmOperation(Generic[Facts]):
     """An operation on one VM that is defined all the time. Its journals have the VM's key (`_journal.vm_key`).
 
     ``settle`` gets the VM's uuid and runs under the VM's lock; it returns what was put right, one sentence each. What cannot be
@@ -39,25 +39,38 @@ class VmOperation:
     """
 
     name: str  # as the journal has it
-    settle: Callable[[Connection, str, Journal, Progress, Union[Unmerged, None]], list[str]]
-    tell: Callable[[Facts], str]
+    facts: type[Facts]
+    settle: Callable[[Connection, str, Journal[Facts], Progress, Union[Unmerged, None]], list[str]]
+    tell: Callable[[Facts, Head], str]
+
+
+class HostFacts(Protocol):
+    """What the journal of an operation on several VMs says at least."""
+
+    @property
+    def uri(self) -> str:
+        """The connection that the VMs were found on."""
+
+
+AnyHostFacts = TypeVar("AnyHostFacts", bound=HostFacts)
 
 
 @dataclass(frozen=True)
-class HostOperation:
-    """An operation on several VMs, or on one that may not be defined for a moment. Its facts name the connection as ``uri``.
+class HostOperation(Generic[AnyHostFacts]):
+    """An operation on several VMs, or on one that may not be defined for a moment.
 
     ``concerns``: whether it is about the VM of that name or uuid. ``settle`` takes all locks itself: no VM is locked when it is
     called. Where something cannot be put right, it raises KvmopsError, and the journal stays. ``tell`` as above.
     """
 
     name: str  # as the journal has it
-    concerns: Callable[[Facts, str], bool]
-    settle: Callable[[Connection, Journal, Progress], list[str]]
-    tell: Callable[[Facts], str]
+    facts: type[AnyHostFacts]
+    concerns: Callable[[AnyHostFacts, str], bool]
+    settle: Callable[[Connection, Journal[AnyHostFacts], Progress], list[str]]
+    tell: Callable[[AnyHostFacts, Head], str]
 
 
-Operation = Union[VmOperation, HostOperation]
+Operation = Union[VmOperation[Any], HostOperation[Any]]
 _registered: dict[str, Operation] = {}
 
 
@@ -68,13 +81,13 @@ def register(*operations: Operation) -> None:
         _registered[operation.name] = operation
 
 
-def of_host(facts: Facts) -> HostOperation | None:
-    """The operation of this journal, None if it is about one VM alone, or not known."""
-    found = _registered.get(str(facts.get("operation")))
+def of_host(head: Head) -> HostOperation[Any] | None:
+    """The operation of this journal, None if it is not about several VMs, or not known."""
+    found = _registered.get(head.operation)
     return found if isinstance(found, HostOperation) else None
 
 
-def of_vm(facts: Facts) -> VmOperation | None:
-    """The operation of this journal, None if it is not about one VM alone, or not known."""
-    found = _registered.get(str(facts.get("operation")))
+def of_vm(head: Head) -> VmOperation[Any] | None:
+    """The operation of this journal, None if it is not about one VM, or not known."""
+    found = _registered.get(head.operation)
     return found if isinstance(found, VmOperation) else None

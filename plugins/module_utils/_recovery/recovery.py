@@ -9,12 +9,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal, vm_key
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import (
+    Journal,
+    JournalError,
+    LeftBehind,
+    Remains,
+    vm_key,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -76,21 +83,16 @@ def foresee(conn: Connection, uri: str, vm: str, context: Context) -> tuple[Doma
 
 
 def pending(uri: str, *vms: str, everywhere: bool = False) -> list[str]:
-    """What the next change would settle on these VMs (names or uuids), one sentence each. Reads journals only.
+    """What the next change would settle on these VMs, one sentence each. Reads journals only.
 
-    ``everywhere``: also what concerns several VMs, or one that may not be defined now, whatever they are called.
+    ``vms``: uuids; names will do for operations on several VMs. ``everywhere``: all of those, whichever VMs they concern.
     """
     keys = {vm_key(vm) for vm in vms}
 
-    def is_meant(facts: Facts) -> bool:
-        operation = operations.of_host(facts)
-        if operation is None:
-            return facts.get("key") in keys or (
-                facts.get("key") == vm_key(facts.get("vm_uuid", "")) and facts.get("vm_name") in vms
-            )
-        return facts.get("uri") == uri and (everywhere or any(operation.concerns(facts, vm) for vm in vms))
+    def is_meant(found: Remains) -> bool:
+        return found.head.key in keys or _is_on_host(found, uri, None if everywhere else vms)
 
-    return [f"The next run that changes the VM will put right: {_tell(facts)}" for facts in Journal.peek(is_meant)]
+    return [f"The next run that changes the VM will put right: {_tell(found)}" for found in Journal.peek(is_meant)]
 
 
 def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> None:
@@ -99,24 +101,19 @@ def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> N
     The caller holds no lock of a VM. Raises what cannot be put right (KvmopsError) with ``vm``, which may be half of a VM then;
     without, warns of it.
     """
-
-    def is_meant(facts: Facts) -> bool:
-        operation = operations.of_host(facts)
-        return operation is not None and facts.get("uri") == uri and (not vm or operation.concerns(facts, vm))
-
-    with _left_behind(is_meant) as journals:
-        for journal in journals:
-            operation = operations.of_host(journal.facts)
+    with _left_behind(lambda found: _is_on_host(found, uri, (vm,) if vm else None)) as remains:
+        for found in remains:
+            operation = operations.of_host(found.head)
             assert operation is not None
             conn = renewed(conn)
             try:
-                done = operation.settle(conn, journal, context.progress)
+                with _taken_over(found, operation.facts) as journal:
+                    done = operation.settle(conn, journal, context.progress)
             except KvmopsError as error:
                 if vm:
                     raise
                 context.warn(str(error))
             else:
-                journal.done()
                 for text in done:
                     context.put_right(text)
 
@@ -126,33 +123,60 @@ def settle_vm(conn: Connection, uuid: str, context: Context, unmerged: Unmerged 
 
     libvirtd may have been restarted then: go on with connection.again(). Raises as before_change() does.
     """
-    with _left_behind(lambda facts: facts.get("key") == vm_key(uuid)) as journals:
-        for journal in journals:
-            operation = operations.of_vm(journal.facts)
+    with _left_behind(lambda found: found.head.key == vm_key(uuid)) as remains:
+        for found in remains:
+            operation = operations.of_vm(found.head)
             if operation is None:
                 raise RefusedError(
-                    f"The VM {journal.facts.get('vm_name', uuid)}",
-                    f"this release cannot settle what an unfinished run of {journal.facts.get('operation')} has left",
-                    f"Run the task with the release that has left it, or remove {journal.path} if nothing of it is there.",
+                    f"The VM {uuid}",
+                    f"this release cannot settle what an unfinished run of {found.head.operation} has left",
+                    f"Run the task with the release that has left it, or remove {found.path} if nothing of it is there.",
                 )
             conn = renewed(conn)
-            for text in operation.settle(conn, uuid, journal, context.progress, unmerged):
+            with _taken_over(found, operation.facts) as journal:
+                done = operation.settle(conn, uuid, journal, context.progress, unmerged)
+            for text in done:
                 context.put_right(text)
-            journal.done()
 
 
 @contextmanager
-def _left_behind(is_meant: Callable[[Facts], bool]) -> Iterator[list[Journal]]:
-    """Journals of dead runs; those that are not done when the block ends are left to the next run."""
+def _taken_over(found: LeftBehind, facts: type[Any]) -> Iterator[Journal[Any]]:
+    """The journal of a dead run, which is done when the block ends well, and is left to the next run otherwise."""
+    journal = found.journal(facts)
+    try:
+        yield journal
+        journal.done()
+    finally:
+        journal.close()
+
+
+@contextmanager
+def _left_behind(is_meant: Callable[[Remains], bool]) -> Iterator[list[LeftBehind]]:
+    """Journals of dead runs; those that are not settled when the block ends are left to the next run."""
     with ExitStack() as stack:
-        journals = Journal.left_behind(is_meant)
-        for journal in journals:
-            stack.callback(journal.close)
-        yield journals
+        remains = Journal.left_behind(is_meant)
+        for found in remains:
+            stack.callback(found.close)
+        yield remains
 
 
-def _tell(facts: Facts) -> str:
-    operation = operations.of_host(facts) or operations.of_vm(facts)
+def _is_on_host(found: Remains, uri: str, vms: Iterable[str] | None) -> bool:
+    """Whether it is an operation on several VMs, and about one of these (None: any)."""
+    operation = operations.of_host(found.head)
     if operation is None:
-        return f"a run of {facts.get('operation')}, which this release does not know, ended before it had finished"
-    return operation.tell(facts)
+        return False
+    try:
+        facts = found.facts(operation.facts)
+    except JournalError:
+        return True  # nobody can say which VM it has left half-way
+    return facts.uri == uri and (vms is None or any(operation.concerns(facts, vm) for vm in vms))
+
+
+def _tell(found: Remains) -> str:
+    operation = operations.of_host(found.head) or operations.of_vm(found.head)
+    try:
+        if operation is not None:
+            return operation.tell(found.facts(operation.facts), found.head)
+    except JournalError:
+        pass
+    return f"a run of {found.head.operation}, whose journal {found.path} this release cannot read, ended before it had finished"

@@ -16,8 +16,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import (
     _capabilities,
@@ -30,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Head, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -91,12 +91,12 @@ class OldVm:
 
 
 @dataclass(frozen=True)
-class Operation:
+class RestoreFacts:
     """What the journal of a restore says.
 
     `directories`: inode of each directory that gets files, so that a missing mount is not taken for missing files; `mounts`: what
-    each is on. `states`: snapshots of the new VM, parents first. `inodes`: those of the new files, known once they are complete;
-    `stamps`: their size and time of change.
+    each is on. `states`: snapshots of the new VM, parents first. `stamps`: size and time of change of the new files, once they are
+    complete.
     `autostart`: the new VM starts with the host, where the replaced one's does not decide it. `defining`: what libvirt knows of the
     replaced VM is being replaced, and may lack anything since.
     """
@@ -108,14 +108,13 @@ class Operation:
     source: str
     files: tuple[FileStep, ...]
     directories: Mapping[str, int]
-    old: OldVm | None = None
+    old: Optional[OldVm] = None
     pools: tuple[str, ...] = ()
     states: tuple[StateRecord, ...] = ()
-    inodes: Mapping[str, int] | None = None
     autostart: bool = False
     defining: bool = False
     mounts: Mapping[str, str] = field(default_factory=dict)
-    stamps: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def pending_token(self) -> str:
@@ -126,47 +125,11 @@ class Operation:
         """Whether it is about the VM of that name or uuid, as the old one or as the new one."""
         return vm in {self.name, self.uuid, *((self.old.name, self.old.uuid) if self.old is not None else ())}
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Operation:
-        """The inverse of `facts`."""
-        old = facts.get("old")
-        return cls(
-            uri=facts["uri"],
-            uuid=facts["uuid"],
-            name=facts["name"],
-            token=facts["token"],
-            source=facts["source"],
-            files=tuple(FileStep(**step) for step in facts["files"]),
-            directories=facts["directories"],
-            old=None
-            if old is None
-            else OldVm(
-                uuid=old["uuid"],
-                name=old["name"],
-                xml=old["xml"],
-                autostart=old["autostart"],
-                states=tuple(StateRecord(**state) for state in old["states"]),
-                checkpoints=tuple((name, xml) for name, xml in old["checkpoints"]),
-            ),
-            pools=tuple(facts["pools"]),
-            states=tuple(StateRecord(**state) for state in facts.get("states", ())),
-            inodes=facts.get("inodes"),
-            autostart=facts.get("autostart", False),
-            # earlier releases recorded nothing between the inodes and the definition
-            defining=facts.get("defining", facts.get("inodes") is not None),
-            mounts=facts.get("mounts", {}),
-            stamps=facts.get("stamps", {}),
-        )
-
     def has_new(self, step: FileStep) -> bool:
         """Whether the file that the restore has made is at the step's `path`, as nobody has written to it since.
 
         Told by size and time of change: sshfs gives a hard link another inode, and other file systems give a new file the inode of
-        one that was removed. Earlier releases recorded nothing else.
+        one that was removed.
         """
         try:
             found = os.stat(step.path)
@@ -174,9 +137,7 @@ class Operation:
             return False
         if step.aside and not os.path.lexists(step.aside):
             return False  # what was there before is there still
-        if step.path in self.stamps:
-            return [found.st_size, found.st_mtime_ns] == list(self.stamps[step.path])
-        return found.st_ino == (self.inodes or {}).get(step.path)
+        return self.stamps.get(step.path) == (found.st_size, found.st_mtime_ns)
 
 
 def locks(name: str, *uuids: str) -> contextlib.ExitStack:
@@ -193,82 +154,77 @@ def locks(name: str, *uuids: str) -> contextlib.ExitStack:
     return stack
 
 
-def settle(conn: Connection, journal: Journal, _progress: Progress) -> list[str]:
+def settle(conn: Connection, journal: Journal[RestoreFacts], _progress: Progress) -> list[str]:
     """Puts right what a dead restore left, see HostOperation."""
-    operation = Operation.from_facts(journal.facts)
+    facts = journal.facts
     try:
-        with locks(operation.name, operation.uuid, operation.old.uuid if operation.old else ""):
-            return [conclude(conn, operation)]
+        with locks(facts.name, facts.uuid, facts.old.uuid if facts.old else ""):
+            return [conclude(conn, facts)]
     except KvmopsError as error:
         raise KvmopsError(
-            f"The restore of {operation.name} from {operation.source} could not be taken back: {error} "
+            f"The restore of {facts.name} from {facts.source} could not be taken back: {error} "
             f"If what it wrote to is gone for good, remove {journal.path}."
         ) from error
 
 
-def tell(facts: Facts) -> str:
+def tell(facts: RestoreFacts, _head: Head) -> str:
     """What a dead restore left that settle() would look at, as one clause."""
-    return f"a restore of {facts['name']} from {facts['source']} was interrupted"
+    return f"a restore of {facts.name} from {facts.source} was interrupted"
 
 
-def concerns(facts: Facts, vm: str) -> bool:
-    """Whether the restore is about the VM of that name or uuid."""
-    return Operation.from_facts(facts).concerns(vm)
-
-
-def conclude(conn: Connection, operation: Operation) -> str:
+def conclude(conn: Connection, facts: RestoreFacts) -> str:
     """Forwards if the VM carries the restore's mark, else back. Raises KvmopsError if neither can be done."""
-    for directory, number in operation.directories.items():
-        if not _mounts.is_still(directory, number, operation.mounts.get(directory, "")):
+    for directory, number in facts.directories.items():
+        if not _mounts.is_still(directory, number, facts.mounts.get(directory, "")):
             raise KvmopsError(
-                f"The interrupted restore of {operation.name}",
-                f"the directory {directory} is not the one it wrote to{_kept(operation)}",
+                f"The interrupted restore of {facts.name}",
+                f"the directory {directory} is not the one it wrote to{_kept(facts)}",
                 "Mount what belongs there and restore again.",
             )
     try:
-        domain = _lookup(conn, operation.uuid)
+        domain = _lookup(conn, facts.uuid)
         refused = _finish_writes(domain)
-        if domain is not None and _token(domain) == operation.token:
-            finish(conn, domain, operation)
-            done = f"The restore of {operation.name} from {operation.source} was complete; its remains are removed."
+        if domain is not None and _token(domain) == facts.token:
+            finish(conn, domain, facts)
+            done = f"The restore of {facts.name} from {facts.source} was complete; its remains are removed."
             return " ".join([done, *refused])
-        roll_back(conn, operation)
-        refused = _finish_writes(_lookup(conn, operation.old.uuid)) if operation.old is not None else []
+        roll_back(conn, facts)
+        refused = _finish_writes(_lookup(conn, facts.old.uuid)) if facts.old is not None else []
     except libvirt.libvirtError as error:
-        raise translate(error, f"The interrupted restore of {operation.name}") from error
+        raise translate(error, f"The interrupted restore of {facts.name}") from error
     except OSError as error:
         raise KvmopsError(
-            f"The interrupted restore of {operation.name}", f"{error.filename}: {error.strerror}{_kept(operation)}"
+            f"The interrupted restore of {facts.name}", f"{error.filename}: {error.strerror}{_kept(facts)}"
         ) from error
-    return " ".join([f"An interrupted restore of {operation.name} from {operation.source} was taken back.", *refused])
+    return " ".join([f"An interrupted restore of {facts.name} from {facts.source} was taken back.", *refused])
 
 
-def roll_back(conn: Connection, operation: Operation) -> None:
+def roll_back(conn: Connection, facts: RestoreFacts) -> None:
     """The host as it was before the restore."""
-    new = [step for step in operation.files if step.path and operation.has_new(step)]
+    new = [step for step in facts.files if step.path and facts.has_new(step)]
     for step in new:
         if os.path.isfile(step.path) and qemu_img.is_in_use(step.path, "raw"):
             raise SplitViewError(
-                f"The interrupted restore of {operation.name}",
+                f"The interrupted restore of {facts.name}",
                 f"a process uses the new file {step.path}, while the VM is still the old one",
                 "Shut down the VM that uses it and restore again.",
             )
-    _take_back_definition(conn, operation)
-    files.sync(operation.uri, operation.name)
+    _take_back_definition(conn, facts)
+    files.sync(facts.uri, facts.name)
     for step in new:
         _remove(step.path)
-    for step in operation.files:
+    for step in facts.files:
         _remove(step.partial, step.scratch)
         if step.aside and _filenames.is_there(step.aside, follow=False):
-            _put_back(operation, step)
-    _sync_directories(operation)
-    if operation.old is not None and operation.defining:
-        _complete(conn, operation.old)
-        files.sync(operation.uri, operation.old.name)
-    refresh(conn, operation.pools)
+            _put_back(facts, step)
+    _sync_directories(facts)
+    if facts.old is not None and facts.defining:
+        _complete(conn, facts.old)
+        files.sync(facts.uri, facts.old.name)
+    refresh(conn, facts.pools)
 
 
-def _put_back(operation: Operation, step: FileStep) -> None:
+def _put_back(facts: RestoreFacts, step: FileStep) -> None:
     """The former file gets its name again; a rename by hard link that was interrupted has left it both."""
     try:
         _files.rename_new(step.aside, step.path)
@@ -277,8 +233,8 @@ def _put_back(operation: Operation, step: FileStep) -> None:
             os.unlink(step.aside)
             return
         raise SplitViewError(
-            f"The interrupted restore of {operation.name}",
-            f"at {step.path} is a file that is not the restore's{_kept(operation)}",
+            f"The interrupted restore of {facts.name}",
+            f"at {step.path} is a file that is not the restore's{_kept(facts)}",
             f"Move that file elsewhere and run the task again, which puts {step.aside} back.",
         ) from error
 
@@ -288,26 +244,26 @@ def _stamp(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _kept(operation: Operation) -> str:
+def _kept(facts: RestoreFacts) -> str:
     """Where the former files are that have no name of their own now: the end of a clause."""
-    kept = [f"{step.path} is kept as {step.aside}" for step in operation.files if os.path.lexists(step.aside)]
+    kept = [f"{step.path} is kept as {step.aside}" for step in facts.files if os.path.lexists(step.aside)]
     return f"; what was {' and what was '.join(kept)}" if kept else ""
 
 
-def _take_back_definition(conn: Connection, operation: Operation) -> None:
+def _take_back_definition(conn: Connection, facts: RestoreFacts) -> None:
     """A VM that was defined, but does not have all its snapshots yet, is not the new one."""
-    domain, old = _lookup(conn, operation.uuid), operation.old
-    if domain is None or _token(domain) != operation.pending_token:
+    domain, old = _lookup(conn, facts.uuid), facts.old
+    if domain is None or _token(domain) != facts.pending_token:
         return
     if domain.isActive():
         raise SplitViewError(
-            f"The interrupted restore of {operation.name}",
+            f"The interrupted restore of {facts.name}",
             "the VM was started before its snapshots were complete",
             "Shut it down and restore again.",
         )
-    forget(domain, operation.states)
+    forget(domain, facts.states)
     # libvirt does not rename by defining: a VM that had another name was undefined, and is defined again as a whole
-    if old is not None and (old.uuid, old.name) == (operation.uuid, operation.name):
+    if old is not None and (old.uuid, old.name) == (facts.uuid, facts.name):
         forget(domain, old.states)
         conn.defineXML(old.xml)
     else:
@@ -329,16 +285,16 @@ def define_states(domain: Domain, states: Sequence[StateRecord]) -> None:
         domain.snapshotCreateXML(state.xml, flags)
 
 
-def finish(conn: Connection, domain: Domain, operation: Operation) -> None:
+def finish(conn: Connection, domain: Domain, facts: RestoreFacts) -> None:
     """Removes what the replaced VM leaves; the new one stands."""
-    old = operation.old
-    if operation.autostart or (old is not None and old.autostart):
+    old = facts.old
+    if facts.autostart or (old is not None and old.autostart):
         domain.setAutostart(1)  # also where the old VM's uuid was kept: with another name it was undefined
-    files.sync(operation.uri, operation.name)
-    for step in operation.files:
+    files.sync(facts.uri, facts.name)
+    for step in facts.files:
         _remove(step.partial, step.scratch, step.aside)
-    _sync_directories(operation)
-    refresh(conn, operation.pools)
+    _sync_directories(facts)
+    refresh(conn, facts.pools)
 
 
 def _complete(conn: Connection, old: OldVm) -> None:
@@ -423,8 +379,8 @@ def _remove(*paths: str) -> None:
                 os.unlink(path)
 
 
-def _sync_directories(operation: Operation) -> None:
-    for directory in operation.directories:
+def _sync_directories(facts: RestoreFacts) -> None:
+    for directory in facts.directories:
         _capabilities.sweep(directory)
         _files.sync_directory(directory)
 
@@ -436,4 +392,4 @@ def refresh(conn: Connection, pools: tuple[str, ...]) -> None:
             conn.storagePoolLookupByName(name).refresh(0)
 
 
-OPERATIONS = (HostOperation(OPERATION, concerns, settle, tell),)
+OPERATIONS = (HostOperation(OPERATION, RestoreFacts, RestoreFacts.concerns, settle, tell),)

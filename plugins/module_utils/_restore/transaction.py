@@ -106,7 +106,7 @@ class Transaction:
                 os.makedirs(os.path.dirname(file.path), mode=0o711, exist_ok=True)
         directories = sorted({os.path.dirname(file.path) for file in plan.all_files})
         mounts = _mounts.now()
-        self._operation = recovery.Operation(
+        self._facts = recovery.RestoreFacts(
             uri=uri,
             uuid=plan.uuid,
             name=plan.name,
@@ -128,25 +128,25 @@ class Transaction:
                 raise RefusedError(
                     f"The file {path}", "a process has it open and writes to it", f"Find it with: fuser -v {path}"
                 )
-        journal = Journal.open(f"restore-{self._plan.uuid}", recovery.OPERATION, self._operation.facts())
+        journal = Journal.open(f"restore-{self._plan.uuid}", recovery.OPERATION, self._facts)
         try:
             self._require_fit()
             written = self._write()
             states = self._finish_files()
-            self._operation = replace(self._operation, **self._recorded())
-            journal.record(inodes=self._operation.inodes, stamps=self._operation.stamps)
+            journal.record(stamps=self._stamps())
+            self._facts = journal.facts
             self._require_template()
             self._end_cycles()
             self._swap()
             journal.record(defining=True)
-            self._operation = replace(self._operation, defining=True)
+            self._facts = journal.facts
             self._define(states)
         except BaseException as error:
             self._undo(journal, error)
             raise
         # the VM stands: what follows is clearing up, and the next run repeats it if it fails
         try:
-            recovery.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._operation)
+            recovery.finish(self._conn, self._conn.lookupByUUIDString(self._plan.uuid), self._facts)
         except (libvirt.libvirtError, OSError) as error:
             journal.close()
             raise KvmopsError(
@@ -159,7 +159,7 @@ class Transaction:
 
     def _require_fit(self) -> None:
         """Raises TargetError, before any file is made, where a file system cannot do what files need or hold one of them."""
-        for directory in self._operation.directories:
+        for directory in self._facts.directories:
             can = _capabilities.probe(directory)
             for file in self._plan.files:
                 if os.path.dirname(file.path) == directory:
@@ -194,7 +194,7 @@ class Transaction:
             return 0
         sinks: list[_CountedSink] = []
         try:
-            for file, step in zip(self._plan.files, self._operation.files):
+            for file, step in zip(self._plan.files, self._facts.files):
                 sinks.append(_CountedSink(_sink(self._archive, file, step)))
             self._archive.extract(
                 [(file.member, sink) for file, sink in zip(self._plan.files, sinks)], progress=self._progress
@@ -208,13 +208,13 @@ class Transaction:
         """No image is opened by QEMU before its header has been read here; layers get the new names of those below."""
         self._progress.phase("check")
         count = len(self._plan.files)
-        partials = {file.path: step.partial for file, step in zip(self._plan.all_files, self._operation.files)}
+        partials = {file.path: step.partial for file, step in zip(self._plan.all_files, self._facts.files)}
         states = []
-        for file, step in zip(self._plan.files, self._operation.files):
+        for file, step in zip(self._plan.files, self._facts.files):
             self._finish_member(file, step, partials)
             if not file.temporary and file.member.role in (Role.DISK, Role.LAYER, Role.ISO):
                 states.append(self._durable(file.path, file.member.target, file.format, step.partial))
-        for made, step in zip(self._plan.made, self._operation.files[count:]):
+        for made, step in zip(self._plan.made, self._facts.files[count:]):
             self._make(made, step, partials)
             states.append(self._durable(made.path, made.target, made.format, step.partial))
         self._give_to_their_owners()
@@ -224,7 +224,7 @@ class Transaction:
         """Each file is for whom the one that it replaces was for, a new one for QEMU's user where libvirt does not see to it."""
         plan = self._plan
         new = security.owner_of_new_files(self._conn, _xml.parse(plan.domain_xml, f"the definition of {plan.name}"))
-        for file, step in zip(plan.all_files, self._operation.files):
+        for file, step in zip(plan.all_files, self._facts.files):
             if isinstance(file, PlannedFile) and file.member.role is Role.TPM:
                 continue  # libvirt gives it to swtpm's user at each start
             wanted = _ownership.of(step.path) if step.aside else new
@@ -285,13 +285,10 @@ class Transaction:
         top = any(disk.path == path for disk in self._plan.disks)
         return DiskState(target, path, image_format, now.st_ino, now.st_size, now.st_mtime_ns, top)
 
-    def _recorded(self) -> dict[str, Any]:
+    def _stamps(self) -> dict[str, tuple[int, int]]:
         """What tells the new files when they have got their names."""
-        found = {step.path: os.stat(step.partial) for step in self._operation.files if step.path}
-        return {
-            "inodes": {path: each.st_ino for path, each in found.items()},
-            "stamps": {path: [each.st_size, each.st_mtime_ns] for path, each in found.items()},
-        }
+        found = {step.path: os.stat(step.partial) for step in self._facts.files if step.path}
+        return {path: (each.st_size, each.st_mtime_ns) for path, each in found.items()}
 
     # --- the VM ----------------------------------------------------------------------------------
 
@@ -321,7 +318,7 @@ class Transaction:
         self._progress.phase("define")
         if replaced is not None:
             self._require_untouched(replaced)
-        steps = self._operation.files
+        steps = self._facts.files
         for step in steps:
             if step.aside:
                 _rename(step.path, step.aside)
@@ -330,7 +327,7 @@ class Transaction:
         for step in steps:
             if step.path:
                 _rename(step.partial, step.path)
-        for directory in self._operation.directories:
+        for directory in self._facts.directories:
             _files.sync_directory(directory)
 
     def _require_untouched(self, vm: ExistingVm, moved: dict[str, str] | None = None) -> None:
@@ -346,18 +343,18 @@ class Transaction:
 
     def _define(self, states: tuple[DiskState, ...]) -> None:
         """The VM without its final mark, its snapshots, and when all of it is as planned, the mark: that is the commit."""
-        plan, operation = self._plan, self._operation
-        old = operation.old
-        found = Mark(plan.point, plan.configuration, operation.token, states, plan.flat)
+        plan, facts = self._plan, self._facts
+        old = facts.old
+        found = Mark(plan.point, plan.configuration, facts.token, states, plan.flat)
         try:
             if old is not None and (old.uuid != plan.uuid or old.name != plan.name):
                 self._conn.lookupByUUIDString(old.uuid).undefineFlags(recovery.KEEP_FILES)
-            domain = self._conn.defineXML(mark.add(plan.domain_xml, replace(found, token=operation.pending_token)))
+            domain = self._conn.defineXML(mark.add(plan.domain_xml, replace(found, token=facts.pending_token)))
             if old is not None:
                 recovery.forget(domain, old.states)
                 recovery.forget_checkpoints(domain, old)
-            recovery.define_states(domain, operation.states)
-            self._require_as_planned(domain, replace(found, token=operation.pending_token))
+            recovery.define_states(domain, facts.states)
+            self._require_as_planned(domain, replace(found, token=facts.pending_token))
             left.save(plan.uuid, {**left.load(plan.uuid), **dict.fromkeys(_left_layers(plan), "")})
             self._conn.defineXML(mark.add(plan.domain_xml, found))
         except libvirt.libvirtError as error:
@@ -368,7 +365,7 @@ class Transaction:
         root = _xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), f"the definition of {plan.name}")
         states = {(state.name, state.parent, state.current) for state in snapshots.tree(domain)}
         wanted = {(state.name, state.parent, state.current) for state in plan.states}
-        in_place = all(self._operation.has_new(step) for step in self._operation.files if step.path)
+        in_place = all(self._facts.has_new(step) for step in self._facts.files if step.path)
         if mark.read(root) != found or not _shows(root, plan) or states != wanted or not in_place:
             raise SplitViewError(
                 f"The definition of the VM {plan.name}",
@@ -376,10 +373,10 @@ class Transaction:
                 "Please report this.",
             )
 
-    def _undo(self, journal: Journal, error: BaseException) -> None:
+    def _undo(self, journal: Journal[recovery.RestoreFacts], error: BaseException) -> None:
         """Back to before; where that fails the journal stays, and the next run goes on from there."""
         try:
-            recovery.conclude(self._conn, self._operation)
+            recovery.conclude(self._conn, self._facts)
         except KvmopsError as second:
             journal.close()
             if isinstance(error, KvmopsError):

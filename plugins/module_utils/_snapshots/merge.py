@@ -10,8 +10,9 @@ then the bookkeeping, the files last.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
@@ -44,23 +45,36 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     former,
     layers,
     left,
-    overlays,
     removal,
     way_back,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
+    MergeFacts,
     Overlay,
     Owner,
     SnapshotPlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.removal import Merge, RemovalPlan
 
-_MERGED = "removal_merged"  # facts in the journal
-_FORMERS = "removal_formers"
-_STARTED = "removal_started"
-_COMMITTED = "removal_committed"
-_WANTED = "removal_wanted"  # the snapshots that stay, as they are to be, by name
+OPERATION = "removal of snapshots"
+
+
+@dataclass(frozen=True)
+class RemovalFacts(MergeFacts):
+    """What the journal of a removal says.
+
+    ``formers``: what the disks were before whose active image is merged, by target. ``started``: the top of the merge that was
+    begun in QEMU, by target; ``committed``: tops of merges that are done; ``merged``: all are. ``wanted``: the snapshots that
+    stay, as they are to be, by name.
+    """
+
+    plan: RemovalPlan
+    formers: Mapping[str, Former]
+    started: Mapping[str, str] = field(default_factory=dict)
+    committed: tuple[str, ...] = ()
+    merged: bool = False
+    wanted: Optional[Mapping[str, str]] = None
 
 
 @dataclass(frozen=True)
@@ -96,13 +110,14 @@ def remove_snapshots(
         return Removed((), ())
     require_removable(conn, domain, found, plan)
     begin()
-    facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_REMOVE, facts)
+    active = [merge for merge in plan.merges if merge.active]
+    formers = {each.target: Former(each.disk_xml, _owner_after(each)) for each in active}
+    journal = Journal.open(vm_key(plan.vm_uuid), OPERATION, RemovalFacts({}, plan, formers))
     try:
-        removed = remove(conn, domain, plan, journal, context.progress)
+        removed = remove(conn, domain, journal, context.progress)
         journal.done()
     except KvmopsError as error:
-        if not may_wait(conn, domain, plan, journal):
+        if not may_wait(conn, domain, journal.facts):
             raise
         journal.done()
         raise UnmergedError(error.what, error.why, error.hint) from error
@@ -111,11 +126,10 @@ def remove_snapshots(
     return replace(removed, notes=(*plan.notes, *removed.notes))
 
 
-def may_wait(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal) -> bool:
+def may_wait(conn: Connection, domain: Domain | None, facts: RemovalFacts) -> bool:
     """Whether the VM may go on with these snapshots, after remove() has failed: nothing has been merged, and all is whole."""
-    facts = journal.facts
-    begun = facts.get(_MERGED) or any(facts.get(_committed(merge)) for merge in plan.merges)
-    if begun or domain is None or not _stands(conn, domain, plan):
+    plan = facts.plan
+    if facts.merged or facts.committed or domain is None or not _stands(conn, domain, plan):
         return False
     active = [merge for merge in plan.merges if merge.active]
     return not active or way_back.may_wait(conn, domain, _overlays(plan, active), facts)
@@ -150,25 +164,24 @@ def require_removable(conn: Connection, domain: Domain, found: layers.Layers, pl
     _require_unused(found, plan)
 
 
-def remove(conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress) -> Removed:
-    """Carry the plan out, from where an earlier run stopped. A wish to cancel is not heard."""
+def remove(conn: Connection, domain: Domain | None, journal: Journal[RemovalFacts], progress: Progress) -> Removed:
+    """Carry the journal's plan out, from where an earlier run stopped. A wish to cancel is not heard."""
+    plan = journal.facts.plan
     notes: list[str] = []
-    if overlays.REMOVAL not in journal.facts:
-        active = [merge for merge in plan.merges if merge.active]
-        formers = {each.target: Former(each.disk_xml, _owner_after(each)) for each in active}
-        journal.record(**{overlays.REMOVAL: asdict(plan), _FORMERS: overlays.formers_to_facts(formers)})
-    if not journal.facts.get(_MERGED):
+    if not journal.facts.merged:
         notes = _merge_all(conn, domain, plan, journal, progress)
-        journal.record(**{_MERGED: True})
+        journal.record(merged=True)
     if domain is not None:
         conn, domain = again(conn, domain)
-        if _WANTED not in journal.facts:
-            journal.record(**{_WANTED: _wanted(domain, plan)})
+        wanted = journal.facts.wanted
+        if wanted is None:
+            wanted = _wanted(domain, plan)
+            journal.record(wanted=wanted)
         _tidy_definition(conn, domain, plan)
         _delete_inner(conn, domain, plan)
         for name in plan.names:
             snapshots.forget(domain, name)
-        _tidy_snapshots(domain, journal.facts[_WANTED])
+        _tidy_snapshots(domain, wanted)
     files.sync(conn.getURI(), plan.vm_name)
     _unlink(conn, plan)
     left.save(plan.vm_uuid, plan.left)
@@ -181,7 +194,7 @@ def _owner_after(merge: Merge) -> Owner:
 
 
 def _merge_all(
-    conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal, progress: Progress
+    conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal[RemovalFacts], progress: Progress
 ) -> list[str]:
     """Returns what a person should know, as merge_back() does."""
     work = _Work(conn, domain, plan, journal, progress)
@@ -200,7 +213,7 @@ class _Work:
     conn: Connection
     domain: Domain | None
     plan: RemovalPlan
-    journal: Journal
+    journal: Journal[RemovalFacts]
     progress: Progress
     notes: tuple[str, ...] = ()  # what a person should know
 
@@ -209,15 +222,18 @@ class _Work:
         """Whether libvirt says so, now."""
         return self.domain is not None and bool(self.domain.isActive())
 
+    def committed(self, merge: Merge) -> None:
+        """It is done, durably."""
+        self.journal.record(committed=(*self.journal.facts.committed, merge.top_path))
+
 
 # --- the image that the guest writes to ----------------------------------------------------------------------------
 
 
 def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
     """Through the same table of situations as a backup's own snapshot: the layers are one overlay several files deep."""
-    formers = overlays.formers_of(work.journal.facts[_FORMERS])
     merged = _overlays(work.plan, merges)
-    return way_back.merge_back(work.conn, work.domain, merged, formers, work.journal, work.progress)
+    return way_back.merge_back(work.conn, work.domain, merged, work.journal.facts.formers, work.journal, work.progress)
 
 
 def _overlays(plan: RemovalPlan, merges: Sequence[Merge]) -> SnapshotPlan:
@@ -254,24 +270,19 @@ def _rounds(merges: Iterable[Merge]) -> list[list[Merge]]:
 
 def _merge_below(work: _Work, merge: Merge) -> None:
     """Merge layers that neither the guest nor QEMU has open, unless that has been done; what stands on them stands on the base."""
-    committed = _committed(merge)
     children = [child for child in merge.children if not _stands_on_base(child, merge)]
     for path in (merge.top_path, *children):
         _require_nobody(path, "qcow2", merge)
     # not every top has a child that would tell by standing on the base
-    if not work.journal.facts.get(committed):
+    if merge.top_path not in work.journal.facts.committed:
         _require_nobody(merge.base_path, merge.base_format, merge)
         way_back.reporter(work.progress, [merge.target])
         way_back.commit_off(merge.gone, merge.base_path, work.progress)
         copying.sync(merge.base_path)
-        work.journal.record(**{committed: True})
+        work.committed(merge)
     for child in children:
         qemu_img.rebase_unsafe(child, merge.base_path, merge.base_format)
         copying.sync(child)
-
-
-def _committed(merge: Merge) -> str:
-    return f"{_COMMITTED}_{merge.top_path}"
 
 
 def _require_nobody(path: str, image_format: str, merge: Merge) -> None:
@@ -287,13 +298,14 @@ def _merge_in_qemu(work: _Work, merges: Sequence[Merge]) -> _Work:
     fresh = []
     for merge in merges:
         job = running.get(merge.target)
-        ours = work.journal.facts.get(_started(merge)) == merge.top_path
+        ours = work.journal.facts.started.get(merge.target) == merge.top_path
         if job and not (ours and job.type == "commit"):
             raise BusyError(_what(work, merge), f"the block job {job.id} is not ours", "Wait until it has finished.")
         if not job and merge.top_path in seen.disk(merge.target).qemu:
             fresh.append(merge)
     apparmor.lift(domain, _written(fresh))
-    work.journal.record(**{_started(merge): merge.top_path for merge in fresh})
+    started = {merge.target: merge.top_path for merge in fresh}
+    work.journal.record(started={**work.journal.facts.started, **started})
     limit = blockjobs.Limit(domain, work.progress.merge_bps, work.progress.merge_within_s)
     targets = [merge.target for merge in merges]
     try:
@@ -314,7 +326,7 @@ def _merge_in_qemu(work: _Work, merges: Sequence[Merge]) -> _Work:
                 "the block job ended before its end",
                 "Look for a full file system or I/O errors under the disk; the next run tries again.",
             )
-        work.journal.record(**{_committed(merge): True})
+        work.committed(merge)
     # a libvirtd that missed the end left them, and with them the files' space
     blockjobs.drop_nodes(work.domain, [path for merge in merges for path in merge.gone])
     return work
@@ -323,10 +335,6 @@ def _merge_in_qemu(work: _Work, merges: Sequence[Merge]) -> _Work:
 def _written(merges: Iterable[Merge]) -> list[str]:
     """What QEMU opens for writing: bases, and what stands on the merged layers."""
     return [path for merge in merges for path in (merge.base_path, *merge.children)]
-
-
-def _started(merge: Merge) -> str:
-    return f"{_STARTED}_{merge.target}"
 
 
 def _what(work: _Work, merge: Merge) -> str:
@@ -394,7 +402,7 @@ def _tidy_definition(conn: Connection, domain: Domain, plan: RemovalPlan) -> Non
         raise translate(error, f"The definition of {plan.vm_name}") from error
 
 
-def _tidy_snapshots(domain: Domain, wanted: dict[str, str]) -> None:
+def _tidy_snapshots(domain: Domain, wanted: Mapping[str, str]) -> None:
     """libvirt, told to forget one, assumes that its overlay became part of its base, and says so about all that stand on it."""
     for state in snapshots.tree(domain):
         if state.name in wanted:

@@ -7,24 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Optional
 
 # of file names: AppArmor lets libvirt's helper read images outside of libvirt's directories by it, and so allow their chain
 EXTENSION = ".qcow2"
-# operations that keep a journal about one VM, as a person reads them: "a run of …"
-OPERATION_BACKUP, OPERATION_TAKE = "backup", "a snapshot"
-OPERATION_REMOVE, OPERATION_REVERT = "removal of snapshots", "a revert"
-SNAPSHOT = "snapshot"  # names of facts in the journal
-PHASE = "phase"
-FROZEN = "frozen"  # what tells whether a base was written to since: by target
-STOOD_ON = "stood_on"  # the VM's current snapshot before, "" for none
-PARTIAL = "partial"  # path of the unfinished archive
-PARTIAL_PLACE = "partial_place"  # what tells its directory, see _mounts.identity
-PUBLISHED = "published"  # true: the point is in its archive, and its snapshot stays
-REMOVAL = "removal"  # the snapshots that are being removed
-REVERT = "revert"  # the snapshot that is being reverted to
 
 
 class Phase(str, Enum):
@@ -99,48 +87,40 @@ class Former:
     owner: Owner
 
 
-def content_of(path: str) -> list[int]:
+def content_of(path: str) -> tuple[int, ...]:
     """Changes when the file is written to, wherever it is mounted then."""
     found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]
+    return found.st_size, found.st_mtime_ns
 
 
-def to_facts(plan: SnapshotPlan, formers: Mapping[str, Former]) -> dict[str, Any]:
-    """The plan as JSON values for the journal."""
-    return {**asdict(plan), **formers_to_facts(formers)}
+@dataclass(frozen=True)
+class MergeFacts:
+    """What the journal says of every operation that merges what the guest writes to. ``steps``: by target, once there is one."""
+
+    steps: Mapping[str, Step]
+
+    def step(self, target: str) -> Step:
+        """How far the merge of this disk had come."""
+        return self.steps.get(target, Step.NONE)
 
 
-def formers_to_facts(formers: Mapping[str, Former]) -> dict[str, Any]:
-    """What the disks were before, by target, as JSON values for formers_of()."""
-    return {"formers": {target: asdict(former) for target, former in formers.items()}}
+@dataclass(frozen=True)
+class SnapshotFacts(MergeFacts):
+    """What the journal says of every operation that takes a snapshot.
 
+    ``formers``: what the disks were before, by target. ``stood_on``: the VM's current snapshot before, "" for none. ``frozen``:
+    what tells whether a base was written to since (`content_of`), by target.
+    """
 
-def plan_of(facts: Mapping[str, Any]) -> SnapshotPlan:
-    """The plan in a journal's snapshot fact."""
-    values = {name: value for name, value in facts.items() if name != "formers"}
-    values["overlays"] = tuple(
-        Overlay(**{**each, "between": tuple(each.get("between", ()))}) for each in values["overlays"]
-    )
-    values["excluded_targets"] = tuple(values["excluded_targets"])
-    values["expendable"] = tuple(values.get("expendable", ()))
-    return SnapshotPlan(**values)
+    vm_uuid: str
+    vm_name: str
+    plan: Optional[SnapshotPlan] = None
+    formers: Mapping[str, Former] = field(default_factory=dict)
+    stood_on: str = ""
+    phase: Optional[Phase] = None
+    frozen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-
-def formers_of(facts: Mapping[str, Any]) -> dict[str, Former]:
-    """What the disks were before, by target, in a journal's fact."""
-    formers = {}
-    for target, each in facts["formers"].items():
-        owner = each["owner"]
-        labels = tuple((name, value) for name, value in owner["labels"])
-        formers[target] = Former(each["disk_xml"], Owner(owner["uid"], owner["gid"], owner["mode"], labels))
-    return formers
-
-
-def is_clean(facts: Mapping[str, Any]) -> bool:
-    """Whether nothing of the snapshot in a journal can be on the VM: it was never asked for, or all was put back."""
-    return SNAPSHOT not in facts or facts.get(PHASE) == Phase.PUT_BACK
-
-
-def step_fact(target: str) -> str:
-    """The name of the fact that holds the Step of one disk."""
-    return f"step_{target}"
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of the snapshot can be on the VM: it was never asked for, or all was put back."""
+        return self.plan is None or self.phase is Phase.PUT_BACK

@@ -1,16 +1,19 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What dead runs of backups, snapshots, removals and reverts left on their VM, and how each is brought to its end."""
+"""What dead runs that took, removed or reverted to snapshots left on their VM, and how each is brought to its end.
+
+Every later run waits for the merges of dead runs: their limit of bandwidth is the one of the progress, raised so that they end in
+about an hour, and they hear no wish to cancel. With the VM whole, what cannot be merged may wait for a later run (`Unmerged`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import append, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Head, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -21,101 +24,101 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged, VmOperation
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
-    merge,
-    overlays,
-    published,
-    removal,
-    revert,
-    way_back,
-)
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge, revert, snapshot, way_back
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.merge import RemovalFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import SnapshotFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.revert import RevertFacts
 
 _MERGED_WITHIN_S = 3600.0
 
 
-def settle(
-    conn: Connection, uuid: str, journal: Journal, progress: Progress, unmerged: Unmerged | None = None
+def _settle_snapshot(
+    conn: Connection, uuid: str, journal: Journal[SnapshotFacts], progress: Progress, unmerged: Unmerged | None
 ) -> list[str]:
-    """Finish or undo what a dead run left on the VM, see VmOperation.
+    return finish_writes(conn, uuid) + undo(conn, uuid, journal, progress, unmerged)
 
-    ``progress`` tells of merges, and has the limit of their bandwidth, raised so that they end in about an hour; a wish to
-    cancel is not heard. Raises SplitViewError, with nothing touched, when what is found has no written recovery; BusyError
-    when somebody else's job is at work on a disk.
-    """
-    done = _finish_writes(*_again(conn, uuid))
-    with _ending(progress):
-        done += _merge(conn, uuid, journal, progress, unmerged)
-    if overlays.REVERT in journal.facts:
-        reverting = revert.from_facts(journal.facts[overlays.REVERT])
-        done.append(revert.resume(*_again(conn, uuid), reverting, journal))
-    partial = journal.facts.get(overlays.PARTIAL, "")
-    if partial and trash.remove_partial(partial, journal.facts.get(overlays.PARTIAL_PLACE)):
-        done.append(f"removed the unfinished archive {partial}")
-    grown = journal.facts.get("archive", "")  # as ArchiveAppender's on_growth tells it
-    with suppress(KvmopsError):  # the archive may be gone or at work; the next append looks again
-        if grown and append.settle(grown):
-            done.append(f"cut off what was not yet a point of {grown}")
+
+def _settle_removal(
+    conn: Connection, uuid: str, journal: Journal[RemovalFacts], progress: Progress, unmerged: Unmerged | None
+) -> list[str]:
+    done = finish_writes(conn, uuid)
+    plan = journal.facts.plan
+    try:
+        with _ending(progress):
+            removed = merge.remove(*_again(conn, uuid), journal, progress)
+        return [*done, *removed.notes, f"{plan.vm_name}: finished the removal of {', '.join(removed.names)}"]
+    except KvmopsError as error:
+        found = _again(conn, uuid)
+        if unmerged is None or not merge.may_wait(*found, journal.facts):
+            raise
+        unmerge.remember(found[1], plan.names)
+        unmerged.add(plan.names, error)
     return done
+
+
+def _settle_revert(
+    conn: Connection, uuid: str, journal: Journal[RevertFacts], _progress: Progress, _unmerged: Unmerged | None
+) -> list[str]:
+    return [*finish_writes(conn, uuid), revert.resume(*_again(conn, uuid), journal)]
+
+
+def finish_writes(conn: Connection, uuid: str) -> list[str]:
+    """What a killed libvirtd was writing about a snapshot is written again; settling begins with it."""
+    _conn, domain = _again(conn, uuid)
+    return snapshots.finish_writes(domain) if domain is not None else []
+
+
+def undo(
+    conn: Connection, uuid: str, journal: Journal[SnapshotFacts], progress: Progress, unmerged: Unmerged | None
+) -> list[str]:
+    """The VM without the snapshot in the journal, if there is one. Raises as `way_back.bring_back` does."""
+    plan = journal.facts.plan
+    if plan is None:
+        return []
+    try:
+        with _ending(progress):
+            return way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
+    except KvmopsError as error:
+        found = _again(conn, uuid)
+        if unmerged is None or not way_back.may_wait(*found, plan, journal.facts):
+            raise
+        unmerge.remember(found[1], [plan.name])
+        unmerged.add([plan.name], error)
+    return []
+
+
+def tell_run(vm_name: str, head: Head) -> str:
+    """A clause about a run that died."""
+    who = f"process {head.holder.pid} on {head.holder.host}"
+    return f"a run of {head.operation} of {vm_name} ({who}) ended before it had finished"
+
+
+def tell_snapshot(facts: SnapshotFacts) -> str:
+    """The end of that clause, "" where there is no snapshot."""
+    return f"; its snapshot {facts.plan.name} may still be there" if facts.plan is not None else ""
+
+
+def _tell_snapshot(facts: SnapshotFacts, head: Head) -> str:
+    return tell_run(facts.vm_name, head) + tell_snapshot(facts)
+
+
+def _tell_removal(facts: RemovalFacts, head: Head) -> str:
+    return f"{tell_run(facts.plan.vm_name, head)}; it was removing {', '.join(facts.plan.names)}"
+
+
+def _tell_revert(facts: RevertFacts, head: Head) -> str:
+    return f"{tell_run(facts.plan.vm_name, head)}; it was reverting to {facts.plan.name}"
 
 
 @contextmanager
 def _ending(progress: Progress) -> Iterator[None]:
-    """Merges within are those of dead runs, which every later run waits for: they shall end, whatever their limit of bandwidth."""
+    """Merges within end in about an hour, whatever their limit of bandwidth."""
     progress.merge_within_s = _MERGED_WITHIN_S
     try:
         yield
     finally:
         progress.merge_within_s = 0.0
-
-
-def _merge(conn: Connection, uuid: str, journal: Journal, progress: Progress, unmerged: Unmerged | None) -> list[str]:
-    """The snapshots that a dead run took or was removing."""
-    done: list[str] = []
-    # a published point needs its snapshot: that one stays
-    if overlays.SNAPSHOT in journal.facts and not published.is_published(journal.facts):
-        plan = overlays.plan_of(journal.facts[overlays.SNAPSHOT])
-        try:
-            done += way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
-        except KvmopsError as error:
-            found = _again(conn, uuid)
-            if unmerged is None or not way_back.may_wait(*found, plan, journal.facts):
-                raise
-            unmerge.remember(found[1], [plan.name])
-            unmerged.add([plan.name], error)
-    if overlays.REMOVAL in journal.facts:
-        removing = removal.from_facts(journal.facts[overlays.REMOVAL])
-        try:
-            removed = merge.remove(*_again(conn, uuid), removing, journal, progress)
-            done += [*removed.notes, f"{removing.vm_name}: finished the removal of {', '.join(removed.names)}"]
-        except KvmopsError as error:
-            found = _again(conn, uuid)
-            if unmerged is None or not merge.may_wait(*found, removing, journal):
-                raise
-            unmerge.remember(found[1], removing.names)
-            unmerged.add(removing.names, error)
-    return done
-
-
-def tell(facts: Facts) -> str:
-    """What a dead run left that settle() would look at, as one clause. Reads the journal's facts only."""
-    holder = facts.get("holder", {})
-    who = f"process {holder.get('pid')} on {holder.get('host')}"
-    about = f" of {facts['vm_name']}" if "vm_name" in facts else ""
-    text = f"a run of {facts.get('operation')}{about} ({who}) ended before it had finished"
-    if overlays.SNAPSHOT in facts and not published.is_published(facts):
-        plan = overlays.plan_of(facts[overlays.SNAPSHOT])
-        text += f"; its snapshot {plan.name} of {plan.vm_name} may still be there"
-    if overlays.REMOVAL in facts:
-        removing = removal.from_facts(facts[overlays.REMOVAL])
-        text += f"; it was removing {', '.join(removing.names)} of {removing.vm_name}"
-    if overlays.REVERT in facts:
-        text += f"; it was reverting {facts[overlays.REVERT]['vm_name']} to {facts[overlays.REVERT]['name']}"
-    return text
-
-
-def _finish_writes(_conn: Connection, domain: Domain | None) -> list[str]:
-    return snapshots.finish_writes(domain) if domain is not None else []
 
 
 def _again(conn: Connection, uuid: str) -> tuple[Connection, Domain | None]:
@@ -129,12 +132,8 @@ def _again(conn: Connection, uuid: str) -> tuple[Connection, Domain | None]:
         raise translate(error, f"The VM {uuid}") from error
 
 
-OPERATIONS = tuple(
-    VmOperation(name, settle, tell)
-    for name in (
-        overlays.OPERATION_BACKUP,
-        overlays.OPERATION_TAKE,
-        overlays.OPERATION_REMOVE,
-        overlays.OPERATION_REVERT,
-    )
+OPERATIONS = (
+    VmOperation(snapshot.OPERATION, SnapshotFacts, _settle_snapshot, _tell_snapshot),
+    VmOperation(merge.OPERATION, RemovalFacts, _settle_removal, _tell_removal),
+    VmOperation(revert.OPERATION, RevertFacts, _settle_revert, _tell_revert),
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
@@ -84,17 +84,6 @@ class RemovalPlan:
     def replaced(self) -> dict[str, tuple[str, str]]:
         """Path and format that stand for each merged layer from then on."""
         return {path: (merge.base_path, merge.base_format) for merge in self.merges for path in merge.gone}
-
-
-def from_facts(facts: Mapping[str, Any]) -> RemovalPlan:
-    """The plan in a journal (written with dataclasses.asdict)."""
-    merges = tuple(
-        Merge(**{**each, "between": tuple(each["between"]), "children": tuple(each["children"])})
-        for each in facts["merges"]
-    )
-    lists = {name: tuple(facts[name]) for name in ("names", "kept", "files", "notes")}
-    inner = tuple(InnerState(**each) for each in facts["inner"])
-    return RemovalPlan(facts["vm_uuid"], facts["vm_name"], merges=merges, inner=inner, left=facts["left"], **lists)
 
 
 def plan_removal(layers: Layers, names: Names) -> RemovalPlan:

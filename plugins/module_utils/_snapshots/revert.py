@@ -10,10 +10,9 @@ Internal: libvirt's own revert, of a copy of the image where later snapshots sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError, SplitViewError
@@ -45,7 +44,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers im
     require_free,
 )
 
-_PHASE = "revert_phase"  # a fact in the journal
+OPERATION = "a revert"
 
 
 class Phase(str, Enum):
@@ -93,12 +92,12 @@ class RevertPlan:
     notes: tuple[str, ...] = ()
 
 
-def from_facts(facts: Mapping[str, Any]) -> RevertPlan:
-    """The plan in a journal (written with dataclasses.asdict)."""
-    values = {**facts, "fresh": tuple(Fresh(**each) for each in facts["fresh"])}
-    for name in ("actives", "discarded", "notes"):
-        values[name] = tuple(facts[name])
-    return RevertPlan(**values)
+@dataclass(frozen=True)
+class RevertFacts:
+    """What the journal of a revert says."""
+
+    plan: RevertPlan
+    phase: Phase = Phase.PREPARING
 
 
 def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> RevertPlan:
@@ -318,13 +317,13 @@ def _with_overlays(xml: str, fresh: tuple[Fresh, ...], discarded: tuple[str, ...
 # --- running -------------------------------------------------------------------------------------------------------
 
 
-def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, progress: Progress) -> None:
+def run(conn: Connection, domain: Domain, journal: Journal[RevertFacts], progress: Progress) -> None:
     """Carry the plan out. The caller has seen that nobody else is at work on the VM, and holds its lock.
 
     Raises KvmopsError: with everything as it was, though the VM may be off, and the journal done; or with the connection
     lost and the journal there for resume().
     """
-    journal.record(**{overlays.REVERT: asdict(plan), _PHASE: Phase.PREPARING})
+    plan = journal.facts.plan
     try:
         progress.phase("prepare")
         for each in plan.fresh:
@@ -332,7 +331,7 @@ def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, pr
         if plan.internal and plan.fresh:
             copies = {each.path: each.base_path for each in plan.fresh}
             left.save(plan.vm_uuid, {**left.load(plan.vm_uuid, left.COPIES), **copies}, left.COPIES)
-        journal.record(**{_PHASE: Phase.COMMITTED})
+        journal.record(phase=Phase.COMMITTED)
     except (KvmopsError, OSError):
         _take_back(conn, domain, plan)
         journal.done()
@@ -340,10 +339,11 @@ def run(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal, pr
     _forward(conn, domain, plan, journal)
 
 
-def resume(conn: Connection, domain: Domain | None, plan: RevertPlan, journal: Journal) -> str:
+def resume(conn: Connection, domain: Domain | None, journal: Journal[RevertFacts]) -> str:
     """Finish or undo what a dead run began; one sentence about it."""
+    plan = journal.facts.plan
     what = f"{plan.vm_name}: the revert to {plan.name}"
-    phase = journal.facts.get(_PHASE)
+    phase = journal.facts.phase
     if phase == Phase.ENDED:
         if domain is not None:
             _discard(conn, domain, plan)
@@ -392,7 +392,7 @@ def _make(plan: RevertPlan, fresh: Fresh, progress: Progress) -> None:
     copying.sync(fresh.path)
 
 
-def _forward(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+def _forward(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal[RevertFacts]) -> None:
     """From the new files to the end; every step sees by itself whether it has been done."""
     try:
         if plan.internal:
@@ -431,16 +431,16 @@ def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> Non
         _let_run(domain, plan, waits=domain.state()[:2] == loaded)
 
 
-def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal[RevertFacts]) -> None:
     if plan.fresh:
         snapshots.redefine(domain, plan.state_xml, current=False)
     if domain.isActive():
         domain.destroy()  # libvirt would load the snapshot into the QEMU that runs, from the images that it has
-    journal.record(**{_PHASE: Phase.STOPPED})
+    journal.record(phase=Phase.STOPPED)
     snapshots.revert_internal(domain, plan.name)
 
 
-def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal[RevertFacts]) -> None:
     """The VM runs with the snapshot loaded; libvirt may have died before the rest: what is as it was before is put right."""
     what = f"The VM {plan.vm_name}"
     # QEMU waits for its first start: whoever pauses a guest makes it "paused"
@@ -468,9 +468,9 @@ def _let_run(domain: Domain, plan: RevertPlan, *, waits: bool) -> None:
             raise translate(error, f"The VM {plan.vm_name}") from error
 
 
-def _end(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal) -> None:
+def _end(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal[RevertFacts]) -> None:
     files.sync(conn.getURI(), plan.vm_name)
-    journal.record(**{_PHASE: Phase.ENDED})
+    journal.record(phase=Phase.ENDED)
     _discard(conn, domain, plan)
 
 

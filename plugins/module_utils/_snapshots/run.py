@@ -36,7 +36,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     snapshot,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Kind, Layers
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay, SnapshotPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
+    Overlay,
+    SnapshotFacts,
+    SnapshotPlan,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import (
     ALL_NAME,
     SnapshotRequest,
@@ -114,13 +118,12 @@ def _present(run: _Run) -> dict[str, Any]:
         new = Snapshot(request.snapshot, "", current, True, True, memory, plan.memory_path, "", int(time.time()))
         before = [replace(state.info, current=False) for state in found.states]
         return _values(_infos(found), [*before, new], changed=True)
-    facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_TAKE, facts)
+    journal = Journal.open(vm_key(plan.vm_uuid), snapshot.OPERATION, SnapshotFacts({}, plan.vm_uuid, plan.vm_name))
     try:
         snapshot.take(run.conn, run.domain, plan, journal)
         journal.done()
     except KvmopsError:
-        if overlays.is_clean(journal.facts):
+        if journal.facts.is_clean:
             journal.done()
         raise
     finally:
@@ -258,10 +261,9 @@ def _reverted(run: _Run) -> dict[str, Any]:
         return _values(_infos(found), after, changed=True)
     if any(_BACKUPS_OWN.fullmatch(state.name) for state in found.states):
         _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its snapshot {request.snapshot}")
-    facts = {"vm_uuid": plan.vm_uuid, "vm_name": plan.vm_name}
-    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_REVERT, facts)
+    journal = Journal.open(vm_key(plan.vm_uuid), revert.OPERATION, revert.RevertFacts(plan))
     try:
-        revert.run(run.conn, run.domain, plan, journal, run.context.progress)
+        revert.run(run.conn, run.domain, journal, run.context.progress)
         journal.done()
     finally:
         journal.close()

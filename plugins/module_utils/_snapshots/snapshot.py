@@ -43,11 +43,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays 
     Former,
     Overlay,
     Phase,
+    SnapshotFacts,
     SnapshotPlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.watchdog import Watchdog
 
 __all__ = ("Overlay", "SnapshotPlan", "Taken", "remove", "require_ready", "take")
+
+OPERATION = "a snapshot"  # of vm_snapshot
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,19 @@ class Taken:
     timestamp: int
 
 
-def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal) -> Taken:
+def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[SnapshotFacts]) -> Taken:
     """Take the snapshot (VM running or off). Everything it makes is in the journal before it exists.
 
     Raises RefusedError or BusyError with nothing touched, QuiesceError when the agent could not freeze, else KvmopsError:
-    after everything was put back (overlays.is_clean(journal.facts) then), or with exactly what is left in its text (the next
+    after everything was put back (journal.facts.is_clean then), or with exactly what is left in its text (the next
     run settles it).
     """
     require_ready(conn, domain, plan)
     journal.record(
-        **{
-            overlays.SNAPSHOT: overlays.to_facts(plan, _formers(domain, plan)),
-            overlays.STOOD_ON: next((node.name for node in snapshots.tree(domain) if node.current), ""),
-            overlays.PHASE: Phase.TAKING,
-        }
+        plan=plan,
+        formers=_formers(domain, plan),
+        stood_on=next((node.name for node in snapshots.tree(domain) if node.current), ""),
+        phase=Phase.TAKING,
     )
     try:
         taken = _create(conn, domain, plan)
@@ -86,7 +88,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
             way_back.bring_back(conn, domain, plan, journal, Progress())
         except KvmopsError as left:
             raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
-        journal.record(**{overlays.PHASE: Phase.PUT_BACK})
+        journal.record(phase=Phase.PUT_BACK)
         if isinstance(error, KvmopsError):
             raise
         if plan.quiesce and agent.is_agent_failure(error):
@@ -95,11 +97,11 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal)
         raise translate(error, what) from error
     files.sync(conn.getURI(), plan.vm_name)
     frozen = {each.target: overlays.content_of(each.base_path) for each in plan.overlays}
-    journal.record(**{overlays.PHASE: Phase.TAKEN, overlays.FROZEN: frozen})
+    journal.record(phase=Phase.TAKEN, frozen=frozen)
     return taken
 
 
-def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal, progress: Progress) -> None:
+def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[SnapshotFacts], progress: Progress) -> None:
     """Merge the overlays back into their bases, one disk at a time, and forget the snapshot; resumes what was begun.
 
     The memory image is removed too. libvirtd may have been restarted since take(). Raises BusyError when somebody else's
@@ -107,7 +109,7 @@ def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journa
     the next run settles it.
     """
     conn, domain = again(conn, domain)
-    journal.record(**{overlays.PHASE: Phase.REMOVING})
+    journal.record(phase=Phase.REMOVING)
     way_back.bring_back(conn, domain, plan, journal, progress)
 
 

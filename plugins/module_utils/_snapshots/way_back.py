@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     SplitViewError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
     apparmor,
@@ -47,8 +47,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import fo
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import other_vms
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
+    MergeFacts,
     Overlay,
     Phase,
+    SnapshotFacts,
     SnapshotPlan,
     Step,
 )
@@ -86,18 +88,18 @@ UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDE
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: Facts) -> Situation:
+def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: MergeFacts) -> Situation:
     """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
     seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
     all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
     jobs = {job.target: job for job in all_jobs}
     opened = blockjobs.open_files(domain) if domain is not None and seen.running else frozenset()
-    taking = facts.get(overlays.PHASE) == Phase.TAKING
+    taking = isinstance(facts, SnapshotFacts) and facts.phase is Phase.TAKING
     power = Power.RUNNING if seen.running else Power.SAVED if seen.managed_save else Power.OFF
     disks = []
     for overlay in plan.overlays:
         disk = seen.disk(overlay.target)
-        step = Step(facts.get(overlays.step_fact(overlay.target), Step.NONE))
+        step = facts.step(overlay.target)
         attached = bool(disk.qemu or disk.live)
         in_use = not attached and _in_use(overlay)
         detached = not attached and not in_use
@@ -256,8 +258,8 @@ class _Work:
     conn: Connection
     domain: Domain
     plan: SnapshotPlan
-    formers: dict[str, Former]
-    journal: Journal
+    formers: Mapping[str, Former]
+    journal: Journal[MergeFacts]
     progress: Progress
     merge_only: bool = False
 
@@ -265,27 +267,26 @@ class _Work:
         return next(each for each in self.plan.overlays if each.target == target)
 
     def steps(self, targets: list[str], step: Step) -> None:
-        self.journal.record(**{overlays.step_fact(target): step for target in targets})
+        self.journal.record(steps={**self.journal.facts.steps, **dict.fromkeys(targets, step)})
 
 
 def bring_back(
-    conn: Connection, domain: Domain | None, plan: SnapshotPlan, journal: Journal, progress: Progress
+    conn: Connection, domain: Domain | None, plan: SnapshotPlan, journal: Journal[SnapshotFacts], progress: Progress
 ) -> list[str]:
     """Bring the VM back to its own disks and remove everything of ours; returns what was done, one sentence each.
 
     Goes on where an earlier run stopped. A wish to cancel is not heard: a VM is not left between its disks.
     Raises BusyError, SplitViewError or RefusedError before the next act on what it cannot judge, else KvmopsError.
     """
-    formers = overlays.formers_of(journal.facts[overlays.SNAPSHOT])
-    return _act(_Work(conn, domain, plan, formers, journal, progress))
+    return _act(_Work(conn, domain, plan, journal.facts.formers, journal, progress))
 
 
 def merge_back(
     conn: Connection,
     domain: Domain | None,
     plan: SnapshotPlan,
-    formers: dict[str, Former],
-    journal: Journal,
+    formers: Mapping[str, Former],
+    journal: Journal[MergeFacts],
     progress: Progress,
 ) -> list[str]:
     """The same without what comes after the merges: snapshots stay listed, and all files where they are.
@@ -295,7 +296,7 @@ def merge_back(
     return _act(_Work(conn, domain, plan, formers, journal, progress, merge_only=True))
 
 
-def may_wait(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: Facts) -> bool:
+def may_wait(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: MergeFacts) -> bool:
     """Whether the VM may go on as it is, after bring_back() or merge_back() has failed: it is whole, on its overlays."""
 
     def is_whole() -> bool:
@@ -333,7 +334,7 @@ def _act(work: _Work) -> list[str]:
             done += _stand_again(work)
             running = work.domain is not None and bool(work.domain.isActive())
             for overlay in plan.overlays:
-                if work.journal.facts.get(overlays.step_fact(overlay.target)) == Step.LEFT:
+                if work.journal.facts.step(overlay.target) is Step.LEFT:
                     continue  # others may have it now
                 former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
             return done
@@ -364,7 +365,8 @@ def _together(actions: list[Action]) -> list[Action]:
 
 def _stand_again(work: _Work) -> list[str]:
     """The snapshot that the VM stood on is the current one again; where libvirt refuses, the next increment is a full."""
-    stood_on = work.journal.facts.get(overlays.STOOD_ON, "")
+    facts = work.journal.facts
+    stood_on = facts.stood_on if isinstance(facts, SnapshotFacts) else ""
     if work.domain is None or not stood_on:
         return []
     try:
@@ -587,8 +589,9 @@ def _renew_overlay(overlay: Overlay) -> None:
 
 def _require_as_frozen(work: _Work, target: str) -> None:
     """While the VM was off another one may have been started on the base: what either has written would spoil the other."""
-    frozen = work.journal.facts.get(overlays.FROZEN, {}).get(target)
-    untouched = Step(work.journal.facts.get(overlays.step_fact(target), Step.NONE)) is Step.NONE
+    facts = work.journal.facts
+    frozen = facts.frozen.get(target) if isinstance(facts, SnapshotFacts) else None
+    untouched = facts.step(target) is Step.NONE
     overlay = work.overlay(target)
     if frozen and untouched and overlays.content_of(overlay.base_path) != frozen:
         raise SplitViewError(

@@ -68,7 +68,8 @@ def plan_for(vm, mode="agent"):
 
 
 def open_journal(plan):
-    return Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_BACKUP, {})
+    facts = overlays.SnapshotFacts({}, plan.vm_uuid, plan.vm_name)
+    return Journal.open(vm_key(plan.vm_uuid), snapshot.OPERATION, facts)
 
 
 class Cycle:

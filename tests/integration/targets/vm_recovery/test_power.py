@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain, monitor, views
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Phase, Step
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle, open_journal
 from ansible_collections.kvmops.backup.tests.lab import recovery, truth
@@ -32,7 +33,7 @@ def overlaid_behind_libvirt(vm):
     run = Cycle(vm, "crash")
     plan = run.plan
     formers = cycle.snapshot._formers(run.domain, plan)
-    run.journal.record(snapshot=cycle.overlays.to_facts(plan, formers), phase="taking")
+    run.journal.record(plan=plan, formers=formers, phase=Phase.TAKING)
     indexes = [int(disk.index) for disk in domain.parse(vm.xml()).disks]
     actions = []
     for number, overlay in enumerate(plan.overlays, start=max(indexes) + 1):
@@ -112,7 +113,7 @@ def test_powered_off_in_the_merge(vm, bandwidth_mib):
     run.take()
     vm.wait_for_marker(vm.last_marker().number + 3)
     vda = run.plan.overlays[0]
-    run.journal.record(**{cycle.overlays.step_fact("vda"): "committing"})
+    run.journal.record(steps={"vda": Step.COMMITTING})
     flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
     run.domain.blockCommit("vda", vda.base_path, vda.overlay_path, bandwidth_mib, flags)
     run.die()
@@ -224,7 +225,8 @@ def test_a_disk_that_was_unplugged(vm, lab):
 
     # the same run again, and nobody takes it
     again = open_journal(run.plan)
-    again.record(snapshot=cycle.overlays.to_facts(run.plan, cycle.snapshot._formers(run.domain, run.plan)), phase="taken")
+    formers = cycle.snapshot._formers(run.domain, run.plan)
+    again.record(plan=run.plan, formers=formers, phase=Phase.TAKEN)
     again.close()
     print(cycle.settle(vm))
     assert not os.path.exists(vdb.overlay_path)

@@ -74,7 +74,7 @@ def test_what_another_vm_wrote_to_the_base_is_not_merged_into(lab: Lab, disk: Pa
     )
     conn = connection.connect(daemons.URI)
     domain = connection.find_domain(conn, "desk")
-    journal = Journal.open(vm_key(plan.vm_uuid), overlays.OPERATION_BACKUP, {})
+    journal = Journal.open(vm_key(plan.vm_uuid), snapshot.OPERATION, overlays.SnapshotFacts({}, plan.vm_uuid, "desk"))
     try:
         snapshot.take(conn, domain, plan, journal)
         run("qemu-io", "-c", "write -P 3 0 4096", f"{disk}.overlay")

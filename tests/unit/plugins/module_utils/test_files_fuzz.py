@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _paths, _settings, _slots, _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Consistency
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import BackupFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, JournalError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
@@ -94,16 +96,23 @@ def _evidence(path: str) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@fuzz(0.02, st.lists(odd_json(), max_size=4))
-def test_fuzz_journals(lines: list[bytes]) -> None:
-    """A journal ends where it makes no sense; one without a fact has touched nothing."""
-    directory = Path(_paths.state_dir(), "journal")
-    directory.mkdir(exist_ok=True)
-    (directory / "0123456789abcdef.json").write_bytes(b"\n".join(lines))
-    assert all(isinstance(facts, dict) for facts in Journal.peek(lambda _facts: True))
-    for journal in Journal.left_behind(lambda _facts: True):
-        journal.done()
-    assert not list(directory.iterdir())
+@fuzz(0.02, st.tuples(st.booleans(), st.lists(odd_json(), max_size=4)))
+def test_fuzz_journals(wrote: tuple[bool, list[bytes]]) -> None:
+    """A journal ends where it makes no sense. Facts are values, or an error that says so; one without a head is nobody's."""
+    has_head, lines = wrote
+    dead = Journal.open("vm-1", "backup", BackupFacts({}, UUID, "web"))
+    dead.close()
+    path = Path(dead.path)
+    path.write_bytes((path.read_bytes() if has_head else b"") + b"\n".join(lines))
+    found = Journal.peek(lambda _found: True)
+    taken = Journal.left_behind(lambda _found: True)
+    for each in [*found, *taken]:
+        with contextlib.suppress(JournalError):
+            each.facts(BackupFacts)
+    for each in taken:
+        each.close()
+    assert [each.head.key for each in found] == (["vm-1"] if has_head else [])
+    path.unlink(missing_ok=True)
 
 
 @fuzz(0.02, st.tuples(odd_json(), odd_json()))

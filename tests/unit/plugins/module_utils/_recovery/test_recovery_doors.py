@@ -5,19 +5,26 @@
 from __future__ import annotations
 
 import ast
+import collections.abc
+import dataclasses
+import enum
 import json
 import os
 import subprocess
 import sys
 import textwrap
 import time
+import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _operations, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.trash import TrashFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import ConversionFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
@@ -28,6 +35,21 @@ from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery i
 URI = "qemu:///system"
 PREFIX = "ansible_collections.kvmops.backup.plugins."
 PLUGINS = Path(_operations.__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Move:
+    """The journal of an operation on several VMs."""
+
+    to: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Paint:
+    """The journal of an operation on one VM."""
+
+    colour: str = "red"
 
 
 class FakeDomain:
@@ -56,30 +78,35 @@ def acts() -> list[str]:
     """What was settled, by two operations that are registered for it; that of the VM "broken" fails."""
     done: list[str] = []
 
-    def settle_move(_conn: Any, journal: Journal, _progress: Progress) -> list[str]:
+    def settle_move(_conn: Any, journal: Journal[Move], _progress: Progress) -> list[str]:
         assert _locks.holder(_locks.of_vm("u")) is None
-        if journal.facts["to"] == "broken":
+        if journal.facts.to == "broken":
             raise KvmopsError("The move", "it cannot be undone")
-        done.append(f"move to {journal.facts['to']}")
+        done.append(f"move to {journal.facts.to}")
         return ["moved"]
 
-    def settle_paint(_conn: Any, uuid: str, _journal: Journal, _progress: Progress, _unmerged: Any) -> list[str]:
+    def settle_paint(_conn: Any, uuid: str, _journal: Journal[Paint], _progress: Progress, _unmerged: Any) -> list[str]:
         assert _locks.holder(_locks.of_vm(uuid)) is not None
         done.append("paint")
         return ["painted"]
 
     operations.register(
         HostOperation(
-            "move", lambda facts, vm: facts["to"] == vm, settle_move, lambda facts: f"a move to {facts['to']}"
+            "move", Move, lambda facts, vm: facts.to == vm, settle_move, lambda facts, _head: f"a move to {facts.to}"
         ),
-        VmOperation("paint", settle_paint, lambda _facts: "some paint"),
+        VmOperation("paint", Paint, settle_paint, lambda facts, _head: f"paint {facts.colour}"),
     )
     return done
 
 
-def died(key: str, operation: str, **facts: Any) -> None:
-    """The journal of a run that was killed."""
-    Journal.open(key, operation, facts).close()
+def painting(uuid: str = "u") -> None:
+    """The journal of a run on one VM that was killed."""
+    Journal.open(vm_key(uuid), "paint", Paint()).close()
+
+
+def moving(to: str, uri: str = URI) -> None:
+    """The same of one on several VMs."""
+    Journal.open("anything", "move", Move(to, uri)).close()
 
 
 def journals(state: Path) -> list[str]:
@@ -95,11 +122,11 @@ def change(warned: list[str]) -> list[str]:
 
 
 def test_both_kinds_are_settled_before_a_change(acts: list[str], state: Path) -> None:
-    died(vm_key("u"), "paint")
-    died(vm_key("other"), "paint")
-    died("move-1", "move", to="web01", uri=URI)
-    died("move-2", "move", to="broken", uri=URI)
-    died("move-3", "move", to="web01", uri="qemu:///session")
+    painting()
+    painting("other")
+    moving("web01")
+    moving("broken")
+    moving("web01", "qemu:///session")
     warned: list[str] = []
     assert change(warned) == ["moved", "painted"] and acts == ["move to web01", "paint"]
     assert len(journals(state)) == 3 and not any("cannot be undone" in text for text in warned)
@@ -107,8 +134,8 @@ def test_both_kinds_are_settled_before_a_change(acts: list[str], state: Path) ->
 
 
 def test_what_cannot_be_settled_stops_the_change_of_that_vm_only(acts: list[str], state: Path) -> None:
-    died("move-2", "move", to="broken", uri=URI)
-    died("move-1", "move", to="web01", uri=URI)
+    moving("broken")
+    moving("web01")
     with pytest.raises(KvmopsError, match="cannot be undone"):
         recovery.settle_host(None, URI, Context(Progress(), print), "broken")
     assert acts == [] and len(journals(state)) == 2
@@ -118,24 +145,35 @@ def test_what_cannot_be_settled_stops_the_change_of_that_vm_only(acts: list[str]
 
 
 def test_a_journal_that_nobody_knows_stops_the_change(acts: list[str], state: Path) -> None:
-    died(vm_key("u"), "varnish", vm_name="web01")
+    Journal.open(vm_key("u"), "varnish", Paint()).close()
     with pytest.raises(RefusedError, match=r"unfinished run of varnish.*release that has left it") as caught:
         change([])
     (name,) = journals(state)
     assert name in caught.value.hint and acts == []
-    assert "varnish, which this release does not know" in pending(URI, "u")[0]
+    assert "a run of varnish, whose journal" in pending(URI, "u")[0]
+
+
+def test_a_journal_of_another_release_stops_every_change_that_it_may_be_about(acts: list[str], state: Path) -> None:
+    Journal.open("anything", "move", Paint()).close()
+    with pytest.raises(KvmopsError, match="cannot read what a run of move has noted") as caught:
+        change([])
+    told: list[str] = []
+    recovery.settle_host(None, URI, Context(Progress(), told.append))
+    (name,) = journals(state)
+    assert name in str(caught.value) and name in told[0] and acts == []
+    assert name in pending(URI, "web01")[0]
 
 
 def test_those_who_look_tell_each_their_own(acts: list[str], state: Path) -> None:
-    died(vm_key("u"), "paint", vm_uuid="u", vm_name="web01")
-    died(vm_key("other"), "paint", vm_uuid="other", vm_name="db")
-    died("move-1", "move", to="web01", uri=URI)
+    painting()
+    painting("other")
+    moving("web01")
     before = {name: (state / "journal" / name).read_bytes() for name in journals(state)}
     paint, move = (
-        f"The next run that changes the VM will put right: {what}" for what in ("some paint", "a move to web01")
+        f"The next run that changes the VM will put right: {what}" for what in ("paint red", "a move to web01")
     )
-    assert sorted(pending(URI, "web01")) == sorted([paint, move])
-    assert pending(URI, "u") == pending(URI, "other") == pending(URI, "db") == [paint]
+    assert pending(URI, "u") == pending(URI, "other") == [paint] and pending(URI, "web01") == [move]
+    assert pending(URI, "web01", "u") == pending(URI, "u", everywhere=True) == [paint, move]
     assert pending(URI) == pending(URI, "nobody") == []
     assert pending(URI, everywhere=True) == [move] and pending("qemu:///session", everywhere=True) == []
     told: list[str] = []
@@ -145,16 +183,33 @@ def test_those_who_look_tell_each_their_own(acts: list[str], state: Path) -> Non
 
 
 def test_a_run_at_work_is_not_told_of(acts: list[str]) -> None:
-    with_life = Journal.open(vm_key("u"), "paint", {})
+    with_life = Journal.open(vm_key("u"), "paint", Paint())
     assert pending(URI, "u") == []
     with_life.close()
     assert pending(URI, "u")
 
 
 def test_a_name_is_registered_once(acts: list[str]) -> None:
-    other = VmOperation("paint", lambda *_arguments: [], lambda _facts: "")
+    other = VmOperation("paint", Paint, lambda *_arguments: [], lambda _facts, _head: "")
     with pytest.raises(AssertionError, match="paint"):
         operations.register(other)
+
+
+def test_the_facts_of_every_operation_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _operations.register()
+    kinds: list[Any] = [operation.facts for operation in operations._registered.values()]
+    assert len(kinds) >= 5
+    kinds += [TrashFacts, ConversionFacts]
+    while kinds:
+        kind = kinds.pop()
+        origin, inner = typing.get_origin(kind), typing.get_args(kind)
+        if dataclasses.is_dataclass(kind):
+            kinds += typing.get_type_hints(kind).values()
+        elif origin in (typing.Union, tuple, collections.abc.Mapping):
+            assert origin is not typing.Union or (len(inner) == 2 and inner[1] is type(None)), kind
+            kinds += [each for each in inner if each not in (..., type(None))]
+        else:
+            assert kind is Any or kind in (str, int, bool) or issubclass(kind, enum.Enum), kind
 
 
 def imported_by(path: Path) -> Iterator[str]:

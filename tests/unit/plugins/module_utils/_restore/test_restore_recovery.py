@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the journal of a restore says, and when it is better not to act on it. Killed recovery: integration target vm_restore."""
+"""What the journal of a restore says, and when it is better not to act on it. Killed restores: integration target vm_restore."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,13 +19,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import reco
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import (
     FileStep,
     OldVm,
-    Operation,
+    RestoreFacts,
     StateRecord,
 )
 
 
-def operation(directory: Path) -> Operation:
-    return Operation(
+def operation(directory: Path) -> RestoreFacts:
+    return RestoreFacts(
         uri="qemu:///system",
         uuid="u",
         name="web",
@@ -46,17 +45,7 @@ def operation(directory: Path) -> Operation:
         ),
         pools=("vms",),
         states=(StateRecord("n", "<domainsnapshot/>", False),),
-        inodes={f"{directory}/a": 5},
     )
-
-
-def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
-    for wanted in (operation(tmp_path), replace(operation(tmp_path), old=None, inodes=None, autostart=True)):
-        facts = json.loads(json.dumps(wanted.facts()))
-        assert Operation.from_facts(facts) == wanted
-        assert Operation.from_facts({**facts, "defining": True}).defining
-        del facts["autostart"], facts["defining"]  # as an earlier release has written it
-        assert Operation.from_facts(facts) == replace(wanted, autostart=False, defining=wanted.inodes is not None)
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["another directory", "no directory"])
@@ -80,8 +69,7 @@ def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkey
         (tmp_path / name / "tpm2" / "state").write_text(name)
     (tmp_path / ".scratch").write_text("tar")
     step = FileStep(*(str(tmp_path / name) for name in (".partial", "u", ".old", ".scratch")))
-    inodes = {step.path: (tmp_path / "u").stat().st_ino}
-    wanted = replace(operation(tmp_path), files=(step,), old=None, inodes=inodes)
+    wanted = replace(operation(tmp_path), files=(step,), old=None, stamps=stamps(step))
     for _run in range(2):
         recovery.roll_back(None, wanted)
         assert [path.name for path in tmp_path.iterdir()] == ["u"]
@@ -89,29 +77,32 @@ def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkey
 
 
 @pytest.fixture(name="half_way")
-def restored_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operation:
+def restored_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RestoreFacts:
     """The new file has its name, the former one waits aside."""
     monkeypatch.setattr(recovery, "_lookup", lambda _conn, _uuid: None)
     monkeypatch.setattr(recovery, "refresh", lambda _conn, _pools: None)
     step = FileStep(f"{tmp_path}/.a.partial", f"{tmp_path}/a", f"{tmp_path}/.a.old")
     Path(step.path).write_text("new")
     Path(step.aside).write_text("former")
+    return replace(operation(tmp_path), files=(step,), old=None, stamps=stamps(step))
+
+
+def stamps(step: FileStep) -> dict[str, tuple[int, int]]:
+    """Of the new file, which has its name already."""
     found = os.stat(step.path)
-    stamps = {step.path: [found.st_size, found.st_mtime_ns]}
-    return replace(operation(tmp_path), files=(step,), old=None, inodes={step.path: found.st_ino}, stamps=stamps)
+    return {step.path: (found.st_size, found.st_mtime_ns)}
 
 
-def left(wanted: Operation) -> dict[str, str]:
+def left(wanted: RestoreFacts) -> dict[str, str]:
     return {path.name: path.read_text() for path in Path(wanted.files[0].path).parent.iterdir()}
 
 
-def test_a_new_file_is_known_by_another_inode(half_way: Operation) -> None:
-    """As sshfs gives a hard link one."""
-    recovery.roll_back(None, replace(half_way, inodes={half_way.files[0].path: 1}))
+def test_the_new_file_goes_and_the_former_one_is_back(half_way: RestoreFacts) -> None:
+    recovery.roll_back(None, half_way)
     assert left(half_way) == {"a": "former"}
 
 
-def test_a_file_that_has_got_the_inode_of_the_new_one_stays(half_way: Operation) -> None:
+def test_a_file_that_has_got_the_inode_of_the_new_one_stays(half_way: RestoreFacts) -> None:
     step = half_way.files[0]
     Path(step.path).write_text("of somebody else")
     with pytest.raises(KvmopsError, match=f"at {step.path} is a file .* what was {step.path} is kept as {step.aside}"):
@@ -123,7 +114,7 @@ def test_a_file_that_has_got_the_inode_of_the_new_one_stays(half_way: Operation)
 
 
 @pytest.mark.parametrize("killed", ["aside", "in place", "back"])
-def test_a_rename_by_hard_link_that_was_killed_between_its_two_steps(half_way: Operation, killed: str) -> None:
+def test_a_rename_by_hard_link_that_was_killed_between_its_two_steps(half_way: RestoreFacts, killed: str) -> None:
     step = half_way.files[0]
     if killed == "in place":
         os.link(step.path, step.partial)
@@ -136,7 +127,7 @@ def test_a_rename_by_hard_link_that_was_killed_between_its_two_steps(half_way: O
     assert left(half_way) == {"a": "former"}
 
 
-def test_the_new_file_is_not_taken_away_when_the_former_one_is_gone(half_way: Operation) -> None:
+def test_the_new_file_is_not_taken_away_when_the_former_one_is_gone(half_way: RestoreFacts) -> None:
     os.unlink(half_way.files[0].aside)
     recovery.roll_back(None, half_way)
     assert left(half_way) == {"a": "new"}
@@ -175,7 +166,7 @@ def defined(name: str, token: str = "") -> str:
     )
 
 
-def of_definitions(path: Path, old: OldVm | None) -> Operation:
+def of_definitions(path: Path, old: OldVm | None) -> RestoreFacts:
     """A restore in the test driver, of a VM without pools and snapshots."""
     return replace(operation(path), uri="test:///default", uuid=UUID, old=old, pools=(), states=())
 
@@ -231,7 +222,7 @@ def shown(domain: Any) -> dict[str, Any]:
     }
 
 
-def with_snapshots(conn: Any, directory: Path) -> tuple[Any, Operation]:
+def with_snapshots(conn: Any, directory: Path) -> tuple[Any, RestoreFacts]:
     """A VM that stands on c of its snapshots a, b (on a), c and d (on b), and a restore that was about to replace it."""
     domain = conn.defineXML(defined("web"))
     for name, parent in (("a", ""), ("b", "a"), ("c", "b"), ("d", "b")):

@@ -50,11 +50,11 @@ def _file(xml):
 class FakeJournal:
     """Facts, as recorded."""
 
-    def __init__(self, phase):
-        self.facts = {"revert_phase": phase}
+    def __init__(self, plan, phase):
+        self.facts = revert.RevertFacts(plan, phase)
 
     def record(self, **facts):
-        self.facts.update(facts)
+        self.facts = replace(self.facts, **facts)
 
 
 class FakeVm:
@@ -102,8 +102,8 @@ class FakeVm:
 
 
 def resumed(vm, phase, of):
-    journal = FakeJournal(phase)
-    return revert.resume(vm, vm, of, journal), vm.done, journal.facts["revert_phase"]
+    journal = FakeJournal(of, phase)
+    return revert.resume(vm, vm, journal), vm.done, journal.facts.phase
 
 
 @pytest.mark.parametrize("fresh", [(COPY,), ()])
@@ -171,11 +171,11 @@ def test_a_vm_that_somebody_has_started_since_is_not_said_to_be_reverted(monkeyp
 def test_a_revert_that_had_ended_touches_no_vm(monkeypatch, of, now):
     vm = FakeVm(monkeypatch, now, runs_on=COPY.path)
     assert resumed(vm, Phase.ENDED, of)[1] == ["remove /p/x"]
-    assert revert.resume(vm, None, of, FakeJournal(Phase.ENDED)) and vm.done == ["remove /p/x"]
+    assert revert.resume(vm, None, FakeJournal(of, Phase.ENDED)) and vm.done == ["remove /p/x"]
 
 
 def test_one_that_is_off_is_reverted_and_then_nobodys_business(monkeypatch):
-    vm, journal = FakeVm(monkeypatch, (OFF, 0)), FakeJournal(Phase.COMMITTED)
-    monkeypatch.setattr(snapshots, "revert_internal", lambda _vm, _name: vm.done.append(dict(journal.facts)))
-    assert "was finished" in revert.resume(vm, vm, plan(()), journal)
-    assert vm.done == [{"revert_phase": Phase.STOPPED}, "remove /p/x"] and journal.facts["revert_phase"] is Phase.ENDED
+    vm, journal = FakeVm(monkeypatch, (OFF, 0)), FakeJournal(plan(()), Phase.COMMITTED)
+    monkeypatch.setattr(snapshots, "revert_internal", lambda _vm, _name: vm.done.append(journal.facts.phase))
+    assert "was finished" in revert.resume(vm, vm, journal)
+    assert vm.done == [Phase.STOPPED, "remove /p/x"] and journal.facts.phase is Phase.ENDED

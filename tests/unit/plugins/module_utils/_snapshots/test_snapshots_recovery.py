@@ -1,10 +1,8 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pure parts of recovery: definitions, journals' facts, files that may be removed."""
+"""The pure parts of recovery: definitions, and what a view has of several layers."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
@@ -17,14 +15,6 @@ AFTER = (
     "<backingStore type='file'><format type='raw'/><source file='/p/a.raw'/></backingStore><target dev='vda' bus='virtio'/></disk>"
     "<disk type='file' device='disk'><source file='/p/b.ov'/><target dev='vdb'/></disk></devices></domain>"
 )
-
-
-def plan(**changes):
-    values = {
-        "vm_uuid": "u", "vm_name": "web", "name": "s", "description": "d", "overlays": (OVERLAY,),
-        "excluded_targets": ("sda",), "memory_path": "", "quiesce": True, **changes,
-    }  # fmt: skip
-    return overlays.SnapshotPlan(**values)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +47,6 @@ def test_former_source_twice_is_the_same():
     assert former.with_former_source(once, OVERLAY, disk) == once
 
 
-def test_facts_survive_the_journal():
-    owner = overlays.Owner(64055, 64055, 0o600, (("trusted.libvirt.security.dac", "+0:+0"),))
-    formers = {"vda": overlays.Former("<disk/>", owner)}
-    facts = json.loads(json.dumps(overlays.to_facts(plan(), formers)))
-    assert overlays.plan_of(facts) == plan()
-    assert overlays.formers_of(facts) == formers
-
-
 @pytest.mark.parametrize(
     ("chain", "expected"),
     [
@@ -80,11 +62,3 @@ def test_facts_survive_the_journal():
 )
 def test_what_a_view_has_of_several_layers(chain, expected):
     assert way_back._seen(chain, overlays.Overlay("vda", "/p/a", "qcow2", "/p/c", ("/p/b",))) is expected
-
-
-def test_layers_in_between_survive_the_journal():
-    several = plan(overlays=(overlays.Overlay("vda", "/p/a", "qcow2", "/p/c", ("/p/b",)),), expendable=("i",))
-    assert overlays.plan_of(json.loads(json.dumps(overlays.to_facts(several, {})))) == several
-    old = overlays.to_facts(plan(), {})
-    del old["expendable"], old["overlays"][0]["between"]
-    assert overlays.plan_of(old) == plan()
