@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -223,6 +224,13 @@ def sync(fd: int, path: str) -> None:
         os.fsync(fd)
     except OSError as error:
         raise target_error(path, error, "cannot be made durable") from error
+
+
+def remove(path: str) -> None:
+    """Removes a file, durably; none of that name is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    sync_directory(os.path.dirname(path))
 
 
 def sync_directory(path: str) -> None:

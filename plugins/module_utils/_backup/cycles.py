@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import own, standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Deletes
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
@@ -27,7 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snap
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain, again
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots, merge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
 
 _NOTHING_DONE = (RefusedError, UnmergedError)  # the snapshots are all there, and the VM may be backed up
@@ -77,7 +77,7 @@ def clear_old(
     for path in ended:
         context.warn(f"{path} cannot be continued any more: the snapshots that it stands on are being merged")
     state = _vm_state.load(facts.uuid)
-    begun = [own.first_point(each.states) for each in served.values() if not set(each.states) & set(names)]
+    begun = [backup_snapshots.first_point(each.states) for each in served.values() if not set(each.states) & set(names)]
     others = tuple(full for full in begun if not state.why_ended(full))
     _vm_state.save(facts.uuid, replace(state, ended=f"a new archive was begun in {directory}", begun=others))
     try:
@@ -92,7 +92,7 @@ def served_archives(
 ) -> dict[str, Served]:
     """The archives that the VM's snapshots were made for, by the path that they had then."""
     states: dict[str, list[str]] = {}
-    for state in own.of_vm(facts.snapshots):
+    for state in backup_snapshots.of_vm(facts.snapshots):
         states.setdefault(state.archive, []).append(state.name)
     found = {}
     for path, names in states.items():
@@ -142,7 +142,7 @@ def chosen_at_limit(
     states: Sequence[snapshots.Snapshot], deletes: Deletes
 ) -> tuple[snapshots.Snapshot, ...]:
     """Which snapshots of a VM are merged when an archive has reached its limit. Pure."""
-    ours = {each.name for each in own.of_vm(states)}
+    ours = {each.name for each in backup_snapshots.of_vm(states)}
     return tuple(each for each in states if deletes is Deletes.ALL or each.name in ours)
 
 

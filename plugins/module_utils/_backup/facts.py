@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import own, thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import thin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
@@ -37,7 +37,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots, unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
 
@@ -121,7 +121,7 @@ def _snapshot_files(paths: Iterable[str]) -> frozenset[str]:
     """Files in the directories of these images that are named as those of our snapshots."""
     found: set[str] = set()
     for directory in {os.path.dirname(os.path.realpath(path)) for path in paths}:
-        found |= {os.path.join(directory, name) for name in os.listdir(directory) if own.is_file_name(name)}
+        found |= {os.path.join(directory, name) for name in os.listdir(directory) if backup_snapshots.is_file_name(name)}
     return frozenset(found)
 
 

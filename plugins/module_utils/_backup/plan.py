@@ -19,7 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     Skipped,
     SnapshotNode,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members, own
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
@@ -32,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.boot_files 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
@@ -259,7 +260,7 @@ def _refuse_emptied(facts: VmFacts, target: TargetFacts, what: str) -> None:
     here = os.path.realpath(target.directory)
     served = [
         each
-        for each in own.of_vm(facts.snapshots)
+        for each in backup_snapshots.of_vm(facts.snapshots)
         if each.name not in facts.unmerged and os.path.realpath(os.path.dirname(each.archive)) == here
     ]
     if served:
@@ -537,7 +538,7 @@ def _name(
     while True:
         both = {names.archive_name(facts.name, timestamp, facts.uuid, compressed) for compressed in (False, True)}
         free = base is not None or not both & target.file_names
-        name = own.name(timestamp)
+        name = backup_snapshots.name(timestamp)
         files = {_memory_path(facts, frozen, name), *(_overlay_path(facts, disk, name) for disk in frozen)}
         if free and name not in states and not files & facts.snapshot_files:
             if base:
@@ -558,13 +559,13 @@ def _snapshot(
     frozen = [disk for disk, judgement in judgements if judgement.verdict is Verdict.FREEZE]
     if not frozen:
         return None
-    name = own.name(timestamp)
+    name = backup_snapshots.name(timestamp)
     temporary = f"Temporary, made by kvmops.backup for {archive_path}; it goes when the copy is done."
     return SnapshotPlan(
         vm_uuid=facts.uuid,
         vm_name=facts.name,
         name=name,
-        description=own.description(archive_path) if stays else temporary,
+        description=backup_snapshots.description(archive_path) if stays else temporary,
         overlays=tuple(
             Overlay(
                 target=disk.target,
@@ -584,7 +585,7 @@ def _snapshot(
 
 def _overlay_path(facts: VmFacts, disk: Disk, snapshot: str) -> str:
     # not beside a symbolic link
-    return own.overlay_path(os.path.realpath(disk.path), snapshot, facts.images[disk.path].longest_name)
+    return backup_snapshots.overlay_path(os.path.realpath(disk.path), snapshot, facts.images[disk.path].longest_name)
 
 
 def _memory_path(facts: VmFacts, frozen: Sequence[Disk], snapshot: str) -> str:

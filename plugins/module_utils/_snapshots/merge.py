@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     KvmopsError,
@@ -40,20 +41,20 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
+    active_merge,
     bookkeeping,
     copying,
     former,
     layers,
     left,
     removal,
-    way_back,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_merge import ActiveMerge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
     MergeFacts,
     Overlay,
     Owner,
-    SnapshotPlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.removal import Merge, RemovalPlan
 
@@ -131,8 +132,11 @@ def may_wait(conn: Connection, domain: Domain | None, facts: RemovalFacts) -> bo
     plan = facts.plan
     if facts.merged or facts.committed or domain is None or not _stands(conn, domain, plan):
         return False
-    active = [merge for merge in plan.merges if merge.active]
-    return not active or way_back.may_wait(conn, domain, _overlays(plan, active), facts)
+    merged = _active(facts)
+    if not merged.overlays:
+        return True
+    # not one snapshot names the overlays: _stands() has seen that libvirt lists all of them
+    return active_merge.may_wait(lambda: replace(active_merge.observe(conn, domain, merged, facts), listed=True))
 
 
 def _stands(conn: Connection, domain: Domain, plan: RemovalPlan) -> bool:
@@ -196,7 +200,7 @@ def _owner_after(merge: Merge) -> Owner:
 def _merge_all(
     conn: Connection, domain: Domain | None, plan: RemovalPlan, journal: Journal[RemovalFacts], progress: Progress
 ) -> list[str]:
-    """Returns what a person should know, as merge_back() does."""
+    """Returns what a person should know, as merge_active() does."""
     work = _Work(conn, domain, plan, journal, progress)
     below = [merge for merge in plan.merges if not merge.active]
     if work.running:
@@ -204,8 +208,10 @@ def _merge_all(
             work = _merge_in_qemu(work, merges)
     for merge in below:
         _merge_below(work, merge)
-    active = [merge for merge in plan.merges if merge.active]
-    return [*work.notes, *(_merge_active(work, active) if active else [])]
+    merged = _active(journal.facts)
+    if not merged.overlays:
+        return list(work.notes)
+    return [*work.notes, *active_merge.merge_active(work.conn, work.domain, merged, journal, progress)]
 
 
 @dataclass(frozen=True)
@@ -227,30 +233,13 @@ class _Work:
         self.journal.record(committed=(*self.journal.facts.committed, merge.top_path))
 
 
-# --- the image that the guest writes to ----------------------------------------------------------------------------
-
-
-def _merge_active(work: _Work, merges: list[Merge]) -> list[str]:
-    """Through the same table of situations as a backup's own snapshot: the layers are one overlay several files deep."""
-    merged = _overlays(work.plan, merges)
-    return way_back.merge_back(work.conn, work.domain, merged, work.journal.facts.formers, work.journal, work.progress)
-
-
-def _overlays(plan: RemovalPlan, merges: Sequence[Merge]) -> SnapshotPlan:
-    """The active images as way_back sees them."""
-    return SnapshotPlan(
-        vm_uuid=plan.vm_uuid,
-        vm_name=plan.vm_name,
-        name="",
-        description="",
-        overlays=tuple(
-            Overlay(each.target, each.base_path, each.base_format, each.top_path, each.between) for each in merges
-        ),
-        excluded_targets=(),
-        memory_path="",
-        quiesce=False,
-        expendable=plan.names,
-    )
+def _active(facts: RemovalFacts) -> ActiveMerge:
+    """What the guest writes to goes through the same table of situations as a backup's own snapshot: layers that are merged are one
+    overlay several files deep."""
+    plan = facts.plan
+    merges = [merge for merge in plan.merges if merge.active]
+    merged = tuple(Overlay(each.target, each.base_path, each.base_format, each.top_path, each.between) for each in merges)
+    return ActiveMerge(plan.vm_uuid, plan.vm_name, merged, facts.formers, expendable=plan.names)
 
 
 # --- layers below, and on other branches ---------------------------------------------------------------------------
@@ -276,8 +265,8 @@ def _merge_below(work: _Work, merge: Merge) -> None:
     # not every top has a child that would tell by standing on the base
     if merge.top_path not in work.journal.facts.committed:
         _require_nobody(merge.base_path, merge.base_format, merge)
-        way_back.reporter(work.progress, [merge.target])
-        way_back.commit_off(merge.gone, merge.base_path, work.progress)
+        active_merge.reporter(work.progress, [merge.target])
+        active_merge.commit_off(merge.gone, merge.base_path, work.progress)
         copying.sync(merge.base_path)
         work.committed(merge)
     for child in children:
@@ -312,11 +301,11 @@ def _merge_in_qemu(work: _Work, merges: Sequence[Merge]) -> _Work:
         for merge in fresh:
             share = limit.share(merge.target, len(merges))
             blockjobs.start_inner_commit(domain, merge.target, merge.base_path, merge.top_path, share)
-        blockjobs.wait_ended(domain, targets, way_back.reporter(work.progress, targets), limit)
+        blockjobs.wait_ended(domain, targets, active_merge.reporter(work.progress, targets), limit)
     except KvmopsError:
         blockjobs.give_up(domain, targets)
         raise
-    way_back.soon(lambda: all(view.agree for view in _seen(work, merges)))
+    active_merge.soon(lambda: all(view.agree for view in _seen(work, merges)))
     for merge in merges:
         if not _seen(work, [merge])[0].agree:
             work = _learned(work, merge)
@@ -441,7 +430,7 @@ def _unlink(conn: Connection, plan: RemovalPlan) -> None:
                 "Nothing more was done; look at that VM's disks.",
             )
         if not os.path.exists(path) or os.path.isfile(path):  # a block device is not ours to remove
-            way_back.remove_file(path)
+            _files.remove(path)
 
 
 def _require_unused(found: layers.Layers, plan: RemovalPlan) -> None:

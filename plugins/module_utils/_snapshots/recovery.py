@@ -24,7 +24,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged, VmOperation
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge, revert, snapshot, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge, revert, snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import undo as undoing
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import unmerged as unmerge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.merge import RemovalFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import SnapshotFacts
@@ -72,16 +73,16 @@ def finish_writes(conn: Connection, uuid: str) -> list[str]:
 def undo(
     conn: Connection, uuid: str, journal: Journal[SnapshotFacts], progress: Progress, unmerged: Unmerged | None
 ) -> list[str]:
-    """The VM without the snapshot in the journal, if there is one. Raises as `way_back.bring_back` does."""
+    """The VM without the snapshot in the journal, if there is one. Raises as `undo.undo` does."""
     plan = journal.facts.plan
     if plan is None:
         return []
     try:
         with _ending(progress):
-            return way_back.bring_back(*_again(conn, uuid), plan, journal, progress)
+            return undoing.undo(*_again(conn, uuid), plan, journal, progress)
     except KvmopsError as error:
         found = _again(conn, uuid)
-        if unmerged is None or not way_back.may_wait(*found, plan, journal.facts):
+        if unmerged is None or not undoing.may_wait(*found, plan, journal.facts):
             raise
         unmerge.remember(found[1], [plan.name])
         unmerged.add([plan.name], error)

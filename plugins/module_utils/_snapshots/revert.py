@@ -35,7 +35,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     former,
     left,
     overlays,
-    way_back,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
@@ -478,7 +477,7 @@ def _discard(conn: Connection, domain: Domain, plan: RevertPlan) -> None:
     used = _active_images(conn, domain, live=True) | _active_images(conn, domain, live=False)
     for path in plan.discarded:
         if path not in used:
-            way_back.remove_file(path)
+            _files.remove(path)
 
 
 def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> None:
@@ -500,7 +499,7 @@ def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> Non
             snapshots.redefine(domain, plan.former_current, current=True)
     files.sync(conn.getURI(), plan.vm_name)
     for path in news:
-        way_back.remove_file(path)
+        _files.remove(path)
 
 
 def _former_current(plan: RevertPlan) -> str:

@@ -28,6 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots i
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
+    backup_snapshots,
     layers,
     merge,
     overlays,
@@ -49,7 +50,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request i
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
 _NAME_BYTES = 80  # of a VM or a snapshot in the names of its files
-_BACKUPS_OWN = re.compile(r"kvmops-[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,8 @@ def _reparented(before: Sequence[Snapshot], left: Sequence[Snapshot]) -> list[Sn
 
 def _end_cycle(found: Layers, names: Sequence[str], reason: str) -> None:
     """Tell the backups, if the newest point of any archive had one of these snapshots."""
-    own = [state.info.created for state in found.states if _BACKUPS_OWN.fullmatch(state.name)]
+    names_of_backups = {each.name for each in backup_snapshots.of_vm(_infos(found))}
+    own = [state.info.created for state in found.states if state.name in names_of_backups]
     gone = [state.info.created for state in found.states if state.name in names]
     if own and gone and min(gone) <= max(own):
         _vm_state.end_cycle(found.vm_uuid, reason)
@@ -259,7 +260,7 @@ def _reverted(run: _Run) -> dict[str, Any]:
     if request.check_mode:
         after = [replace(state.info, current=state.name == request.snapshot) for state in found.states]
         return _values(_infos(found), after, changed=True)
-    if any(_BACKUPS_OWN.fullmatch(state.name) for state in found.states):
+    if backup_snapshots.of_vm(_infos(found)):
         _vm_state.end_cycle(found.vm_uuid, f"the VM was reverted to its snapshot {request.snapshot}")
     journal = Journal.open(vm_key(plan.vm_uuid), revert.OPERATION, revert.RevertFacts(plan))
     try:

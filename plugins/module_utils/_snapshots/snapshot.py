@@ -38,7 +38,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, way_back
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, undo
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Former,
     Overlay,
@@ -85,7 +85,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
             why = f"{error}; whether it was made is not known"
             raise KvmopsError(what, why, "The next run of this task puts the VM back on its disks.") from error
         try:
-            way_back.bring_back(conn, domain, plan, journal, Progress())
+            undo.undo(conn, domain, plan, journal, Progress())
         except KvmopsError as left:
             raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
         journal.record(phase=Phase.PUT_BACK)
@@ -110,7 +110,7 @@ def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journa
     """
     conn, domain = again(conn, domain)
     journal.record(phase=Phase.REMOVING)
-    way_back.bring_back(conn, domain, plan, journal, progress)
+    undo.undo(conn, domain, plan, journal, progress)
 
 
 def _create(conn: Connection, domain: Domain, plan: SnapshotPlan) -> Taken:

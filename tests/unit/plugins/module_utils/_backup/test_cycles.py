@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SnapshotNode
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, decide, own
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, decide
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.cycles import Served
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots
 
 NOW = 1_800_000_000
 DAY = 86400
@@ -61,30 +61,6 @@ def test_time_of_a_new_full(known, expected):
     assert decide.not_before([view("a", *known)] if known else [], NOW) == expected
 
 
-def test_our_snapshots_are_known_by_name_and_description():
-    def made(name, description):
-        document = snapshots.document(name, description, [("vda", "/i/x")], [])
-        return snapshots.describe(document, current=False)
-
-    ours = made("kvmops-17", own.description("/backups/a b_20261122T010000Z_6f1a2b3c.tar"))
-    assert own.of_vm([ours]) == (own.OwnState("kvmops-17", "/backups/a b_20261122T010000Z_6f1a2b3c.tar"),)
-    others = [
-        made("kvmops-17", "Temporary, made by kvmops.backup for /b/x.tar; it goes when the copy is done."),
-        made("kvmops-17", ""),
-        made("before upgrade", own.description("/backups/x.tar")),
-        made("kvmops-17x", own.description("/backups/x.tar")),
-    ]
-    assert own.of_vm(others) == ()
-
-
-def test_overlay_names_do_not_grow():
-    path = "/i/web.qcow2"
-    for number in range(1, 4):
-        path = own.overlay_path(path, f"kvmops-{number}", 255)
-    assert path == "/i/web.qcow2.kvmops-3.qcow2"
-    assert own.overlay_path("/i/web.before-upgrade", "kvmops-1", 255) == "/i/web.before-upgrade.kvmops-1.qcow2"
-
-
 def served(*states, stands, same_place=False, needs=()):
     return Served(tuple(states), stands, same_place, frozenset(needs))
 
@@ -125,7 +101,7 @@ def test_obsolete(kind):
 
 
 def test_first_point_of_an_archive():
-    assert own.first_point(["kvmops-20", "kvmops-9", "kvmops-100"]) == 9
+    assert backup_snapshots.first_point(["kvmops-20", "kvmops-9", "kvmops-100"]) == 9
 
 
 def chained(lengths, listed=()):

@@ -69,7 +69,7 @@ class FakeVm:
             snapshots, "tree", lambda _vm: [snapshots.describe(each, current=True) for each in self.current]
         )
         monkeypatch.setattr(monitor, "execute", lambda _vm, _command: {"status": self.status})
-        monkeypatch.setattr(revert.way_back, "remove_file", lambda path: self.done.append(f"remove {path}"))
+        monkeypatch.setattr(revert._files, "remove", lambda path: self.done.append(f"remove {path}"))
         monkeypatch.setattr(revert.image_layers, "has_data", lambda _path: True)
 
     def images(self, _conn, _vm, *, live):

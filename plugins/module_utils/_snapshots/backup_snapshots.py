@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Which snapshots this collection has made, and for which archive. Pure."""
+"""Snapshots that backups leave on a VM: which they are, and which archive each is for. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OVERLAY = re.compile(r"\.kvmops-[0-9]{1,11}\.qcow2$")
 
 
 @dataclass(frozen=True)
-class OwnState:
+class BackupSnapshot:
     """A snapshot that stays on a VM so that increments of `archive` (a path, as it was then) have something to stand on."""
 
     name: str
@@ -53,11 +53,11 @@ def is_file_name(name: str) -> bool:
     return bool(_FILE.search(name))
 
 
-def of_vm(states: Iterable[Snapshot]) -> tuple[OwnState, ...]:
+def of_vm(states: Iterable[Snapshot]) -> tuple[BackupSnapshot, ...]:
     """Those snapshots that were made to stay. Both name and description must be ours: a user may choose either."""
     found = []
     for state in states:
         text = _xml.parse(state.xml, f"snapshot {state.name}").findtext("description") or ""
         if _NAME.fullmatch(state.name) and text.startswith(_SERVES):
-            found.append(OwnState(state.name, text[len(_SERVES) :].split("\n", 1)[0].strip()))
+            found.append(BackupSnapshot(state.name, text[len(_SERVES) :].split("\n", 1)[0].strip()))
     return tuple(found)

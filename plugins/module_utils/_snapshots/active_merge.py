@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""The way back to the VM's own disks: after a backup, a killed run, a dead libvirtd, or a power-off in between.
+"""The engine that merges what the guest writes to into its base: for a backup's snapshot, for snapshots that are removed, for
+what killed runs, dead libvirtds and power-offs have left of either.
 
-One loop serves all of them: look at QEMU, the live and the persistent definition (observe), let a pure function say what is
-next (decide), do that one thing, look again. Only what the journal of our own run names is ever touched.
+One loop: look at QEMU, the live and the persistent definition (observe), let a pure function say what is next (decide), do that one
+thing, look again. Only overlays that the journal of our own run names are ever touched.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _ownership, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     BusyError,
     CancelledError,
@@ -27,10 +28,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
-    agent,
     apparmor,
     blockjobs,
-    files,
     snapshots,
     status,
     views,
@@ -49,9 +48,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays 
     Former,
     MergeFacts,
     Overlay,
-    Phase,
-    SnapshotFacts,
-    SnapshotPlan,
     Step,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import (
@@ -74,7 +70,6 @@ CATCH_UP_S = 2.0
 # libvirt goes on with the snapshot that a killed worker has asked for, the guest's freeze in it
 JOB_PATIENCE_S = 60.0
 _NAMED = 4  # so many disks have room in a line of progress
-_AFTERWARDS = frozenset({Act.FORGET, Act.UNLINK, Act.UNLINK_MEMORY})
 _SIDE_BY_SIDE = (
     frozenset({Act.MERGE, Act.FINISH}),
     frozenset({Act.MERGE_QEMU, Act.FINISH_QEMU}),
@@ -85,59 +80,77 @@ _SIDE_BY_SIDE = (
 UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDEFINE})
 
 
+@dataclass(frozen=True)
+class ActiveMerge:
+    """Overlays of one VM that are to be merged into their bases.
+
+    ``formers``: what the disks were, and shall be again, by target. ``expendable``: internal snapshots that may go with the
+    overlays they lie in. ``snapshot``: the one that goes with the overlays, "" where several do; ``frozen``: what tells whether a
+    base that it has frozen was written to since, by target.
+    """
+
+    vm_uuid: str
+    vm_name: str
+    overlays: tuple[Overlay, ...]
+    formers: Mapping[str, Former]
+    expendable: tuple[str, ...] = ()
+    snapshot: str = ""
+    frozen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def observe(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: MergeFacts) -> Situation:
-    """The situation of one VM for decide(); touches nothing. ``domain`` is None when it is not defined any more."""
+def observe(conn: Connection, domain: Domain | None, merge: ActiveMerge, facts: MergeFacts) -> Situation:
+    """The disks of one VM as decide() wants them; touches nothing. ``domain`` is None when it is not defined any more."""
     seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
-    all_jobs = blockjobs.jobs(domain) if domain is not None and seen.running else ()
-    jobs = {job.target: job for job in all_jobs}
+    jobs = {job.target: job for job in (blockjobs.jobs(domain) if domain is not None and seen.running else ())}
     opened = blockjobs.open_files(domain) if domain is not None and seen.running else frozenset()
-    taking = isinstance(facts, SnapshotFacts) and facts.phase is Phase.TAKING
     power = Power.RUNNING if seen.running else Power.SAVED if seen.managed_save else Power.OFF
-    disks = []
-    for overlay in plan.overlays:
-        disk = seen.disk(overlay.target)
-        step = facts.step(overlay.target)
-        attached = bool(disk.qemu or disk.live)
-        in_use = not attached and _in_use(overlay)
-        detached = not attached and not in_use
-        on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
-        kept = _seen(disk.persistent, overlay)
-        gone = domain is not None and not attached and kept in (Seen.NONE, Seen.OTHER) and step is not Step.LEFT
-        claimed = _claimed(conn, domain, plan, overlay, seen) if gone else ""
-        disks.append(
-            DiskSituation(
-                target=overlay.target,
-                qemu=_seen(disk.qemu, overlay),
-                live=_seen(disk.live, overlay),
-                persistent=kept,
-                job=_job_seen(jobs.get(overlay.target), step),
-                step=step,
-                # on the overlay in QEMU, all that matters is that it is not a leftover; in use by others, it is not looked into
-                content=Content.DATA
-                if on_overlay or in_use
-                else _content(overlay, compare=detached and not claimed and _is_open(kept, step)),
-                in_use=in_use,
-                ghost=disk.mirror and overlay.target not in jobs,
-                stray=seen.running
-                and not on_overlay
-                and any(views.real(path) in opened for path in overlay.layers),
-                inside=tuple(name for name in _inside(overlay) if name not in plan.expendable),
-                claimed=claimed,
-            )
-        )
-    asleep = seen.running and plan.quiesce and taking and agent.freeze_status(domain)
     return Situation(
         power=Power.GONE if domain is None else power,
-        listed=domain is not None and _is_listed(domain, plan),
-        memory_image=bool(plan.memory_path) and _filenames.is_there(plan.memory_path, follow=False),
-        thaw=bool(asleep),
-        disks=tuple(disks),
+        listed=False,
+        memory_image=False,
+        thaw=False,
+        disks=tuple(_look(conn, domain, merge, overlay, facts, seen, jobs, opened) for overlay in merge.overlays),
         domain_job=blockjobs.domain_job(domain) if domain is not None and seen.running else "",
-        taking=taking,
-        stale_jobs=taking and any(blockjobs.is_stale_creation(job) for job in all_jobs),
+    )
+
+
+def _look(
+    conn: Connection,
+    domain: Domain | None,
+    merge: ActiveMerge,
+    overlay: Overlay,
+    facts: MergeFacts,
+    seen: views.VmView,
+    jobs: Mapping[str, blockjobs.Job],
+    opened: Collection[str],
+) -> DiskSituation:
+    disk, step = seen.disk(overlay.target), facts.step(overlay.target)
+    attached = bool(disk.qemu or disk.live)
+    in_use = not attached and _in_use(overlay)
+    detached = not attached and not in_use
+    on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
+    kept = _seen(disk.persistent, overlay)
+    gone = domain is not None and not attached and kept in (Seen.NONE, Seen.OTHER) and step is not Step.LEFT
+    claimed = _claimed(conn, domain, merge, overlay, seen) if gone else ""
+    return DiskSituation(
+        target=overlay.target,
+        qemu=_seen(disk.qemu, overlay),
+        live=_seen(disk.live, overlay),
+        persistent=kept,
+        job=_job_seen(jobs.get(overlay.target), step),
+        step=step,
+        # on the overlay in QEMU, all that matters is that it is not a leftover; in use by others, it is not looked into
+        content=Content.DATA
+        if on_overlay or in_use
+        else _content(overlay, compare=detached and not claimed and _is_open(kept, step)),
+        in_use=in_use,
+        ghost=disk.mirror and overlay.target not in jobs,
+        stray=seen.running and not on_overlay and any(views.real(path) in opened for path in overlay.layers),
+        inside=tuple(name for name in _inside(overlay) if name not in merge.expendable),
+        claimed=claimed,
     )
 
 
@@ -182,20 +195,20 @@ def _is_open(persistent: Seen, step: Step) -> bool:
     return step is not Step.LEFT
 
 
-def _claimed(conn: Connection, domain: Domain, plan: SnapshotPlan, overlay: Overlay, seen: views.VmView) -> str:
+def _claimed(conn: Connection, domain: Domain, merge: ActiveMerge, overlay: Overlay, seen: views.VmView) -> str:
     """Which VM, other disk or snapshot has the files of an unplugged disk, or stands on them; "" for none."""
     files_of_disk = {views.real(path) for path in (*overlay.layers, overlay.base_path)}
-    others = other_vms(conn, plan.vm_uuid)
+    others = other_vms(conn, merge.vm_uuid)
     for path in files_of_disk & others.keys():
         return f"the VM {others[path]}"
     for disk in seen.disks:
         tops = [chain[0] for chain in (disk.live, disk.persistent) if chain]
         if any(files_of_disk & {views.real(path) for path in layers.below(top)} for top in tops):
             return f"its disk {disk.target}"
-    merged = {views.real(path) for path in overlay.layers}  # its older snapshots may well name the base
+    layers_gone = {views.real(path) for path in overlay.layers}  # its older snapshots may well name the base
     for node in snapshots.tree(domain):
         sources = _xml.parse(node.xml, f"The snapshot {node.name}").iterfind(".//disk/source")
-        if node.name != plan.name and merged & {views.real(source.get("file", "")) for source in sources}:
+        if node.name != merge.snapshot and layers_gone & {views.real(source.get("file", "")) for source in sources}:
             return f"its snapshot {node.name}"
     return ""
 
@@ -230,131 +243,103 @@ def _inside(overlay: Overlay) -> list[str]:
     return names
 
 
-def _is_listed(domain: Domain, plan: SnapshotPlan) -> bool:
-    """Whether libvirt lists our snapshot: the name, and our overlays in it."""
-    ours = {overlay.overlay_path for overlay in plan.overlays}
-    for node in snapshots.tree(domain):
-        if node.name == plan.name:
-            files = {
-                source.get("file") for source in _xml.parse(node.xml, "A snapshot").iterfind("disks/disk/source")
-            }
-            if not ours <= files:
-                raise SplitViewError(
-                    f"The snapshot {plan.name} of {plan.vm_name}",
-                    "it does not consist of the files that our journal names",
-                    "Nothing was touched. Rename or remove it: virsh snapshot-delete --metadata.",
-                )
-            return True
-    return False
-
-
 # --- acting --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What every act needs."""
 
     conn: Connection
     domain: Domain
-    plan: SnapshotPlan
-    formers: Mapping[str, Former]
+    merge: ActiveMerge
     journal: Journal[MergeFacts]
     progress: Progress
-    merge_only: bool = False
 
     def overlay(self, target: str) -> Overlay:
-        return next(each for each in self.plan.overlays if each.target == target)
+        """The one of this disk."""
+        return next(each for each in self.merge.overlays if each.target == target)
 
-    def steps(self, targets: list[str], step: Step) -> None:
+    def steps(self, targets: Sequence[str], step: Step) -> None:
+        """How far the merges of these disks have come, durably."""
         self.journal.record(steps={**self.journal.facts.steps, **dict.fromkeys(targets, step)})
 
+    def look(self) -> Situation:
+        """How the disks are now."""
+        return observe(self.conn, self.domain, self.merge, self.journal.facts)
 
-def bring_back(
-    conn: Connection, domain: Domain | None, plan: SnapshotPlan, journal: Journal[SnapshotFacts], progress: Progress
+
+Acts = Mapping[Act, Callable[[Work, list[str]], None]]
+
+
+def merge_active(
+    conn: Connection, domain: Domain | None, merge: ActiveMerge, journal: Journal[MergeFacts], progress: Progress
 ) -> list[str]:
-    """Bring the VM back to its own disks and remove everything of ours; returns what was done, one sentence each.
+    """Merge the overlays, and nothing else: snapshots stay listed, and all files where they are.
 
-    Goes on where an earlier run stopped. A wish to cancel is not heard: a VM is not left between its disks.
-    Raises BusyError, SplitViewError or RefusedError before the next act on what it cannot judge, else KvmopsError.
+    Goes on where an earlier run stopped. A wish to cancel is not heard: a VM is not left between its disks. Returns what a person
+    should know: that libvirtd had to be restarted. Raises BusyError, SplitViewError or RefusedError before the next act on what
+    it cannot judge, else KvmopsError.
     """
-    return _act(_Work(conn, domain, plan, journal.facts.formers, journal, progress))
+    return run(Work(conn, domain, merge, journal, progress), Work.look, MERGES, lambda _action: "")[1]
 
 
-def merge_back(
-    conn: Connection,
-    domain: Domain | None,
-    plan: SnapshotPlan,
-    formers: Mapping[str, Former],
-    journal: Journal[MergeFacts],
-    progress: Progress,
-) -> list[str]:
-    """The same without what comes after the merges: snapshots stay listed, and all files where they are.
-
-    Returns only what a person should know of it: that libvirtd had to be restarted.
-    """
-    return _act(_Work(conn, domain, plan, formers, journal, progress, merge_only=True))
-
-
-def may_wait(conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: MergeFacts) -> bool:
-    """Whether the VM may go on as it is, after bring_back() or merge_back() has failed: it is whole, on its overlays."""
-
-    def is_whole() -> bool:
-        found = observe(conn, domain, plan, facts)
-        return can_wait(found if plan.name else replace(found, listed=True))
-
+def may_wait(look: Callable[[], Situation]) -> bool:
+    """Whether the VM may go on as it is, after a merge has failed: it is whole, on its overlays."""
     try:
-        return soon(is_whole)
+        return soon(lambda: can_wait(look()))
     except (KvmopsError, libvirt.libvirtError):
         return False
 
 
-def _act(work: _Work) -> list[str]:
-    """Decide and do, until nothing is left to do."""
-    plan = work.plan
+def run(
+    work: Work, look: Callable[[Work], Situation], acts: Acts, tell: Callable[[Action], str]
+) -> tuple[Work, list[str]]:
+    """Decide and do what of it is in ``acts``, until nothing is left to do.
+
+    ``tell``: a sentence about what was done, "" for none. Returns these, with one for each restart of libvirtd, and the work on a
+    connection that lives. A disk that has to be left as it is, by those that cannot, is an error.
+    """
+    merge = work.merge
     done: list[str] = []
     mended: set[str] = set()
     actions: list[Action] = []
     # every disk needs at most: rejoin, merge, redefine, drop, unlink; then the snapshot, its memory image, the thaw
-    for _dummy in range(5 * len(plan.overlays) + 5):
+    for _dummy in range(5 * len(merge.overlays) + 5):
         try:
-            actions = _decide_lasting(work)
+            actions = _decide_lasting(work, look)
         except Blocked as blocked:
             if blocked.target in mended or blocked.way_out not in (WayOut.FIND, WayOut.GHOST):
-                raise _blocked(blocked, work.conn, work.domain, plan) from blocked
+                raise _blocked(blocked, work) from blocked
             work = _mended(work, blocked)
             mended.add(blocked.target)
-            done.append(f"{plan.vm_name}: {_MENDED[blocked.way_out].format(blocked.target)}")
+            done.append(f"{merge.vm_name}: {_MENDED[blocked.way_out].format(blocked.target)}")
             continue
-        if work.merge_only:
-            _refuse_to_leave(work, actions)
-            actions = [action for action in actions if action.act not in _AFTERWARDS]
+        for action in actions:
+            if action.act is Act.LEAVE and Act.LEAVE not in acts:
+                why = f"the VM has it no more, and its files cannot be merged: {action.why}"
+                raise _blocked(Blocked(SplitViewError, why, action.target), work)
+        actions = [action for action in actions if action.act in acts]
         if not actions:
-            _restore_definition(work)
-            done += _stand_again(work)
-            running = work.domain is not None and bool(work.domain.isActive())
-            for overlay in plan.overlays:
-                if work.journal.facts.step(overlay.target) is Step.LEFT:
-                    continue  # others may have it now
-                former.restore_owner(overlay.base_path, work.formers[overlay.target].owner, running=running)
-            return done
+            _restore_disks(work)
+            return work, done
         group = _together(actions)
-        _ACTS[group[0].act](work, [action.target for action in group])
-        if not work.merge_only:
-            done += [_sentence(action, plan) for action in group]
+        acts[group[0].act](work, [action.target for action in group])
+        done += filter(None, map(tell, group))
     raise SplitViewError(
-        f"The VM {plan.vm_name}",
+        f"The VM {merge.vm_name}",
         f"{actions[0].act.value} {actions[0].target} has no lasting effect",
         "Look at the VM by hand.",
     )
 
 
-def _refuse_to_leave(work: _Work, actions: list[Action]) -> None:
-    """Whoever merges only goes on with removing the files."""
-    for action in actions:
-        if action.act is Act.LEAVE:
-            blocked = Blocked(SplitViewError, f"the VM has it no more, and its files cannot be merged: {action.why}", action.target)
-            raise _blocked(blocked, work.conn, work.domain, work.plan)
+def _restore_disks(work: Work) -> None:
+    """Definitions and owners of the disks as they were before."""
+    _restore_definition(work)
+    running = work.domain is not None and bool(work.domain.isActive())
+    for overlay in work.merge.overlays:
+        if work.journal.facts.step(overlay.target) is not Step.LEFT:  # others may have that one now
+            former.restore_owner(overlay.base_path, work.merge.formers[overlay.target].owner, running=running)
 
 
 def _together(actions: list[Action]) -> list[Action]:
@@ -363,25 +348,12 @@ def _together(actions: list[Action]) -> list[Action]:
     return [*actions[:1], *itertools.takewhile(lambda action: action.act in kinds, actions[1:])]
 
 
-def _stand_again(work: _Work) -> list[str]:
-    """The snapshot that the VM stood on is the current one again; where libvirt refuses, the next increment is a full."""
-    facts = work.journal.facts
-    stood_on = facts.stood_on if isinstance(facts, SnapshotFacts) else ""
-    if work.domain is None or not stood_on:
-        return []
-    try:
-        told = snapshots.stand_on(work.domain, stood_on)
-    except KvmopsError as error:
-        return [f"{work.plan.vm_name}: libvirt does not take it that the VM stands on snapshot {stood_on}: {error}"]
-    return [f"{work.plan.vm_name}: told libvirt again that the VM stands on snapshot {stood_on}"] if told else []
-
-
-def _decide_lasting(work: _Work) -> list[Action]:
+def _decide_lasting(work: Work, look: Callable[[Work], Situation]) -> list[Action]:
     """decide(), of what is unusual only when it lasts: a libvirtd that has just started may still be catching up with QEMU."""
     before = None
     since = begin = time.monotonic()
     while True:
-        found = observe(work.conn, work.domain, work.plan, work.journal.facts)
+        found = look(work)
         actions: list[Action] = []
         blocked = None
         try:
@@ -411,45 +383,45 @@ _MENDED = {
 }
 
 
-def _mended(work: _Work, blocked: Blocked) -> _Work:
+def _mended(work: Work, blocked: Blocked) -> Work:
     """The same work with a libvirtd that sees the VM as it is. Raises the error for ``blocked`` where that cannot be done."""
     ghosts = (blocked.target,) if blocked.way_out is WayOut.GHOST else ()
     if work.domain is not None:
         try:
             conn, domain = status.mend(work.conn, work.domain, ghosts)
         except KvmopsError as error:
-            raise _blocked(blocked, work.conn, work.domain, work.plan, unmended=str(error)) from error
+            raise _blocked(blocked, work, unmended=str(error)) from error
         return replace(work, conn=conn, domain=domain)
-    raise _blocked(blocked, work.conn, work.domain, work.plan)
+    raise _blocked(blocked, work)
 
 
-def _blocked(
-    blocked: Blocked, conn: Connection, domain: Domain | None, plan: SnapshotPlan, unmended: str = ""
-) -> KvmopsError:
+def _blocked(blocked: Blocked, work: Work, unmended: str = "") -> KvmopsError:
+    merge = work.merge
     if not blocked.target:
-        return blocked.kind(f"The VM {plan.vm_name}", blocked.why, "Wait until it has finished.")
-    overlay = next(each for each in plan.overlays if each.target == blocked.target)
-    seen = views.gather(conn, domain) if domain is not None else views.NOWHERE
+        return blocked.kind(f"The VM {merge.vm_name}", blocked.why, "Wait until it has finished.")
+    overlay = work.overlay(blocked.target)
+    seen = views.gather(work.conn, work.domain) if work.domain is not None else views.NOWHERE
     found = seen.disk(blocked.target)
+    of = f"of {merge.snapshot} " if merge.snapshot else ""
     where = (
         f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
-        f"the VM's own file is {overlay.base_path}, the overlay {f'of {plan.name} ' if plan.name else ''}is {overlay.overlay_path}"
+        f"the VM's own file is {overlay.base_path}, the overlay {of}is {overlay.overlay_path}"
     )
-    note = status.path_of(plan.vm_name)
+    note = status.path_of(merge.vm_name)
     mend = f"stop libvirtd, delete the <mirror> element of {blocked.target} in {note}, start libvirtd"
     hints = {
         WayOut.WAIT: "Wait until it has finished.",
-        WayOut.START: f"Start the VM (virsh start {plan.vm_name}) and run the task again.",
+        WayOut.START: f"Start the VM (virsh start {merge.vm_name}) and run the task again.",
         WayOut.JUDGE: "Nothing was touched: keep both files, and decide by hand which one the VM shall have.",
         WayOut.FIND: "Do not start the VM. "
-        + (f"{mend.capitalize()}" if status.is_unreadable(plan.vm_name) else _FIND)
+        + (f"{mend.capitalize()}" if status.is_unreadable(merge.vm_name) else _FIND)
         + _AGAIN,
         WayOut.REMOVE: "Remove them first (virsh snapshot-delete) and run the task again.",
         WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + _AGAIN,
     }
     hint = hints[blocked.way_out]
     tried = f". It could not be put right by itself ({unmended})" if unmended else ""
-    return blocked.kind(f"The disk {blocked.target} of {plan.vm_name}", f"{blocked.why}. {where}{tried}", hint)
+    return blocked.kind(f"The disk {blocked.target} of {merge.vm_name}", f"{blocked.why}. {where}{tried}", hint)
 
 
 _FIND = "Shut its guest down from inside (or end its QEMU process)"
@@ -460,36 +432,24 @@ def _first(chain: tuple[str, ...]) -> str:
     return chain[0] if chain else "nothing"
 
 
-def _sentence(action: Action, plan: SnapshotPlan) -> str:
-    texts = {
-        Act.THAW: "thawed the guest's file systems",
-        Act.MERGE: "merged the overlay of {} into its base",
-        Act.FINISH: "finished the merge of {}",
-        Act.MERGE_QEMU: "merged the overlay of {}, unknown to libvirt, into its base",
-        Act.FINISH_QEMU: "finished the merge of {}, unknown to libvirt",
-        Act.DISMISS: "dismissed ended jobs of {}",
-        Act.DROP: "removed unused block nodes of {}",
-        Act.REJOIN: "told libvirt and QEMU the same about {}",
-        Act.MERGE_OFF: "merged the overlay of {} into its base with qemu-img",
-        Act.REDEFINE: "pointed the persistent definition of {} back to its base",
-        Act.FORGET: "removed the snapshot {}",
-        Act.UNLINK: "removed the overlay file of {}",
-        Act.UNLINK_MEMORY: "removed the memory image",
-    }
-    if action.act is Act.LEAVE:
-        overlay = next(each for each in plan.overlays if each.target == action.target)
-        return (
-            f"{plan.vm_name}: {action.target} was unplugged, and its files stay as they are because {action.why}: "
-            f"{overlay.overlay_path} holds what the guest wrote last, and stands on {overlay.base_path}"
-        )
-    return f"{plan.vm_name}: " + texts[action.act].format(action.target or plan.name)
+_SENTENCES = {
+    Act.MERGE: "merged the overlay of {} into its base",
+    Act.FINISH: "finished the merge of {}",
+    Act.MERGE_QEMU: "merged the overlay of {}, unknown to libvirt, into its base",
+    Act.FINISH_QEMU: "finished the merge of {}, unknown to libvirt",
+    Act.DROP: "removed unused block nodes of {}",
+    Act.REJOIN: "told libvirt and QEMU the same about {}",
+    Act.MERGE_OFF: "merged the overlay of {} into its base with qemu-img",
+    Act.REDEFINE: "pointed the persistent definition of {} back to its base",
+}
 
 
-def _thaw(work: _Work, _targets: list[str]) -> None:
-    agent.thaw(work.domain)
+def sentence(merge: ActiveMerge, action: Action) -> str:
+    """What was done to a disk."""
+    return f"{merge.vm_name}: {_SENTENCES[action.act].format(action.target)}"
 
 
-def _merge(work: _Work, targets: list[str]) -> None:
+def _merge(work: Work, targets: list[str]) -> None:
     """All commits begin before the first pivot, and each pivot waits for all: either all disks are merged, or none.
 
     A security driver may deny a base from the first pivot on. A merge that cannot be done leaves every disk on its overlay.
@@ -511,7 +471,7 @@ def _merge(work: _Work, targets: list[str]) -> None:
     _pivot(work, targets)
 
 
-def _pivot(work: _Work, targets: list[str]) -> None:
+def _pivot(work: Work, targets: list[str]) -> None:
     seen = views.gather(work.conn, work.domain)
     for number, target in enumerate(targets):
         blind = _seen(seen.disk(target).persistent, work.overlay(target)) is Seen.BASE
@@ -524,7 +484,7 @@ def _pivot(work: _Work, targets: list[str]) -> None:
     _require_on_base(work, targets)
 
 
-def _merge_qemu(work: _Work, targets: list[str]) -> None:
+def _merge_qemu(work: Work, targets: list[str]) -> None:
     running = {job.target for job in blockjobs.jobs(work.domain)}
     for target in targets:
         if target not in running:
@@ -540,13 +500,13 @@ def _merge_qemu(work: _Work, targets: list[str]) -> None:
         blockjobs.dismiss_own(work.domain, target)
 
 
-def _require_on_base(work: _Work, targets: list[str]) -> None:
+def _require_on_base(work: Work, targets: list[str]) -> None:
     seen = views.gather(work.conn, work.domain)
     for target in targets:
         disk, overlay = seen.disk(target), work.overlay(target)
         if _seen(disk.qemu, overlay) is not Seen.BASE or _seen(disk.live, overlay) is not Seen.BASE:
             raise SplitViewError(
-                f"The disk {target} of {work.plan.vm_name}",
+                f"The disk {target} of {work.merge.vm_name}",
                 f"after the merge QEMU has {_first(disk.qemu)}, the live definition {_first(disk.live)}; "
                 f"expected {overlay.base_path}",
                 "The next run of this task looks again.",
@@ -554,22 +514,18 @@ def _require_on_base(work: _Work, targets: list[str]) -> None:
     work.steps(targets, Step.PIVOTED)
 
 
-def _dismiss(work: _Work, _targets: list[str]) -> None:
-    blockjobs.dismiss_stale_creations(work.domain)
-
-
-def _drop(work: _Work, targets: list[str]) -> None:
+def _drop(work: Work, targets: list[str]) -> None:
     blockjobs.drop_nodes(work.domain, [path for target in targets for path in work.overlay(target).layers])
 
 
-def _rejoin(work: _Work, targets: list[str]) -> None:
+def _rejoin(work: Work, targets: list[str]) -> None:
     """QEMU left the overlay, libvirt did not see it: an empty overlay of the same name makes libvirt right again."""
     [target] = targets
     overlay = work.overlay(target)
     disk = domain_xml.parse(work.domain.XMLDesc(0)).disk(target)
     if disk is None or not disk.index:
         raise SplitViewError(
-            f"The disk {target} of {work.plan.vm_name}", "libvirt does not say which nodes it is made of"
+            f"The disk {target} of {work.merge.vm_name}", "libvirt does not say which nodes it is made of"
         )
     _drop(work, [target])
     _renew_overlay(overlay)
@@ -587,23 +543,22 @@ def _renew_overlay(overlay: Overlay) -> None:
     os.replace(fresh, overlay.overlay_path)
 
 
-def _require_as_frozen(work: _Work, target: str) -> None:
+def _require_as_frozen(work: Work, target: str) -> None:
     """While the VM was off another one may have been started on the base: what either has written would spoil the other."""
-    facts = work.journal.facts
-    frozen = facts.frozen.get(target) if isinstance(facts, SnapshotFacts) else None
-    untouched = facts.step(target) is Step.NONE
+    frozen = work.merge.frozen.get(target)
+    untouched = work.journal.facts.step(target) is Step.NONE
     overlay = work.overlay(target)
     if frozen and untouched and overlays.content_of(overlay.base_path) != frozen:
         raise SplitViewError(
-            f"The disk {target} of {work.plan.vm_name}",
-            f"{overlay.base_path} was written to since the snapshot {work.plan.name} has frozen it; the VM's own writes since "
+            f"The disk {target} of {work.merge.vm_name}",
+            f"{overlay.base_path} was written to since the snapshot {work.merge.snapshot} has frozen it; the VM's own writes since "
             f"are in {overlay.overlay_path}",
             "Nothing was merged. Another VM has that file as a disk, or somebody has written to it: keep both files, and decide "
             "by hand which one the VM shall have.",
         )
 
 
-def _merge_off(work: _Work, targets: list[str]) -> None:
+def _merge_off(work: Work, targets: list[str]) -> None:
     for target in targets:
         _require_as_frozen(work, target)
     for target in targets:
@@ -618,66 +573,41 @@ def _merge_off(work: _Work, targets: list[str]) -> None:
         work.steps([target], Step.PIVOTED)
 
 
-def _leave(work: _Work, targets: list[str]) -> None:
-    work.steps(targets, Step.LEFT)
-
-
-def _redefine(work: _Work, targets: list[str]) -> None:
+def _redefine(work: Work, targets: list[str]) -> None:
     _define_formers(work, [work.overlay(target) for target in targets])
 
 
-def _restore_definition(work: _Work) -> None:
+def _restore_definition(work: Work) -> None:
     """libvirt may leave an empty <backingStore/> where there was none."""
     if work.domain is not None and work.domain.isPersistent():
         kept = views.gather(work.conn, work.domain)
-        on_base = [each for each in work.plan.overlays if _seen(kept.disk(each.target).persistent, each) is Seen.BASE]
+        on_base = [each for each in work.merge.overlays if _seen(kept.disk(each.target).persistent, each) is Seen.BASE]
         _define_formers(work, on_base)
 
 
-def _define_formers(work: _Work, overlay_list: list[Overlay]) -> None:
+def _define_formers(work: Work, overlay_list: list[Overlay]) -> None:
     """The persistent definition with these disks' images as they were; defined only if that is a change."""
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
     try:
         now = work.domain.XMLDesc(flags)
         xml = now
         for overlay in overlay_list:
-            xml = former.with_former_source(xml, overlay, work.formers[overlay.target].disk_xml)
+            xml = former.with_former_source(xml, overlay, work.merge.formers[overlay.target].disk_xml)
         if former.words(xml) != former.words(now):
             work.conn.defineXML(xml)
     except libvirt.libvirtError as error:
-        raise translate(error, f"The definition of {work.plan.vm_name}") from error
+        raise translate(error, f"The definition of {work.merge.vm_name}") from error
 
 
-def _forget(work: _Work, _targets: list[str]) -> None:
-    snapshots.forget(work.domain, work.plan.name)
-
-
-def _unlink(work: _Work, targets: list[str]) -> None:
-    files.sync(work.conn.getURI(), work.plan.vm_name)
-    for target in targets:
-        remove_file(work.overlay(target).overlay_path)
-
-
-def _unlink_memory(work: _Work, _targets: list[str]) -> None:
-    files.sync(work.conn.getURI(), work.plan.vm_name)
-    remove_file(work.plan.memory_path)
-
-
-_ACTS: dict[Act, Callable[[_Work, list[str]], None]] = {
-    Act.THAW: _thaw,
+MERGES: Acts = {
     Act.MERGE: _merge,
     Act.FINISH: _merge,
     Act.MERGE_QEMU: _merge_qemu,
     Act.FINISH_QEMU: _merge_qemu,
-    Act.DISMISS: _dismiss,
     Act.DROP: _drop,
     Act.REJOIN: _rejoin,
     Act.MERGE_OFF: _merge_off,
     Act.REDEFINE: _redefine,
-    Act.LEAVE: _leave,
-    Act.FORGET: _forget,
-    Act.UNLINK: _unlink,
-    Act.UNLINK_MEMORY: _unlink_memory,
 }
 
 
@@ -715,10 +645,3 @@ def commit_off(paths: Sequence[str], base: str, progress: Progress) -> None:
     """Merge layers, the top first, into their base, none of them in use."""
     size_bytes = sum(os.stat(path).st_blocks * 512 for path in paths)
     qemu_img.commit(paths[0], base, blockjobs.least_bps(progress.merge_bps, size_bytes, progress.merge_within_s))
-
-
-def remove_file(path: str) -> None:
-    """Remove a file, durably; none of that name is fine."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    _files.sync_directory(os.path.dirname(path))
