@@ -323,7 +323,7 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         provides=_template_disks(own.find(_PREFIX + "provides"), what),
         snapshots=tuple(
             SnapshotNode(e.get("name") or "", e.text or "", e.get("parent") or "", e.get("current") == "yes")
-            for e in own.findall(_PREFIX + "snapshot")
+            for e in own.iterchildren(_PREFIX + "snapshot", _PREFIX + "saved-state")  # the latter from before 0.1.0
         ),
         skipped=tuple(Skipped(e.get("device") or "", e.get("reason") or "") for e in own.findall(_PREFIX + "skipped")),
         warnings=tuple(e.text or "" for e in own.findall(_PREFIX + "warning")),
