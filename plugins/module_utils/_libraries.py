@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import zstandard
     from lxml import etree
 
-__all__ = ["etree", "jmespath", "libvirt", "libvirt_qemu", "xxhash", "zstandard"]
+    isal_zlib: Any
+
+_MODULES = {"etree": "lxml.etree", "isal_zlib": "isal.isal_zlib"}
+__all__ = ["etree", "isal_zlib", "jmespath", "libvirt", "libvirt_qemu", "xxhash", "zstandard"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     try:
-        library = importlib.import_module("lxml.etree" if name == "etree" else name)
+        library = importlib.import_module(_MODULES.get(name, name))
     except ImportError:
         library = None
     globals()[name] = library

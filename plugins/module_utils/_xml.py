@@ -17,28 +17,47 @@ MAX_TAG_BYTES = 256 * 2**10
 _PIECE_BYTES = 64 * 2**10
 
 
-def parse(data: bytes | str, what: str = "XML", limit_bytes: int = MAX_XML_BYTES) -> etree._Element:
+def parse(
+    data: bytes | str, what: str = "XML", limit_bytes: int = MAX_XML_BYTES, *, namespaces: bool = True
+) -> etree._Element:
     """Root element of a document; no entities, no network, no DTD, no huge trees.
 
+    ``namespaces`` False: prefixes that nobody has declared and namespaces that are no URIs are taken as they are.
     Raises HostileError for documents that are too large, too deep, carry a DOCTYPE or are not well-formed.
     """
     raw = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     if len(raw) > limit_bytes:
         raise HostileError(what, f"{len(raw)} bytes of XML are more than the {limit_bytes} allowed")
     _count_nodes(raw, what)
-    parser = etree.XMLParser(
+    parser = _parser(recover=False)
+    try:
+        return etree.fromstring(raw, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        if not namespaces and _only_namespaces(parser):
+            parser = _parser(recover=True)
+            root = etree.fromstring(raw, parser)
+            if _only_namespaces(parser):
+                return root
+        raise HostileError(what, f"not well-formed XML ({error})") from error
+
+
+def _parser(*, recover: bool) -> etree.XMLParser:
+    return etree.XMLParser(
         resolve_entities=False,
         no_network=True,
         load_dtd=False,
         dtd_validation=False,
         huge_tree=False,
+        recover=recover,
         remove_comments=False,
         remove_pis=True,
     )
-    try:
-        return etree.fromstring(raw, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise HostileError(what, f"not well-formed XML ({error})") from error
+
+
+def _only_namespaces(parser: etree.XMLParser) -> bool:
+    """Whether a document has been found faulty, but for nothing else than its namespaces."""
+    faults = list(parser.error_log)
+    return bool(faults) and all(fault.domain == etree.ErrorDomains.NAMESPACE for fault in faults)
 
 
 def parent_of(element: etree._Element) -> etree._Element:

@@ -29,7 +29,7 @@ extends_documentation_fragment:
 options:
   archive:
     description:
-      - Path of one archive, or of a libvirt domain C(.xml).
+      - Path of one archive, of an OVF package (C(.ova), C(.ovf)), or of a libvirt domain C(.xml).
     type: path
   pool:
     description:
@@ -117,11 +117,25 @@ archives:
     not_ours:
       description:
         - Why the archive counts for nothing in retention, O(kvmops.backup.vm_backup#module:max_age), mode V(auto) and
-          the report, and is restored as a foreign one. Empty for an archive of ours, which this collection has made and
-          no other user of the host can have written.
+          the report. Unless it was converted from another product's package, it is restored as a foreign one then. Empty
+          for an archive of ours, which this collection has made and no other user of the host can have written.
       type: str
       returned: success
       sample: it belongs to mallory
+    conversion:
+      description:
+        - For a package, and an archive that was converted from one, the name of the package and what becomes of its hardware;
+          otherwise null.
+      type: dict
+      returned: success
+      sample: {"source": "router.ova", "replaced": [], "ignored": []}
+    files:
+      description:
+        - For a package, the files that it names, whether each is there now, and its size. Empty for archives.
+      type: list
+      elements: dict
+      returned: success
+      sample: [{"name": "disk1.vmdk", "present": true, "size": 973078528}]
     incrementable:
       description:
         - Whether increments can be added, found out by looking at the VM. The warnings say why not.

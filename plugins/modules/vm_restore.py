@@ -14,6 +14,8 @@ author:
 description:
   - Puts a virtual machine back from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
     C(.tar.zst) of qcow2 images and a libvirt domain XML. A bare domain C(.xml) becomes a VM without disks.
+  - Of an OVF package (C(.ova), C(.ovf)) it makes what M(kvmops.backup.ova_convert) and a restore would make of it, without
+    an archive in between.
   - The snapshots of the point come back with it, internal and external, with and without memory, and can be reverted
     to with M(kvmops.backup.vm_snapshot).
   - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
@@ -45,7 +47,9 @@ attributes:
 options:
   source:
     description:
-      - Path on the host of the archive, or of a libvirt domain C(.xml).
+      - Path on the host of the archive, of an OVF package (C(.ova), C(.ovf)), or of a libvirt domain C(.xml).
+      - Packages, and archives that were converted from one, have no former paths. Files of an C(.ovf) are only taken from
+        the directory that it is in.
     type: path
     required: true
     aliases: [src]
@@ -92,6 +96,19 @@ options:
       - Disks that are not named here are told by their names as always.
     type: dict
     default: {}
+  disks:
+    description:
+      - Only for an C(.ovf). If V(false), the VM is defined without any disk, whether the files are there or not.
+    type: bool
+    default: true
+  system:
+    description:
+      - Only for packages. Id or name of the virtual system, where there are several.
+    type: str
+  configuration:
+    description:
+      - Only for packages. Id of the configuration (deployment option). The package's default if not given.
+    type: str
   disk_format:
     description:
       - V(keep) restores each disk in the format it had, raw disks as sparse raw files. V(qcow2) makes all of them
@@ -148,6 +165,7 @@ options:
     type: bool
     default: false
 seealso:
+  - module: kvmops.backup.ova_convert
   - module: kvmops.backup.vm_backup
   - module: kvmops.backup.backup_info
   - module: kvmops.backup.vm_snapshot
@@ -251,6 +269,18 @@ skipped_devices:
       type: str
       returned: success
       sample: the LUN is not present on this host
+replaced:
+  description: What of another product's hardware was replaced. Empty for archives of VMs of libvirt.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"from": "Hard disk 1 on lsilogic", "to": "sata disk sda", "note": "needs no drivers that the guest may lack"}]
+ignored:
+  description: What of another product's package was ignored.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"item": "vmw:Config tools.syncTimeWithHost", "note": "an option of VMware Tools"}]
 repaired:
   description: Images of which the restored copy was repaired (O(repair)), and how many faults were mended.
   returned: success
@@ -309,6 +339,9 @@ ARGUMENT_SPEC = {
     "mac": {"type": "str", "choices": ["keep", "new"]},
     "networks": {"type": "dict", "default": {}},
     "disk_images": {"type": "dict", "default": {}},
+    "disks": {"type": "bool", "default": True},
+    "system": {"type": "str"},
+    "configuration": {"type": "str"},
     "disk_format": {"type": "str", "choices": ["keep", "qcow2"], "default": "keep"},
     "flatten": {"type": "bool", "default": False},
     "start": {"type": "bool", "default": False},

@@ -22,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     FORMAT_VERSION,
     Configuration,
     Consistency,
+    Conversion,
     Member,
     Role,
     Skipped,
@@ -156,12 +157,43 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
         _child(own, "warning", {}, _free(warning))
     if configuration.parent_digest:
         _child(own, "parent", {"point": str(configuration.parent_point), "digest": configuration.parent_digest})
+    if configuration.conversion:
+        _encode_conversion(own, configuration.conversion)
     if configuration.live_xml:
         _child(own, "live", {}, configuration.live_xml)
     data = etree.tostring(root, encoding="utf-8") + b"\n"
     data += b" " * (tar.round_up(len(data), tar.ALIGN) - len(data))
     digest = hashlib.sha256(data.replace(placeholder.encode(), _NO_DIGEST)).hexdigest()
     return data.replace(placeholder.encode(), digest.encode()), digest
+
+
+def _encode_conversion(own: etree._Element, conversion: Conversion) -> None:
+    facts = {"source": conversion.source, "descriptor": conversion.descriptor, "options": conversion.options}
+    element = _child(own, "conversion", {key: _free(value) for key, value in facts.items()})
+    for name, algorithm, digest in conversion.files:
+        _child(element, "file", {"name": _free(name), "algorithm": algorithm, "digest": digest})
+    for former, here, note in conversion.replaced:
+        _child(element, "replaced", {"from": _free(former), "to": _free(here), "note": _free(note)})
+    for item, note in conversion.ignored:
+        _child(element, "ignored", {"item": _free(item), "note": _free(note)})
+
+
+def _conversion(own: etree._Element) -> Optional[Conversion]:
+    element = own.find(_PREFIX + "conversion")
+    if element is None:
+        return None
+
+    def rows(tag: str, *names: str) -> list[tuple[str, ...]]:
+        return [tuple(each.get(name) or "" for name in names) for each in element.findall(_PREFIX + tag)]
+
+    return Conversion(
+        element.get("source") or "",
+        element.get("descriptor") or "",
+        element.get("options") or "",
+        tuple((name, algorithm, digest) for name, algorithm, digest in rows("file", "name", "algorithm", "digest")),
+        tuple((former, here, note) for former, here, note in rows("replaced", "from", "to", "note")),
+        tuple((item, note) for item, note in rows("ignored", "item", "note")),
+    )
 
 
 def _disks(parent: etree._Element, disks: Sequence[TemplateDisk]) -> None:
@@ -332,6 +364,7 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
         digest_algorithm=own.get("digest-algorithm") or "",
         digests_member=members.get("digests") or "",
         digests_digest=members.get("digests-digest") or "",
+        conversion=_conversion(own),
         parent_point=_number(parent, "point", what) if parent is not None else 0,
         parent_digest=(parent.get("digest") or "") if parent is not None else "",
     )

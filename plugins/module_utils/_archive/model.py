@@ -109,6 +109,22 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """That an archive was made of another product's package, of which, and what became of its hardware.
+
+    `descriptor`: SHA-256 of the package's descriptor; `options`: those of the conversion, as text to compare. `files`: name,
+    algorithm and hex digest of the package's files that are in the archive. `replaced`: from, to, note; `ignored`: item, note.
+    """
+
+    source: str
+    descriptor: str
+    options: str
+    files: tuple[tuple[str, str, str], ...] = ()
+    replaced: tuple[tuple[str, str, str], ...] = ()
+    ignored: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Configuration:
     """One point, as its configuration XML says it.
 
@@ -120,6 +136,7 @@ class Configuration:
     `digests_member`/`digests_digest`: the member with the chunk digests of all members new at this point, and its own digest.
     `requires`: the template that a thin clone stands on, None for any other VM. `provides`: the disks of a template, () of others;
     the archive of a template is the one that is needed when `requires.fits(provides)`.
+    `conversion`: the package of another product that the archive was made of, None for a backup.
     `member_name`: the XML's own name in the archive; `digest`: SHA-256 of that member with the digest's own digits read as zeros.
     """
 
@@ -147,6 +164,7 @@ class Configuration:
     digests_digest: str = ""
     parent_point: int = 0
     parent_digest: str = ""
+    conversion: Conversion | None = None
     member_name: str = ""
     digest: str = ""
 

@@ -133,6 +133,11 @@ class ArchiveReader:
         """Why the file that was opened is not ours to trust, "" if it is; whether we wrote what is in it is `native`."""
         return _trust.doubt(self.path, os.fstat(self._file.fileno()))
 
+    @property
+    def random_access(self) -> bool:
+        """Whether a member can be read in pieces without reading everything before it."""
+        return self.bytes.random_access
+
     def changed(self) -> bool:
         """Whether somebody has written to the file since it was opened."""
         status = os.fstat(self._file.fileno())

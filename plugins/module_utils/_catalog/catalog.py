@@ -13,20 +13,28 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, edit, names
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Role, chain_of
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
+    Configuration,
+    Conversion,
+    Role,
+    chain_of,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files, domain
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import archive as packages
 
 SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
+CONVERTED = "it was converted from another product's package and is no backup of a VM"
 
 
 @dataclass(frozen=True)
 class View:
     """What a file says: its good points, oldest first. `native`: in the form that this collection gives it; `distrust`: why its
     file is not ours to trust, "" if it is. `broken`: why other points are not good, and what an append has left. `damaged`:
-    there are such points, or the last verification has found damage; `found` is what it has found."""
+    there are such points, or the last verification has found damage; `found` is what it has found. `files`: those that a package
+    names, whether each is there now, and its size."""
 
     path: str
     size_bytes: int
@@ -37,11 +45,14 @@ class View:
     damaged: bool = False
     found: verified.Verified | None = None
     distrust: str = ""
+    files: tuple[tuple[str, bool, int], ...] = ()
 
     @property
     def not_ours(self) -> str:
-        """Why it counts for nothing here; "" for ours, which this collection made and nobody else can have written."""
-        return self.distrust if self.native else "it was not made by this collection"
+        """Why it counts for nothing here; "" for ours, the backups that this collection made and nobody else can have written."""
+        if not self.native:
+            return "it was not made by this collection"
+        return self.distrust or (CONVERTED if self.newest.conversion else "")
 
     @property
     def ours(self) -> bool:
@@ -104,14 +115,13 @@ def find(directories: Iterable[str]) -> list[str]:
 
 
 def look(path: str, *, refresh: bool = False) -> View:
-    """Reads an archive or a bare domain XML. `refresh`: read a foreign compressed archive again in full.
+    """Reads an archive, another product's package or a bare domain XML. `refresh`: read a foreign compressed archive again in full.
 
     Raises ArchiveError (not readable, not an archive, no good point), DamagedError, HostileError.
     """
-    lower = path.lower()
-    if lower.endswith((".ova", ".ovf")):
-        raise ArchiveError(path, "this release does not read OVA and OVF packages", "Give an archive or a domain XML.")
-    if lower.endswith(".xml"):
+    if packages.is_package(path):
+        return _look_at_package(path)
+    if path.lower().endswith(".xml"):
         return _look_at_xml(path)
     try:
         return _look_at_archive(path, refresh)
@@ -141,6 +151,13 @@ def _look_at_archive(path: str, refresh: bool) -> View:
         return View(
             path, reader.size_bytes, reader.compressed, reader.native, reader.points, broken, damaged, found, distrust
         )
+
+
+def _look_at_package(path: str) -> View:
+    if not os.path.lexists(path):
+        raise ArchiveError(path, "there is no such file")
+    point, size, files = packages.view(path)
+    return View(path, size, compressed=False, native=False, points=(point,), files=tuple(files))
 
 
 def _look_at_xml(path: str) -> View:
@@ -187,6 +204,8 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
             {"name": state.name, "parent": state.parent, "current": state.current} for state in shown.snapshots
         ],
         "not_ours": view.not_ours,
+        "conversion": _conversion(view.newest.conversion),
+        "files": [{"name": name, "present": present, "size": size} for name, present, size in view.files],
         "warnings": [
             *([f"not ours: {view.distrust}"] if view.distrust else []),
             *view.broken,
@@ -206,6 +225,16 @@ def _verified(found: verified.Verified | None) -> dict[str, Any] | None:
         "points": list(found.points),
         "lost": list(found.lost),
         "current": found.current,
+    }
+
+
+def _conversion(made: Conversion | None) -> dict[str, Any] | None:
+    if made is None:
+        return None
+    return {
+        "source": made.source,
+        "replaced": [{"from": former, "to": here, "note": note} for former, here, note in made.replaced],
+        "ignored": [{"item": item, "note": note} for item, note in made.ignored],
     }
 
 
@@ -239,6 +268,8 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "config": None,
         "snapshots": [],
         "not_ours": "",
+        "conversion": None,
+        "files": [],
         "warnings": [reason],
     }
 

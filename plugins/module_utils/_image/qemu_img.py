@@ -83,12 +83,7 @@ def check(path: str, fmt: str, *, untrusted: bool = False, window: tuple[int, in
     """
     if fmt == "raw":
         return CheckResult(ok=True, errors=0, leaks=0, corruptions=0)
-    # "backing": null keeps QEMU from opening what the header names; plain file names cannot say that.
-    file: dict[str, Any] = {"driver": "file", "filename": _absolute(path)}
-    if window:
-        file = {"driver": "raw", "offset": window[0], "size": window[1], "file": file}
-    options = {"driver": fmt, "backing": None, "file": file}
-    command = ["check", "--output=json", "json:" + json.dumps(options)]
+    command = ["check", "--output=json", "json:" + json.dumps(block_device(path, fmt, window))]
     done = _execute(command, path, cpu_s=_cpu_s([path]) if untrusted else 0, timeout_s=_LONG_S)
     # 0 clean, 2 corruptions, 3 leaks; 1 means the check itself failed.
     if done.returncode not in (0, 2, 3):
@@ -96,6 +91,16 @@ def check(path: str, fmt: str, *, untrusted: bool = False, window: tuple[int, in
     found = json.loads(done.stdout)
     errors, leaks, corruptions = (int(found.get(key, 0)) for key in ("check-errors", "leaks", "corruptions"))
     return CheckResult(ok=not (errors or leaks or corruptions), errors=errors, leaks=leaks, corruptions=corruptions)
+
+
+def block_device(path: str, fmt: str, window: tuple[int, int] | None) -> dict[str, Any]:
+    """QEMU's words for one image by itself, at an offset of a file if there is a window."""
+    file: dict[str, Any] = {"driver": "file", "filename": _absolute(path)}
+    if window:
+        file = {"driver": "raw", "offset": window[0], "size": window[1], "file": file}
+    # "backing": null keeps QEMU from opening what the header names; plain file names cannot say that.
+    backing = {"backing": None} if fmt == "qcow2" else {}
+    return {"driver": fmt, **backing, "file": file}
 
 
 @dataclass(frozen=True)
@@ -242,11 +247,9 @@ def _execute(
     command: list[str], path: str, *, cpu_s: int = 0, timeout_s: float = _QUICK_S
 ) -> subprocess.CompletedProcess[str]:
     """`cpu_s`: for an untrusted image, the CPU time that it may take; its memory is bounded then too."""
-    # prlimit instead of preexec_fn, which can deadlock in a process with threads.
-    limits = ["prlimit", f"--as={_UNTRUSTED_MEMORY_BYTES}", f"--cpu={cpu_s}", "--core=0"] if cpu_s else []
     try:
         return subprocess.run(
-            [*limits, "qemu-img", *command],
+            [*(_limits(cpu_s) if cpu_s else []), "qemu-img", *command],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -264,6 +267,16 @@ def _execute(
         raise ImageError(
             f"disk image {path}", f"'qemu-img {command[0]}' did not finish within {timeout_s:.0f} s"
         ) from error
+
+
+def limits(files: list[str]) -> list[str]:
+    """What to put before the command of a tool that opens an untrusted image of these files."""
+    return _limits(_cpu_s(files))
+
+
+def _limits(cpu_s: int) -> list[str]:
+    # prlimit instead of preexec_fn, which can deadlock in a process with threads.
+    return ["prlimit", f"--as={_UNTRUSTED_MEMORY_BYTES}", f"--cpu={cpu_s}", "--core=0"]
 
 
 def _cpu_s(files: list[str]) -> int:

@@ -3,12 +3,13 @@
 # This file is private to the kvmops.backup collection.
 """What a guest sees of an image, whatever its layout: read through qemu-nbd on a private socket.
 
-Protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, fixed newstyle with simple replies. For images of
-this host only: QEMU opens what their headers name.
+Protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, fixed newstyle with simple replies. QEMU opens what
+headers name: images that others made are to be probed before, and served as untrusted.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -17,6 +18,7 @@ import tempfile
 from types import TracebackType
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 
 _GREETING = struct.Struct(">8s8sH")
@@ -27,7 +29,7 @@ _REPLY = struct.Struct(">IIQ")
 _REQUEST_MAGIC, _REPLY_MAGIC = 0x25609513, 0x67446698
 _NEWSTYLE_NO_ZEROES, _EXPORT_NAME, _READ = 3, 1, 0
 # qemu-nbd takes a socket that listens already (systemd's protocol), so nobody has to wait for its file to appear
-_SERVE = 'LISTEN_PID=$$ LISTEN_FDS=1 exec qemu-nbd "$@" 3<&0 0</dev/null'
+_SERVE = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 0</dev/null'
 
 
 class ServedImage:
@@ -36,15 +38,23 @@ class ServedImage:
     qemu-nbd ends by itself with its last connection, so a killed process leaves none behind.
     """
 
-    def __init__(self, path: str, fmt: str, *, connections: int) -> None:
+    def __init__(
+        self, path: str, fmt: str, *, connections: int, window: tuple[int, int] | None = None, untrusted: bool = False
+    ) -> None:
+        """``window``: offset and size of the image within the file. ``untrusted``: others made it; qemu-nbd's memory and CPU time
+        are bounded then, and it opens no backing file."""
         self._path = path
         with tempfile.TemporaryDirectory(dir=_paths.run_dir()) as directory:
             address = os.path.join(directory, "nbd")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
                 listener.bind(address)
                 listener.listen(connections)
-                options = ["--read-only", f"--shared={connections}", "-f", fmt, "--", _filenames.absolute(path)]
-                command = ["sh", "-c", _SERVE, "sh", *options]
+                image = ["-f", fmt, "--", _filenames.absolute(path)]
+                if window or untrusted:
+                    image = ["--", "json:" + json.dumps(qemu_img.block_device(_filenames.absolute(path), fmt, window))]
+                limits = qemu_img.limits([path]) if untrusted else []
+                options = ["--read-only", f"--shared={connections}", *image]
+                command = ["sh", "-c", _SERVE, "sh", *limits, "qemu-nbd", *options]
                 self._server = subprocess.Popen(command, stdin=listener.fileno(), stderr=subprocess.PIPE)
                 self._sockets = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _number in range(connections)]
                 for each in self._sockets:

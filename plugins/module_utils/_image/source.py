@@ -9,7 +9,7 @@ import sys
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,16 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import 
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sparse import SparseFile
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero, zero_fill
 
-__all__ = ["BytesSource", "FileSource", "HeadSource", "ImageSource", "RawAsQcow2Source", "SourceError"]
+__all__ = [
+    "AsQcow2Source",
+    "BytesSource",
+    "FileSource",
+    "GuestDisk",
+    "HeadSource",
+    "ImageSource",
+    "RawAsQcow2Source",
+    "SourceError",
+]
 
 
 class ImageSource(Protocol):
@@ -110,16 +119,32 @@ _MAX_RUNS = 1 << 17
 _REFCOUNTS = [b"".join(b"\0\1" if value >> bit & 1 else b"\0\0" for bit in range(8)) for value in range(256)]
 
 
-class RawAsQcow2Source:
-    """A raw disk (file or block device) as a qcow2 v3 image, laid out in one streaming pass without a temporary file.
+class GuestDisk(Protocol):
+    """What a guest sees of a disk, read by several threads, whatever it is stored in."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the disk."""
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Begin and end of what may not be zeros between two offsets, ascending."""
+
+    def fill(self, offset: int, buffer: memoryview) -> bool:
+        """Fill ``buffer`` with the bytes at ``offset``; False (``buffer`` undefined): all of them are zeros. Raises KvmopsError."""
+
+    def close(self) -> None: ...
+
+
+class AsQcow2Source:
+    """A disk as a qcow2 v3 image, laid out in one streaming pass without a temporary file. Closes the disk.
 
     The image is: header, the clusters of the allocated ranges in guest order, and at the end L2 tables, L1 table,
     refcount table and refcount blocks. All places are fixed when the source is opened. Clusters inside an allocated
     range that turn out to be zeros get no L2 entry and refcount 0 (which is why the tables are late).
     """
 
-    def __init__(self, path: str, *, size_bytes: int | None = None) -> None:
-        self._file = SparseFile(path, size_bytes)
+    def __init__(self, disk: GuestDisk) -> None:
+        self._file = disk
         try:
             self._layout = plan_layout(self._file.size_bytes, self._file.data_ranges(0, self._file.size_bytes))
         except BaseException:
@@ -256,6 +281,13 @@ class RawAsQcow2Source:
             if index // _L2_ENTRIES == part:
                 entries[index % _L2_ENTRIES] = (layout.l2_at + position) << CLUSTER_BITS | _COPIED
         return _big_endian(entries)
+
+
+class RawAsQcow2Source(AsQcow2Source):
+    """A raw disk (file or block device) as a qcow2 image."""
+
+    def __init__(self, path: str, *, size_bytes: int | None = None) -> None:
+        super().__init__(SparseFile(path, size_bytes))
 
 
 @dataclass(frozen=True)

@@ -296,7 +296,7 @@ class _Namer:
 def _former_name(member: Member, image_format: str) -> str:
     """The file's former name; "" where it is not known or not fit for a file of a VM."""
     name = os.path.basename(member.former_path) or member.name
-    if member.former_path.startswith("/dev/"):
+    if member.former_path.startswith("/dev/") or name == f"{member.target}_0.qcow2":  # ours, for a disk that had no file here
         return ""
     if member.original_format == "raw" and image_format == "qcow2" and name.endswith(".raw"):
         name = name[: -len(".raw")] + ".qcow2"

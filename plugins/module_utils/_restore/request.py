@@ -27,6 +27,7 @@ class RestoreRequest:
     `uuid`: "" (kept, but new when `name` is new or the original exists), "keep", "new" or a UUID.
     `mac`: "" (as for `uuid`), "keep" or "new". `flatten`: one image per disk and no snapshots.
     `disk_images`: members of a foreign archive by target, "" for a disk that is left out.
+    `disks` False: of an .ovf the definition only. `system`, `configuration`: those of a package, "" for the only or default one.
     `trust`: the source is taken as ours, whoever it belongs to; `start_reduced`: it is started also where something was left out.
     `networks` maps names of networks and bridges in the archive to those of this host.
     """
@@ -50,6 +51,9 @@ class RestoreRequest:
     repair: bool = False
     start_reduced: bool = False
     trust: bool = False
+    disks: bool = True
+    system: str = ""
+    configuration: str = ""
 
 
 def from_params(params: Mapping[str, Any]) -> RestoreRequest:
@@ -64,6 +68,9 @@ def from_params(params: Mapping[str, Any]) -> RestoreRequest:
         mac=params["mac"] or "",
         networks={str(former): str(here) for former, here in (params["networks"] or {}).items()},
         disk_images={str(target): str(name or "") for target, name in (params["disk_images"] or {}).items()},
+        disks=params["disks"],
+        system=params["system"] or "",
+        configuration=params["configuration"] or "",
         disk_format=DiskFormat(params["disk_format"]),
         flatten=params["flatten"],
         start=params["start"],

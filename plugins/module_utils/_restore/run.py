@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, config, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
@@ -25,13 +26,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     connect_to_change,
     libvirt,
     renewed,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import archive as packages
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.hardware import CHECK
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts, foreign_memory, states
@@ -39,13 +42,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import locks
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.source import Source
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction import Transaction
 
 
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_restore``; the module's return values. Raises KvmopsError; nothing has changed then."""
     conn = connect_to_change(request.uri)
-    with _source(request) as (archive, configuration):
+    with _source(request, conn) as (archive, configuration):
         if request.check_mode:
             for text in recovery.pending(request.uri, everywhere=True):
                 context.warn(text)
@@ -70,19 +74,25 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                         f"The VM {plan.name}", "it has just been defined by somebody else", "Run the task again."
                     )
                 result = run(conn, archive, plan, context.progress, request.uri, source=request.source)
+    if configuration.conversion and result.changed:
+        context.warn(CHECK)
     for text in (*plan.warnings, *(f"{item.device} is left out: {item.reason}" for item in plan.skipped)):
         context.warn(text)
     for image in result.repaired:
         mended = f"{image.corruptions} corruptions and {image.leaks} leaked clusters"
         context.warn(f"{image.path} ({image.target}) was repaired: qemu-img has mended {mended}.")
-    return _values(result, plan, request)
+    return {**_values(result, plan, request), **_conversion(configuration)}
 
 
 @contextlib.contextmanager
-def _source(request: RestoreRequest) -> Iterator[tuple[ArchiveReader | None, Configuration]]:
+def _source(request: RestoreRequest, conn: Connection) -> Iterator[tuple[Source | None, Configuration]]:
     """The archive (None for a bare configuration file) and the point that is asked for."""
     if request.source.endswith(".xml"):
         yield None, _bare(request.source)
+        return
+    if packages.is_package(request.source):
+        with _package(request, conn) as found:
+            yield found
         return
     with busy.reading(request.source), reader.open_archive(request.source) as archive:
         chosen = archive.point(request.point)
@@ -91,6 +101,33 @@ def _source(request: RestoreRequest) -> Iterator[tuple[ArchiveReader | None, Con
         point = foreign_memory.adopt(chosen, archive.read)
         check_images(archive, point, leave_out=[target for target, name in request.disk_images.items() if not name])
         yield archive, point
+
+
+@contextlib.contextmanager
+def _package(request: RestoreRequest, conn: Connection) -> Iterator[tuple[Source | None, Configuration]]:
+    what = f"package {request.source}"
+    if request.disk_images:
+        raise RefusedError("Option disk_images", f"{what} says itself whose image is whose")
+    chosen = packages.choice(request.name, request.system, request.configuration)
+    if not request.disks:
+        if not request.source.lower().endswith(".ovf"):
+            raise RefusedError("Option disks", f"{what} is an OVA", "Only of an .ovf the definition alone can be restored.")
+        yield None, packages.without_disks(request.source, chosen)
+        return
+    with packages.open_package(request.source, chosen, _scratch(request, conn)) as package:
+        point = package.configuration
+        if request.point not in (None, point.timestamp):
+            raise ArchiveError(what, f"it has no point {request.point}", f"It has {point.timestamp}.")
+        yield package, point
+
+
+def _scratch(request: RestoreRequest, conn: Connection) -> str:
+    """Where what has to be unpacked goes, without a name: the target, else beside the source if that can be written to."""
+    if request.pool or request.path:
+        path = _filenames.absolute(request.path) if request.path else ""
+        return storage.resolve_target(conn, pool=request.pool, path=path).path
+    beside = os.path.dirname(_filenames.absolute(request.source))
+    return beside if os.access(beside, os.W_OK) else tempfile.gettempdir()
 
 
 def check_images(archive: ArchiveReader, point: Configuration, leave_out: Collection[str] = ()) -> None:
@@ -145,7 +182,7 @@ def _bare(path: str) -> Configuration:
 
 def _plan(
     conn: Connection,
-    archive: ArchiveReader | None,
+    archive: Source | None,
     configuration: Configuration,
     request: RestoreRequest,
     progress: Progress,
@@ -166,10 +203,10 @@ def _plan(
     )
 
 
-def _marked_corrupt(archive: ArchiveReader, configuration: Configuration) -> set[str]:
+def _marked_corrupt(archive: Source, configuration: Configuration) -> set[str]:
     """Images that QEMU had marked, where that can be told without reading the whole archive; else it turns out on the way."""
     found = set()
-    for member in configuration.layers.values() if archive.bytes.random_access else ():
+    for member in configuration.layers.values() if archive.random_access else ():
         with contextlib.suppress(ImageError, ArchiveError):  # told when it is read
             if probe.probe(archive.read_at(member.name), member.size_bytes).corrupt:
                 found.add(member.name)
@@ -178,7 +215,7 @@ def _marked_corrupt(archive: ArchiveReader, configuration: Configuration) -> set
 
 def run(
     conn: Connection,
-    archive: ArchiveReader | None,
+    archive: Source | None,
     plan: RestorePlan,
     progress: Progress,
     uri: str = "qemu:///system",
@@ -234,6 +271,15 @@ def _values(result: RestoreResult, plan: RestorePlan, request: RestoreRequest) -
             "after": _without_secrets(plan.domain_xml),
         }
     return values
+
+
+def _conversion(configuration: Configuration) -> dict[str, Any]:
+    """What became of the hardware of another product's VM."""
+    made = configuration.conversion
+    return {
+        "replaced": [{"from": former, "to": here, "note": note} for former, here, note in made.replaced] if made else [],
+        "ignored": [{"item": item, "note": note} for item, note in made.ignored] if made else [],
+    }
 
 
 def _without_secrets(domain_xml: str) -> str:

@@ -21,7 +21,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
     _xml,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Role
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -59,6 +58,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     RepairedImage,
     RestorePlan,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.source import Source
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
@@ -92,7 +92,7 @@ class Transaction:
     def __init__(
         self,
         conn: Connection,
-        archive: ArchiveReader | None,
+        archive: Source | None,
         plan: RestorePlan,
         progress: Progress,
         uri: str,
@@ -421,7 +421,7 @@ def _is_converted(file: PlannedFile) -> bool:
     return file.format == "raw" and file.member.role in (Role.DISK, Role.LAYER) and file.member.image_format != "raw"
 
 
-def _sink(archive: ArchiveReader, file: PlannedFile, step: recovery.FileStep) -> ImageSink:
+def _sink(archive: Source, file: PlannedFile, step: recovery.FileStep) -> ImageSink:
     """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
     member = file.member
     if member.role is Role.TPM:
@@ -430,7 +430,7 @@ def _sink(archive: ArchiveReader, file: PlannedFile, step: recovery.FileStep) ->
     if not step.scratch:
         return FileSink(fd, member.size_bytes)
     read_at = archive.read_at(member.name)
-    info = probe.probe(read_at, member.size_bytes) if archive.bytes.random_access else None
+    info = probe.probe(read_at, member.size_bytes) if archive.random_access else None
     if info is not None and not info.corrupt and can_stream_as_raw(info, read_at):
         mapping = read_mapping(read_at, member.size_bytes)
         return RawSink(fd, mapping.virtual_size_bytes, mapping)

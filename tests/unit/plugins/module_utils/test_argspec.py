@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
     VerifyRequest,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import request as restore_request
 
@@ -242,6 +243,7 @@ def test_the_defaults_of_modules_and_requests_are_the_same() -> None:
     assert InfoRequest.of(params_of("backup_info")) == InfoRequest(Selection())
     assert VerifyRequest.of(params_of("backup_verify", path="/b")) == VerifyRequest(Selection(path="/b"))
     assert ChangeRequest.of(params_of("backup_archive", archive="/b/x.tar")) == ChangeRequest("/b/x.tar")
+    assert ConvertRequest.of(params_of("ova_convert", src="/b/x.ova")) == ConvertRequest("/b/x.ova")
 
 
 def test_options_reach_their_field() -> None:
@@ -314,6 +316,9 @@ def test_options_reach_their_field() -> None:
             mac="keep",
             networks={"a": "b"},
             disk_images={"vda": "b.img", "vdb": None},
+            disks=False,
+            system="s",
+            configuration="c",
             disk_format="qcow2",
             start=True,
             force=True,
@@ -325,8 +330,12 @@ def test_options_reach_their_field() -> None:
     )
     assert restore == restore_request.RestoreRequest(
         "/b/x.tar", 5, "", "/i", "n", "new", "keep", {"a": "b"}, restore_request.DiskFormat.QCOW2, False, True, True,
-        "qemu:///session", True, True, {"vda": "b.img", "vdb": ""}, True,
+        "qemu:///session", True, True, {"vda": "b.img", "vdb": ""}, True, disks=False, system="s", configuration="c",
     )  # fmt: skip
+    options = {"name": "n", "system": "s", "configuration": "c", "disk_bus": "virtio", "nic_model": "e1000", "firmware": "efi"}
+    others = {"machine": "pc", "compress": True, "compress_level": 9, "threads": 3, "networks": {"a": "b"}, "path": "/b"}
+    convert = ConvertRequest.of(params_of("ova_convert", src="/b/x.ova", **options, **others))
+    assert convert == ConvertRequest("/b/x.ova", **options, **others)
     found = ChangeRequest.of(
         params_of("backup_archive", archive="/b/x.tar", state="absent", compressed=False, notes="")
     )

@@ -1,0 +1,22 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes the helpers of this folder importable (pytest runs with --import-mode=importlib), and keeps state out of this host's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _paths
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("state_dir", "cache_dir", "run_dir"):
+        directory = str(tmp_path_factory.mktemp(name))
+        monkeypatch.setattr(_paths, name, lambda directory=directory: directory)
+        monkeypatch.setenv(f"KVMOPS_TESTS_{name.upper()}", directory)  # for the driver
