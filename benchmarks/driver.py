@@ -3,7 +3,7 @@
 """The archive layer as commands, so that it can be measured beside tar, zstd and qemu-img, a process started on both sides.
 
 pack DISK XML ARCHIVE [LEVEL] | pack-raw DISK XML ARCHIVE | append ARCHIVE LAYER XML |
-restore ARCHIVE DIRECTORY | verify ARCHIVE | view ARCHIVE | list ARCHIVE
+restore ARCHIVE DIRECTORY | verify ARCHIVE | view ARCHIVE | list ARCHIVE | convert OVA DIRECTORY [LEVEL]
 """
 
 from __future__ import annotations
@@ -87,6 +87,15 @@ def _list(archive: str) -> None:
                 print(point.timestamp, member.name, member.size_bytes, member.digest)
 
 
+def _convert(ova: str, directory: str, level: int = 0) -> None:
+    from ansible_collections.kvmops.backup.plugins.module_utils._ovf.convert import convert
+    from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
+    from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+
+    request = ConvertRequest(ova, path=directory, compress=bool(level), compress_level=level or 2)
+    print(convert(request, Context(Progress(), lambda _text: None))["archive"]["path"])
+
+
 def main(verb: str, *arguments: str) -> None:
     """Runs one command."""
     if verb == "pack":
@@ -98,6 +107,9 @@ def main(verb: str, *arguments: str) -> None:
     elif verb == "append":
         archive, layer, xml = arguments
         _append(archive, layer, xml)
+    elif verb == "convert":
+        ova, directory, *level = arguments
+        _convert(ova, directory, int(level[0]) if level else 0)
     elif verb == "restore":
         archive, directory = arguments
         _restore(archive, directory)

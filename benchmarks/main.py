@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Callable
 
-from ansible_collections.kvmops.backup.benchmarks import file_jobs, increment_jobs, report, vm_jobs
+from ansible_collections.kvmops.backup.benchmarks import file_jobs, increment_jobs, ova_jobs, report, vm_jobs
 from ansible_collections.kvmops.backup.benchmarks.limits import limits
 from ansible_collections.kvmops.backup.benchmarks.measure import BenchmarkError, Jobs, Result, measure
 from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab._run import LabError
 
 _WORK = Path("/var/lib/libvirt/images/benchmark")
-_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "vm", "vm-increment", "merge")
+_GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "ova", "vm", "vm-increment", "merge")
 
 
 def _arguments() -> argparse.Namespace:
@@ -47,6 +47,7 @@ def _groups(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], J
     yield "flat", lambda: file_jobs.flat_view(_WORK, large_bytes)
     yield "raw", lambda: file_jobs.raw_disk(source, _WORK)
     yield "increment", lambda: increment_jobs.increments(source, _WORK)
+    yield "ova", lambda: ova_jobs.conversions(source, _WORK)
     yield "vm", lambda: vm_jobs.running_vm(source, _WORK)
     yield "vm-increment", lambda: vm_jobs.increments(source, _WORK)
     yield "merge", lambda: vm_jobs.merges(_WORK)

@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import (
     _capabilities,
@@ -47,14 +48,25 @@ OPERATION = "ova_convert"
 _OVERHEAD_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class ConvertFacts:
+    """What the journal of a conversion says. ``partial``: the unfinished archive; ``place``: tells its directory (`_mounts`)."""
+
+    archive: str
+    partial: str = ""
+    place: Optional[Mapping[str, Any]] = None
+
+
 def convert(request: ConvertRequest, context: Context) -> dict[str, Any]:
     """The result of ``ova_convert``. Raises KvmopsError; nothing that is visible has changed then."""
     source = _filenames.absolute(request.source)
     context.progress.about(os.path.basename(source))
     directory = _target(request, source)
     if request.check_mode:
-        for facts in _journal.Journal.peek(_left_by_us):
-            context.warn(f"A dead run has left {facts['partial']}; the next run outside check mode removes it")
+        for found in _journal.Journal.peek(_left_by_us):
+            partial = found.facts(ConvertFacts).partial
+            if partial:
+                context.warn(f"A dead run has left {partial}; the next run outside check mode removes it")
     else:
         for gone in settle():
             context.put_right(f"removed {gone}")
@@ -87,17 +99,18 @@ def convert(request: ConvertRequest, context: Context) -> dict[str, Any]:
 def settle() -> list[str]:
     """Removes the partial files of conversions whose process has died; returns the paths."""
     removed = []
-    for journal in _journal.Journal.left_behind(_left_by_us):
-        partial = str(journal.facts.get("partial") or "")
+    for found in _journal.Journal.left_behind(_left_by_us):
+        journal = found.journal(ConvertFacts)
+        partial = journal.facts.partial
         if partial:
-            trash.remove_partial(partial, journal.facts.get("place"))
+            trash.remove_partial(partial, journal.facts.place)
             removed.append(partial)
         journal.done()
     return removed
 
 
-def _left_by_us(facts: dict[str, Any]) -> bool:
-    return facts.get("operation") == OPERATION
+def _left_by_us(found: _journal.Remains) -> bool:
+    return found.head.operation == OPERATION
 
 
 def _target(request: ConvertRequest, source: str) -> str:
@@ -260,7 +273,7 @@ def _write(made: opened.Opened, directory: str, request: ConvertRequest, context
     while os.path.lexists(os.path.join(directory, archive)):
         timestamp += 1
         archive = _name(made, request, timestamp)
-    journal = _journal.Journal.open(directory, OPERATION, {"archive": os.path.join(directory, archive)})
+    journal = _journal.Journal.open(directory, OPERATION, ConvertFacts(os.path.join(directory, archive)))
 
     def on_partial(partial: str) -> None:
         journal.record(partial=partial, place=_mounts.identity(os.path.dirname(partial)))
