@@ -14,6 +14,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 
 from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
 
 _MODULE = "kvmops.backup.vm_backup"
@@ -135,7 +136,7 @@ def outcome(result: Mapping[str, Any]) -> str:
         return f"FAILED: {result.get('msg', 'no message')}"
     if not result.get("changed"):
         return f"nothing to do, {result.get('reason', '')}"
-    return f"{result.get('mode')}, {base._bytes(int(result.get('bytes_written') or 0))} written, {result.get('duration')} s"
+    return f"{result.get('mode')}, {human_bytes(int(result.get('bytes_written') or 0))} written, {result.get('duration')} s"
 
 
 def _text(warning: Any) -> str:

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _ofd
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _PREFIX = ".kvmops-backup-probe-"
 _HOLE_BYTES = 2**20
-_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _NO_VERDICT = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT)  # ENOENT: a sweep from a host that does not see our lock
 _ELSEWHERE = "Choose another place."
 _CACHE = "Choose another place, or mount it with a cache (rclone mount: --vfs-cache-mode writes)."
@@ -142,12 +139,10 @@ def _longest(fd: int) -> int:
 
 def _lock(fd: int) -> bool:
     """False where somebody else has it, or there are no locks."""
-    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+        return _ofd.try_lock(fd, 0, 1)
     except OSError:
         return False
-    return True
 
 
 def sweep(directory: str) -> None:

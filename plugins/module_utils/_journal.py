@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _locks, _ofd, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
 Facts = TypeVar("Facts", covariant=True)
@@ -109,7 +109,7 @@ class Journal(Generic[Facts]):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             journal = Journal(path, fd, head, facts, 0)
             try:
-                if not _locks.try_lock(fd):
+                if not _ofd.try_lock(fd):
                     raise KvmopsError(f"The journal {path}", "somebody else has locked a file that was just created")
                 journal._append({"head": head, "facts": facts})
                 _files.sync_directory(directory)
@@ -178,7 +178,7 @@ def _readable(*, take: bool) -> list[LeftBehind]:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue
-        alive = not _locks.try_lock(fd) if take else _locks.is_locked(fd)
+        alive = not _ofd.try_lock(fd) if take else _ofd.is_locked(fd)
         # a finished run unlinks its journal before it lets go of the lock
         if alive or os.fstat(fd).st_nlink == 0:
             os.close(fd)

@@ -3,28 +3,23 @@
 # This file is private to the kvmops.backup collection.
 """Who is at work on what: kernel locks with an owner record.
 
-The locks are OFD write locks (open file description): they end with the last descriptor of the holder, whatever
-killed it, and a second lock of the same process is refused too. No clock and no pid decides whether a holder lives.
+The locks are OFD write locks (`_ofd`): no clock and no pid decides whether a holder lives.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _ofd, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
 
 POLL_S = 0.1
-_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _UNNAMED = "a process that has not named itself"
 
 
@@ -60,24 +55,6 @@ def start_ticks(pid: int) -> int:
             return int(file.read().rpartition(")")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError):
         return 0
-
-
-def try_lock(fd: int) -> bool:
-    """Take the whole-file OFD write lock of a descriptor opened O_RDWR; False when somebody else has it."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise
-    return True
-
-
-def is_locked(fd: int) -> bool:
-    """Whether another open file description holds a lock on the file."""
-    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
-    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 def of_vm(uuid: str) -> str:
@@ -123,7 +100,7 @@ def _open_locked(of: str, path: str, deadline: float, on_wait: Callable[[str], N
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            while not try_lock(fd):
+            while not _ofd.try_lock(fd):
                 who = str(_owner(fd) or _UNNAMED)
                 if time.monotonic() >= deadline:
                     raise BusyError(
@@ -149,7 +126,7 @@ def holder(name: str) -> Holder | None:
     except FileNotFoundError:
         return None
     try:
-        if not is_locked(fd):
+        if not _ofd.is_locked(fd):
             return None
         return _owner(fd) or Holder("unknown", "", 0, 0, _UNNAMED)
     finally:

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
 import stat
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _ofd, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
@@ -32,8 +30,6 @@ _GATE_POLL_S = 0.02
 _GATE_TIMEOUT_S = 30.0
 _RECORD_BYTES = 2048  # slot i is told at i * 2048, and locked at byte i
 _MOST_SLOTS = 1000
-_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
-_TAKEN = (errno.EAGAIN, errno.EACCES)
 # What these tell a client to do with locks never reaches the server, or the server forgets it.
 _LOCAL_LOCKS = frozenset({"9p", "virtiofs", "fuse.sshfs"})
 
@@ -122,7 +118,7 @@ def hold(directory: str, limit: int, *, what: str, timeout_s: float, context: Co
                 if not limit or len(busy) < limit:
                     slot = _take(fd, busy, who)
             finally:
-                _unlock(fd, 0)
+                _ofd.unlock(fd, 0, 1)
             if not slot:
                 _wait(fd, directory, busy, limit, deadline, context)
         yield Slot(fd, directory, slot, who)
@@ -137,7 +133,7 @@ def _place(directory: str, limit: int, context: Context) -> tuple[int, str]:
     try:
         fd = _open(path)
         try:
-            _is_locked(fd, 0)
+            _ofd.is_locked(fd, 0, 1)
         except OSError:
             os.close(fd)
             raise
@@ -210,7 +206,7 @@ def _through_gate(fd: int, path: str, context: Context) -> int:
     """Holds the gate of the file that has the name now; the descriptor to go on with."""
     deadline = time.monotonic() + _GATE_TIMEOUT_S
     while True:
-        if not _lock(fd, 0):
+        if not _ofd.try_lock(fd, 0, 1):
             if time.monotonic() >= deadline:
                 raise BusyError(
                     f"The file {path}", "its gate has been held for too long", "Look for a stopped process."
@@ -229,7 +225,7 @@ def _through_gate(fd: int, path: str, context: Context) -> int:
 
 def _busy(fd: int) -> list[int]:
     """The slots that are held; the file reaches over all that ever were."""
-    return [slot for slot in range(1, os.fstat(fd).st_size // _RECORD_BYTES) if _is_locked(fd, slot)]
+    return [slot for slot in range(1, os.fstat(fd).st_size // _RECORD_BYTES) if _ofd.is_locked(fd, slot, 1)]
 
 
 def _take(fd: int, busy: list[int], who: str) -> int:
@@ -238,7 +234,7 @@ def _take(fd: int, busy: list[int], who: str) -> int:
         raise BusyError(
             "The directory of the backup", f"{len(busy)} backups are at work there", "Wait until some have finished."
         )
-    _lock(fd, slot)
+    _ofd.try_lock(fd, slot, 1)
     os.ftruncate(fd, max(os.fstat(fd).st_size, (slot + 1) * _RECORD_BYTES))  # a hole: needs no space
     _write(fd, slot, _Record(who))
     return slot
@@ -274,7 +270,7 @@ def _blocks(path: str) -> int:
 def _gate(fd: int) -> Iterator[None]:
     """The gate for who has a slot already, so that the file is not removed."""
     deadline = time.monotonic() + _GATE_TIMEOUT_S
-    while not _lock(fd, 0):
+    while not _ofd.try_lock(fd, 0, 1):
         if time.monotonic() >= deadline:
             raise BusyError(
                 "The count of backups at work", "its gate has been held for too long", "Look for a stopped process."
@@ -283,7 +279,7 @@ def _gate(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _unlock(fd, 0)
+        _ofd.unlock(fd, 0, 1)
 
 
 def _wait(fd: int, directory: str, busy: list[int], limit: int, deadline: float, context: Context) -> None:
@@ -303,32 +299,8 @@ def _leave(fd: int, path: str, slot: int) -> None:
     with contextlib.suppress(OSError):
         try:
             if slot:
-                _unlock(fd, slot)
-            if _lock(fd, 0) and not _busy(fd) and os.path.samestat(os.stat(path), os.fstat(fd)):
+                _ofd.unlock(fd, slot, 1)
+            if _ofd.try_lock(fd, 0, 1) and not _busy(fd) and os.path.samestat(os.stat(path), os.fstat(fd)):
                 os.unlink(path)
         finally:
             os.close(fd)
-
-
-def _request(kind: int, byte: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
-
-
-def _lock(fd: int, byte: int) -> bool:
-    """False if somebody else has it."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_WRLCK, byte))
-    except OSError as error:
-        if error.errno in _TAKEN:
-            return False
-        raise
-    return True
-
-
-def _unlock(fd: int, byte: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK, byte))
-
-
-def _is_locked(fd: int, byte: int) -> bool:
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, byte))
-    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)

@@ -9,15 +9,13 @@ Whoever writes holds the lock ``vm-<uuid>``.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths, _state_file
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,9 @@ def load(uuid: str) -> VmState:
 
 def save(uuid: str, state: VmState) -> None:
     """Keeps it, durably. Raises KvmopsError where the state directory cannot take it."""
-    path = _path(uuid)
-    partial = f"{path}.new"
-    data = json.dumps(
-        {
-            "frozen": {name: {"digest": each.digest, "stat": each.stat} for name, each in state.frozen.items()},
-            "ended": state.ended,
-            "begun": state.begun,
-            "to_merge": state.to_merge,
-        }
-    )
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        _files.sync_directory(os.path.dirname(path))
-    except OSError as error:
-        raise KvmopsError(
-            f"The state file {path}", str(error), "Free space on the file system of the state directory."
-        ) from error
+    frozen = {name: {"digest": each.digest, "stat": each.stat} for name, each in state.frozen.items()}
+    data = {"frozen": frozen, "ended": state.ended, "begun": state.begun, "to_merge": state.to_merge}
+    _state_file.save(_path(uuid), data)
 
 
 def end_cycle(uuid: str, reason: str) -> None:

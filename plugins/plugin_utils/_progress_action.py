@@ -28,6 +28,7 @@ from ansible.utils.display import Display
 from ansible_collections.kvmops.backup.plugins.module_utils import _json
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import CONTROL_VARIABLE, HEARTBEAT_LIMIT_S
 from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
+from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 FIRST_POLL_S, SLOWEST_POLL_S = 0.1, 2.0
 # Every five seconds at first, ever more slowly up to once a minute: hours of backup do not fill a job log.
@@ -132,24 +133,17 @@ def describe(status: dict[str, Any]) -> str:
     facts = []
     if total:
         text += f" {int(status.get('percent') or 0)} %"
-        facts.append(f"{_bytes(done)} of {_bytes(total)}")
+        facts.append(f"{human_bytes(done)} of {human_bytes(total)}")
     elif done:
-        facts.append(_bytes(done))
+        facts.append(human_bytes(done))
     if rate and done:
-        facts.append(f"{_bytes(rate)}/s")
+        facts.append(f"{human_bytes(rate)}/s")
     if status.get("eta_s") is not None and done:
         minutes, seconds = divmod(int(status["eta_s"]), 60)
         facts.append(
             f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left" if minutes >= 60 else f"{minutes}:{seconds:02} left"
         )
     return ", ".join([text, *facts])
-
-
-def _bytes(count: int) -> str:
-    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
 
 
 class _StoppedError(BaseException):

@@ -11,17 +11,12 @@ lock of the next byte: an append does not mind them, but the file must not go wh
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
-from typing import Optional
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _locks
+from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _ofd
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError
 
-_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _WRITER = 2**62  # QEMU locks bytes near the beginning of an image that it has open
 _READERS = _WRITER + 1
 _OTHER_HOST = "a process of another host"
@@ -35,7 +30,7 @@ def writing(path: str, what: str) -> Iterator[None]:
     with _open(path, os.O_RDWR) as fd:
         status = os.fstat(fd)
         with _named(path, status, what):
-            if not _lock(fd, fcntl.F_WRLCK, _WRITER):
+            if not _lock(fd, _WRITER):
                 raise BusyError(f"Archive {path}", f"{_OTHER_HOST} is writing to it", _WAIT)
             if not _is_at(path, status):
                 raise BusyError(f"Archive {path}", "it was just replaced by another process", "Run the task again.")
@@ -46,7 +41,7 @@ def writing(path: str, what: str) -> Iterator[None]:
 def reading(path: str) -> Iterator[None]:
     """Keeps the archive from being deleted or converted away while the block runs. Raises BusyError, ArchiveError."""
     with _open(path, os.O_RDONLY) as fd:
-        if not _lock(fd, fcntl.F_RDLCK, _READERS) or not _is_at(path, os.fstat(fd)):
+        if not _lock(fd, _READERS, shared=True) or not _is_at(path, os.fstat(fd)):
             raise BusyError(
                 f"Archive {path}", "another process is just deleting or replacing it", "Run the task again."
             )
@@ -57,7 +52,7 @@ def reading(path: str) -> Iterator[None]:
 def alone(path: str) -> Iterator[None]:
     """For the one writer: while the block runs nobody begins to read the archive. Raises BusyError if somebody does already."""
     with _open(path, os.O_RDWR) as fd:
-        if not _lock(fd, fcntl.F_WRLCK, _READERS):
+        if not _lock(fd, _READERS):
             raise BusyError(f"Archive {path}", _READ, "Wait until that has finished.")
         yield
 
@@ -115,21 +110,16 @@ def _name(status: os.stat_result) -> str:
     return f"archive-{status.st_dev:x}-{status.st_ino:x}"
 
 
-def _lock(fd: int, kind: int, byte: int) -> bool:
+def _lock(fd: int, byte: int, *, shared: bool = False) -> bool:
     """False if somebody else has it; True also where the file system has no locks."""
-    request = struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
-    code: Optional[int] = None
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
-    except OSError as error:
-        code = error.errno
-    return code not in (errno.EAGAIN, errno.EACCES)
+        return _ofd.try_lock(fd, byte, 1, shared=shared)
+    except OSError:
+        return True
 
 
 def _is_locked(fd: int, byte: int) -> bool:
-    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request)
+        return _ofd.is_locked(fd, byte, 1)
     except OSError:
         return False  # no such locks there
-    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)

@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     chain_of,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import VmState
@@ -130,7 +131,7 @@ def _identity(xml: str) -> tuple[object, ...]:
             for disk in root.iterfind("disks/disk")
             if disk.get("snapshot") != "no"
         ),
-        sorted((_target(disk), _source(disk)) for disk in root.iterfind("domain/devices/disk")),
+        sorted((target_of(disk), _source(disk)) for disk in root.iterfind("domain/devices/disk")),
     )
 
 
@@ -139,11 +140,6 @@ def _source(disk: etree._Element) -> tuple[tuple[str, str], ...]:
     if source is None:
         return ()
     return tuple((name, source.get(name, "")) for name in _SOURCE_ATTRIBUTES if source.get(name))
-
-
-def _target(disk: etree._Element) -> str:
-    target = disk.find("target")
-    return "" if target is None else target.get("dev", "")
 
 
 def _reverted(own: SnapshotNode, now: VmNow) -> str:

@@ -9,6 +9,7 @@ from copy import deepcopy
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 
 _RUNTIME_ONLY = ("alias", "backingStore", "mirror", "privateData")
 
@@ -28,10 +29,10 @@ def of_point(persistent_xml: str, live_xml: str) -> tuple[str, tuple[str, ...]]:
     devices = root.find("devices")
     if devices is None:
         devices = etree.SubElement(root, "devices")
-    known = {_target(disk): disk for disk in devices.findall("disk")}
+    known = {target_of(disk): disk for disk in devices.findall("disk")}
     warnings = []
     for disk in live.findall("devices/disk"):
-        target, own = _target(disk), known.get(_target(disk))
+        target, own = target_of(disk), known.get(target_of(disk))
         if own is None:
             devices.append(_clean(disk))
             warnings.append(f"disk {target} is attached to the running VM only; the backup has it in the definition")
@@ -47,13 +48,9 @@ def only_persistent(persistent_xml: str, live_xml: str) -> tuple[str, ...]:
     """Targets of disks that a running VM gets only at its next start."""
     if not live_xml or not persistent_xml:
         return ()
-    live = {_target(disk) for disk in _xml.parse(live_xml).findall("devices/disk")}
-    return tuple(t for t in map(_target, _xml.parse(persistent_xml).findall("devices/disk")) if t not in live)
+    live = {target_of(disk) for disk in _xml.parse(live_xml).findall("devices/disk")}
+    return tuple(t for t in map(target_of, _xml.parse(persistent_xml).findall("devices/disk")) if t not in live)
 
-
-def _target(disk: etree._Element) -> str:
-    target = disk.find("target")
-    return "" if target is None else target.get("dev") or ""
 
 
 def _source(disk: etree._Element) -> dict[str, str]:

@@ -461,7 +461,7 @@ def _below(facts: VmFacts, path: str) -> list[Image]:
     found: list[Image] = []
     image = facts.images.get(path)
     while image is not None and image.backing_path:
-        image = facts.images.get(image.backing_path) or facts.images.get(os.path.realpath(image.backing_path))
+        image = members.image_of(facts.images, image.backing_path)
         if image is None or image in found:
             break
         found.append(image)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
@@ -383,59 +383,75 @@ def _standing_alone(run: _Run, facts: VmFacts, why: str) -> BackupPlan:
 
 
 def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
+    """Carries the plan out, up to the published point; a snapshot that does not stay is merged away again."""
+    with _journalled(run, planned) as at_work:
+        if planned.base is None:
+            # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
+            at_work.writer = _new_archive(run, planned, at_work.journal)
+        if planned.snapshot is None:
+            return _copy(run, planned, at_work, None, proved)
+        run.context.progress.phase("freeze")
+        at_work.clean = False
+        try:
+            taken = snapshot.take(run.conn, run.domain, planned.snapshot, at_work.journal)
+        except KvmopsError:
+            at_work.clean = at_work.journal.facts.is_clean
+            raise
+        done: _Done | None = None
+        try:
+            done = _copy(run, replace(planned, members=_with_memory(planned)), at_work, taken, proved)
+            if planned.stays:
+                at_work.journal.record(published=True)
+                at_work.clean = True
+                _remember(run, planned, done, proved)
+        finally:
+            if not at_work.clean:
+                try:
+                    snapshot.remove(run.conn, run.domain, planned.snapshot, at_work.journal, run.context.progress)
+                    at_work.clean = True
+                except KvmopsError as error:
+                    if done is None:
+                        raise
+                    done = replace(done, stuck=error)  # the next run looks again
+        return done
+
+
+@dataclass
+class _AtWork:
+    """What a run has open. ``clean``: nothing of it is on the VM, so that its journal has nothing more to say."""
+
+    journal: Journal[BackupFacts]
+    writer: _Writer | None = None
+    clean: bool = True
+
+
+@contextmanager
+def _journalled(run: _Run, planned: BackupPlan) -> Iterator[_AtWork]:
+    """A journal for the block, which stays for the next run where something of this one does; an unpublished point goes."""
     keep = None
     if planned.stays:
         keep = Keep(planned.archive_path, planned.timestamp)
         _begin_cycle(planned)
-    journal = Journal.open(
-        vm_key(planned.vm_uuid), OPERATION, BackupFacts({}, planned.vm_uuid, planned.vm_name, keep=keep)
-    )
-    clean = True  # nothing of this run is on the VM: its journal has nothing more to say
-    writer: _Writer | None = None
+    facts = BackupFacts({}, planned.vm_uuid, planned.vm_name, keep=keep)
+    at_work = _AtWork(Journal.open(vm_key(planned.vm_uuid), OPERATION, facts))
     try:
-        if planned.base is None:
-            # The file exists before the VM is touched: a place that cannot take it costs the guest nothing.
-            writer = _new_archive(run, planned, journal)
-        if planned.snapshot is None:
-            held = _held(planned.members)
-            writer = writer or _appender(run, planned, planned.members, held, journal)
-            return _write(run, planned, writer, None, proved, held)
-        run.context.progress.phase("freeze")
-        clean = False
-        try:
-            taken = snapshot.take(run.conn, run.domain, planned.snapshot, journal)
-        except KvmopsError:
-            clean = journal.facts.is_clean
-            raise
-        stays = False
-        done: _Done | None = None
-        try:
-            members = _with_memory(planned)
-            held = _held(members)
-            if writer is None:
-                writer = _appender(run, planned, members, held, journal)
-            done = _write(run, replace(planned, members=members), writer, taken, proved, held)
-            if planned.stays:
-                journal.record(published=True)
-                stays = clean = True
-                _remember(run, planned, done, proved)
-        finally:
-            if not stays:
-                try:
-                    snapshot.remove(run.conn, run.domain, planned.snapshot, journal, run.context.progress)
-                    clean = True
-                except KvmopsError as error:
-                    if done is None:
-                        raise
-                    done = replace(done, stuck=error)  # the next run's recovery looks again
-        return done
+        yield at_work
     finally:
-        if writer:
-            writer.abort()
-        if clean:
-            journal.done()
+        if at_work.writer:
+            at_work.writer.abort()
+        if at_work.clean:
+            at_work.journal.done()
         else:
-            journal.close()
+            at_work.journal.close()
+
+
+def _copy(
+    run: _Run, planned: BackupPlan, at_work: _AtWork, taken: snapshot.Taken | None, proved: Mapping[str, Evidence]
+) -> _Done:
+    held = _held(planned.members)
+    if at_work.writer is None:
+        at_work.writer = _appender(run, planned, held, at_work.journal)
+    return _write(run, planned, at_work.writer, taken, proved, held)
 
 
 def _begin_cycle(planned: BackupPlan) -> None:
@@ -476,11 +492,11 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal[BackupFacts]) 
 
 
 def _appender(
-    run: _Run, planned: BackupPlan, members: Sequence[PlannedMember], held: Mapping[str, bytes], journal: Journal[BackupFacts]
+    run: _Run, planned: BackupPlan, held: Mapping[str, bytes], journal: Journal[BackupFacts]
 ) -> ArchiveAppender:
     """The archive, open for one more point: sizes are known, because nobody writes to the files any more."""
     sizes = []
-    for each in members:
+    for each in planned.members:
         source = _source(run, each, held)
         sizes.append(source.size_bytes)
         source.close()

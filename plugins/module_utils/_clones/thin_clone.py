@@ -25,9 +25,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firm
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    by_name,
     connect_to_change,
     libvirt,
-    translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
@@ -100,7 +100,7 @@ def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Con
         raise RefusedError(
             what, f"{template.name} is not marked as a template", "Mark it with kvmops.backup.vm_template."
         )
-    existing = _existing(conn, request.name)
+    existing = by_name(conn, request.name)
     if existing is not None:
         if not find.stands_on(conn, existing, template):
             raise RefusedError(what, "there is a VM of that name that is no clone of it", "Choose another name.")
@@ -122,15 +122,6 @@ def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Con
     }
 
 
-def _existing(conn: Connection, name: str) -> Domain | None:
-    try:
-        return conn.lookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise translate(error, f"The VM {name}") from error
-
-
 def _there(conn: Connection, domain: Domain, request: CloneRequest, context: Context) -> dict[str, Any]:
     """A clone that was made earlier."""
     view = domain_xml.parse(domain.XMLDesc(0))
@@ -142,10 +133,7 @@ def _there(conn: Connection, domain: Domain, request: CloneRequest, context: Con
         except libvirt.libvirtError as error:
             raise KvmopsError(f"The VM {view.name}", f"it does not start: {error}") from error
     disks = [disk for disk in view.disks if disk.device == "disk"]
-    paths = {
-        disk.target: disk.path or storage.volume_path(conn, disk.pool, disk.volume) if disk.path or disk.volume else ""
-        for disk in disks
-    }
+    paths = {disk.target: storage.disk_path(conn, disk) for disk in disks}
     return {
         "changed": starts,
         "vm": {"name": view.name, "uuid": view.uuid},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -88,6 +88,25 @@ def find_domain(conn: Connection, name_or_uuid: str) -> Domain:
         "there is no VM of that name or uuid on this host",
         "virsh list --all shows what there is.",
     )
+
+
+def by_uuid(conn: Connection, uuid: str) -> Domain | None:
+    """The domain of that uuid, None if there is none."""
+    return _unless_missing(conn.lookupByUUIDString, uuid)
+
+
+def by_name(conn: Connection, name: str) -> Domain | None:
+    """The domain of that name, None if there is none."""
+    return _unless_missing(conn.lookupByName, name)
+
+
+def _unless_missing(lookup: Callable[[str], Domain], name_or_uuid: str) -> Domain | None:
+    try:
+        return lookup(name_or_uuid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise translate(error, f"The VM {name_or_uuid}") from error
 
 
 def lives(conn: Connection) -> bool:

@@ -185,6 +185,12 @@ def _attribute(parent: etree._Element, path: str, name: str) -> str:
     return "" if element is None else element.get(name, "")
 
 
+def target_of(disk: etree._Element) -> str:
+    """The target of a <disk>, "" if it has none."""
+    target = disk.find("target")
+    return "" if target is None else target.get("dev") or ""
+
+
 def _integer(text: str | None) -> int:
     """A number that libvirt would have written; 0 for anything else."""
     digits = (text or "").strip()

@@ -30,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 
 _DIRECTORY = "/run/libvirt/qemu"
 _SETTLED_S = 30.0
@@ -56,8 +57,7 @@ def put_right(text: str, ghosts: Collection[str], merged: Mapping[str, Collectio
     root = _xml.parse(text, "libvirt's note about a running VM")
     changed = False
     for disk in root.iterfind("domain/devices/disk"):
-        target = disk.find("target")
-        name = "" if target is None else target.get("dev", "")
+        name = target_of(disk)
         for mirror in disk.findall("mirror"):
             if not mirror.get("job") or name in ghosts:
                 disk.remove(mirror)

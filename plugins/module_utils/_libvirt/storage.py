@@ -16,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import lvm
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, libvirt, translate
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import (
     FILES,
     NAMES,
@@ -93,6 +94,16 @@ def volume_path(conn: Connection, pool: str, volume: str) -> str:
     except libvirt.libvirtError as error:
         hint = f"Run: virsh pool-start {pool}; virsh pool-refresh {pool}"
         raise SourceError(f"The volume {volume} of the pool {pool}", str(error), hint) from error
+
+
+def disk_path(conn: Connection, disk: Disk) -> str:
+    """The local file or device of a disk as QEMU is given it, "" if it has none or its pool cannot tell."""
+    if disk.path or not disk.volume:
+        return disk.path
+    try:
+        return volume_path(conn, disk.pool, disk.volume)
+    except SourceError:
+        return ""
 
 
 def expected_path(pool: Pool, volume: str) -> str:

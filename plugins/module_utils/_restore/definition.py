@@ -14,6 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
@@ -110,8 +111,7 @@ def _first(root: etree._Element, tag: str) -> etree._Element:
 
 
 def _disk(element: etree._Element, changes: Changes, outcome: Outcome) -> None:
-    target_element = element.find("target")
-    target = (target_element.get("dev") or "") if target_element is not None else ""
+    target = target_of(element)
     fate = changes.fates[target]
     parent = _xml.parent_of(element)
     for tag in ("backingStore", "mirror"):

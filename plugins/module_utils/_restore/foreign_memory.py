@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks
 
 Read = Callable[[str, int, int], bytes]
@@ -80,14 +81,9 @@ def _document(name: str, created: int, path: str, domain: etree._Element) -> str
     etree.SubElement(root, "creationTime").text = str(created)
     etree.SubElement(root, "memory", snapshot="external", file=path)
     listed = etree.SubElement(root, "disks")
-    read_only = {_target(disk) for disk in domain.findall("devices/disk") if disk.find("readonly") is not None}
+    read_only = {target_of(disk) for disk in domain.findall("devices/disk") if disk.find("readonly") is not None}
     for target in _sources(domain):
         mode = "no" if target in read_only else "external"
         etree.SubElement(listed, "disk", name=target, snapshot=mode)
     root.append(domain)
     return _xml.text(root)
-
-
-def _target(disk: etree._Element) -> str:
-    target = disk.find("target")
-    return "" if target is None else target.get("dev") or ""

@@ -35,6 +35,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import file
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
+    by_uuid,
     libvirt,
     translate,
 )
@@ -182,14 +183,14 @@ def conclude(conn: Connection, facts: RestoreFacts) -> str:
                 "Mount what belongs there and restore again.",
             )
     try:
-        domain = _lookup(conn, facts.uuid)
+        domain = by_uuid(conn, facts.uuid)
         refused = _finish_writes(domain)
         if domain is not None and _token(domain) == facts.token:
             finish(conn, domain, facts)
             done = f"The restore of {facts.name} from {facts.source} was complete; its remains are removed."
             return " ".join([done, *refused])
         roll_back(conn, facts)
-        refused = _finish_writes(_lookup(conn, facts.old.uuid)) if facts.old is not None else []
+        refused = _finish_writes(by_uuid(conn, facts.old.uuid)) if facts.old is not None else []
     except libvirt.libvirtError as error:
         raise translate(error, f"The interrupted restore of {facts.name}") from error
     except OSError as error:
@@ -252,7 +253,7 @@ def _kept(facts: RestoreFacts) -> str:
 
 def _take_back_definition(conn: Connection, facts: RestoreFacts) -> None:
     """A VM that was defined, but does not have all its snapshots yet, is not the new one."""
-    domain, old = _lookup(conn, facts.uuid), facts.old
+    domain, old = by_uuid(conn, facts.uuid), facts.old
     if domain is None or _token(domain) != facts.pending_token:
         return
     if domain.isActive():
@@ -299,7 +300,7 @@ def finish(conn: Connection, domain: Domain, facts: RestoreFacts) -> None:
 
 def _complete(conn: Connection, old: OldVm) -> None:
     """Gives the replaced VM what it lacks, whenever it was lost; what it has gained since stays. Can be repeated."""
-    domain = _lookup(conn, old.uuid)
+    domain = by_uuid(conn, old.uuid)
     if domain is None:
         domain = conn.defineXML(old.xml)
     lacking = _lacking(domain, old.states)
@@ -352,15 +353,6 @@ def _forget_checkpoint(domain: Domain, name: str) -> None:
 
 def _finish_writes(domain: Domain | None) -> list[str]:
     return snapshots.finish_writes(domain) if domain is not None else []
-
-
-def _lookup(conn: Connection, uuid: str) -> Domain | None:
-    try:
-        return conn.lookupByUUIDString(uuid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
 
 
 def _token(domain: Domain) -> str:

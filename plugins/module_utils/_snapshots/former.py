@@ -10,6 +10,7 @@ import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay, Owner
 
 
@@ -43,8 +44,7 @@ def with_former_source(xml: str, overlay: Overlay, former: str) -> str:
     """The domain XML with the disk's image (type, format, source, chain) as in ``former`` and all else as it is. Pure."""
     root = _xml.parse(xml, "The domain XML")
     for disk in root.iterfind("devices/disk"):
-        target = disk.find("target")
-        if target is not None and target.get("dev") == overlay.target:
+        if target_of(disk) == overlay.target:
             _replace_image(disk, former, overlay)
     return _xml.text(root)
 

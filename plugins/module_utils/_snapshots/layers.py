@@ -15,7 +15,6 @@ from enum import Enum
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
-    KvmopsError,
     RefusedError,
     SplitViewError,
 )
@@ -150,7 +149,7 @@ def look(conn: Connection, domain: Domain) -> Layers:
     tops: list[str] = []
     files: dict[str, Layer] = {}
     for disk in disks:
-        path = named_of(conn, disk)
+        path = storage.disk_path(conn, disk)
         if path and disk.device == "disk" and not disk.readonly and disk.format in (*_FORMATS, ""):
             active[disk.target] = views.real(path)
             if not disk.shareable:
@@ -172,17 +171,7 @@ def look(conn: Connection, domain: Domain) -> Layers:
 
 def path_of(conn: Connection, disk: domain_xml.Disk) -> str:
     """The resolved local file of a disk, "" if it has none or its pool cannot tell."""
-    return views.real(named_of(conn, disk))
-
-
-def named_of(conn: Connection, disk: domain_xml.Disk) -> str:
-    """The same as QEMU is given it."""
-    if disk.volume and not disk.path:
-        try:
-            return storage.volume_path(conn, disk.pool, disk.volume)
-        except (KvmopsError, libvirt.libvirtError):
-            return ""
-    return disk.path
+    return views.real(storage.disk_path(conn, disk))
 
 
 def require_quiet(conn: Connection, domain: Domain, layers: Layers) -> None:
@@ -258,8 +247,7 @@ def _state(conn: Connection, info: Snapshot) -> State:
 
 def _definition(domain: etree._Element, target: str) -> str:
     for disk in domain.iterfind("devices/disk"):
-        name = disk.find("target")
-        if name is not None and name.get("dev") == target:
+        if domain_xml.target_of(disk) == target:
             return etree.tostring(disk, encoding="unicode", with_tail=False)
     return ""
 

@@ -10,13 +10,11 @@ made. Where a record is lost, such a file stays for good and does no harm.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _paths, _state_file
 
 LAYERS, COPIES = "layers", "copies"
 
@@ -44,18 +42,7 @@ def save(uuid: str, layers: Mapping[str, str], kind: str = LAYERS) -> None:
     if not layers and not os.path.exists(path):
         return
     data = {name: {"file": _identity(name), "disk_xml": xml} for name, xml in layers.items() if os.path.exists(name)}
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(f"{path}.new", "w", encoding="utf-8") as stream:
-            json.dump(data, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(f"{path}.new", path)
-        _files.sync_directory(os.path.dirname(path))
-    except OSError as error:
-        raise KvmopsError(
-            f"The state file {path}", str(error), "Free space on the file system of the state directory."
-        ) from error
+    _state_file.save(path, data)
 
 
 def _identity(path: str) -> list[int]:

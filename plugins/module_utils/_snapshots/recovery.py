@@ -18,9 +18,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snap
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
-    libvirt,
+    by_uuid,
     renewed,
-    translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged, VmOperation
@@ -125,12 +124,7 @@ def _ending(progress: Progress) -> Iterator[None]:
 def _again(conn: Connection, uuid: str) -> tuple[Connection, Domain | None]:
     """A connection that lives, and the VM, None when it is not defined any more."""
     conn = renewed(conn)
-    try:
-        return conn, conn.lookupByUUIDString(uuid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return conn, None
-        raise translate(error, f"The VM {uuid}") from error
+    return conn, by_uuid(conn, uuid)
 
 
 OPERATIONS = (

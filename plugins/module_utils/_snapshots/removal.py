@@ -143,24 +143,12 @@ class _Work:
 
 
 def _plan_disk(work: _Work, target: str) -> None:
+    """What becomes of the layers of one disk: merged, kept for now, or of no use any more."""
     layers = work.layers
+    active = layers.active.get(target, "")
     left = {path: xml for path, xml in layers.left.items() if _is_of(layers, path, target)}
     frozen = {**left, **_frozen(work.removed, target)}
-    made = [
-        path
-        for state in work.removed
-        for disk in state.disks
-        if disk.target == target
-        for path in (disk.overlay_path, disk.path if disk.kind is Kind.INTERNAL else "")
-    ]
-    own = [path for path in dict.fromkeys([*frozen, *made]) if path in layers.files]
-    active = layers.active.get(target, "")
-    roots = layers.roots(active)
-    strange = [path for path in own if not roots & set(layers.chain(path)[-1:])]
-    for user, paths in _by_user(layers, strange).items():
-        of_now = f"are in use as {user} now, stay, and are not merged" if user else "stay"
-        work.notes.append(f"{target} is another disk than it was then; its former files {of_now}: {', '.join(paths)}")
-    own = [path for path in own if path not in strange]
+    own = _own_layers(work, target, frozen)
     frozen = {path: definition for path, definition in frozen.items() if path in own}
     needed = {
         path: None
@@ -181,9 +169,32 @@ def _plan_disk(work: _Work, target: str) -> None:
             work.left[stays] = frozen[stays]
             if path not in left:
                 work.notes.append(f"{stays} stays for now: {len(standing[path])} branches stand on it")
-    for path in own:
-        if path in needed:
-            continue
+    _give_up(work, target, [path for path in own if path not in needed])
+
+
+def _own_layers(work: _Work, target: str, frozen: Iterable[str]) -> list[str]:
+    """The disk's layers that the removed snapshots had frozen or made; a note about those of another disk of that target then."""
+    layers = work.layers
+    made = [
+        path
+        for state in work.removed
+        for disk in state.disks
+        if disk.target == target
+        for path in (disk.overlay_path, disk.path if disk.kind is Kind.INTERNAL else "")
+    ]
+    own = [path for path in dict.fromkeys([*frozen, *made]) if path in layers.files]
+    roots = layers.roots(layers.active.get(target, ""))
+    strange = [path for path in own if not roots & set(layers.chain(path)[-1:])]
+    for user, paths in _by_user(layers, strange).items():
+        of_now = f"are in use as {user} now, stay, and are not merged" if user else "stay"
+        work.notes.append(f"{target} is another disk than it was then; its former files {of_now}: {', '.join(paths)}")
+    return [path for path in own if path not in strange]
+
+
+def _give_up(work: _Work, target: str, paths: Iterable[str]) -> None:
+    """Layers on dead branches go, unless nothing else has their data."""
+    layers, active = work.layers, work.layers.active.get(target, "")
+    for path in paths:
         if not layers.files[path].backing:
             if path not in layers.copies:
                 work.notes.append(f"{path} stays, though nothing names it any more: {target} is a copy of it now")

@@ -28,6 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     bookkeeping,
@@ -230,10 +231,10 @@ def _definition(
 ) -> str:
     """The <domain> of that moment on the new overlays, under the name that the VM has now."""
     domain = _definition_then(root, layers.vm_name, what)
-    now = {_target(disk): disk for disk in _xml.parse(definition, what).iterfind("devices/disk")}
+    now = {target_of(disk): disk for disk in _xml.parse(definition, what).iterfind("devices/disk")}
     news = {each.target: each for each in fresh}
     for disk in list(domain.iterfind("devices/disk")):
-        target = _target(disk)
+        target = target_of(disk)
         if target in news:
             stand_on(disk, news[target].path)
             continue
@@ -259,10 +260,6 @@ def _definition_then(root: etree._Element, vm_name: str, what: str) -> etree._El
         name.text = vm_name
     return domain
 
-
-def _target(disk: etree._Element) -> str:
-    target = disk.find("target")
-    return "" if target is None else target.get("dev", "")
 
 
 def stand_on(disk: etree._Element, path: str) -> None:
@@ -421,9 +418,9 @@ def _forward_external(conn: Connection, domain: Domain, plan: RevertPlan) -> Non
         flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
         head = _xml.parse(conn.saveImageGetXMLDesc(plan.memory_path, flags), f"The memory image {plan.memory_path}")
         for disk in head.iterfind("devices/disk"):
-            if _target(disk) in news:
-                stand_on(disk, news[_target(disk)])
-                _list_chain(disk, qemu_img.backing_chain(news[_target(disk)], "qcow2")[1:])
+            if target_of(disk) in news:
+                stand_on(disk, news[target_of(disk)])
+                _list_chain(disk, qemu_img.backing_chain(news[target_of(disk)], "qcow2")[1:])
         conn.restoreFlags(plan.memory_path, _xml.text(head), 0)
     if plan.memory_path:
         loaded = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]

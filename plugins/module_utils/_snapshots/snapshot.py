@@ -216,7 +216,5 @@ def _formers(domain: Domain, plan: SnapshotPlan) -> dict[str, Former]:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         root = _xml.parse(domain.XMLDesc(flags), "The domain XML")
         for disk in root.iterfind("devices/disk"):
-            target = disk.find("target")
-            if target is not None:
-                disks[target.get("dev", "")] = etree.tostring(disk, encoding="unicode", with_tail=False)
+            disks[domain_xml.target_of(disk)] = etree.tostring(disk, encoding="unicode", with_tail=False)
     return {each.target: Former(disks.get(each.target, ""), former.owner_of(each.base_path)) for each in plan.overlays}

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
@@ -177,7 +176,7 @@ def stands_on(conn: Connection, domain: Domain, template: Template) -> bool:
     bases = [disk.path for disk in template.disks]
     root = _xml.parse(domain.XMLDesc(0), f"the definition of {domain.name()}")
     disks = [disk for disk in domain_xml.view(root).disks if disk.device == "disk"]
-    chains = [layers.below(_path(conn, disk)) for disk in disks]
+    chains = [layers.below(storage.disk_path(conn, disk)) for disk in disks]
     return all(any(base in chain[1:] for chain in chains) for base in bases)
 
 
@@ -222,21 +221,12 @@ def _tops(conn: Connection, root: etree._Element) -> list[str]:
     """Files of the disks in a definition, or in the definitions of a snapshot, as it spells them."""
     roots = [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]
     views = [domain_xml.view(each) for each in roots]
-    paths = [_path(conn, disk) for view in views for disk in view.disks if disk.device == "disk"]
+    paths = [storage.disk_path(conn, disk) for view in views for disk in view.disks if disk.device == "disk"]
     return [path for path in paths if path]
 
 
-def _path(conn: Connection, disk: domain_xml.Disk) -> str:
-    if disk.path or not disk.volume:
-        return disk.path
-    try:
-        return storage.volume_path(conn, disk.pool, disk.volume)
-    except SourceError:
-        return ""
-
-
 def _base_disk(conn: Connection, disk: domain_xml.Disk) -> BaseDisk:
-    path, fmt = _filenames.real(_path(conn, disk)), disk.format or "raw"
+    path, fmt = _filenames.real(storage.disk_path(conn, disk)), disk.format or "raw"
     size_bytes = allocated_bytes = 0
     if os.path.exists(path) and fmt in ("qcow2", "raw"):
         try:

@@ -17,7 +17,7 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _slots
+from ansible_collections.kvmops.backup.plugins.module_utils import _ofd, _paths, _slots
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, CancelledError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 
@@ -174,14 +174,14 @@ def test_a_killed_backup_gives_its_slot_back(tmp_path: Path, warnings: list[str]
 def test_without_locks_it_holds_on_this_host(
     tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    real = _slots.fcntl.fcntl
+    real = _ofd.fcntl.fcntl
 
     def without(fd: int, command: int, request: bytes) -> bytes:
         if os.readlink(f"/proc/self/fd/{fd}").startswith(str(tmp_path / _slots.NAME)):
             raise OSError(code, os.strerror(code))
         return bytes(real(fd, command, request))
 
-    monkeypatch.setattr(_slots.fcntl, "fcntl", without)
+    monkeypatch.setattr(_ofd.fcntl, "fcntl", without)
     with hold(tmp_path, 1, warnings), pytest.raises(BusyError):
         hold(tmp_path, 1, warnings).__enter__()
     assert "this host only" in warnings[0]

@@ -62,7 +62,7 @@ def test_a_missing_mount_is_not_taken_for_missing_files(tmp_path: Path, gone: bo
 
 def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new one was in place already, the old one waits aside; a second run finds nothing more to do."""
-    monkeypatch.setattr(recovery, "_lookup", lambda _conn, _uuid: None)
+    monkeypatch.setattr(recovery, "by_uuid", lambda _conn, _uuid: None)
     monkeypatch.setattr(recovery, "refresh", lambda _conn, _pools: None)
     for name in ("u", ".old", ".partial"):
         (tmp_path / name / "tpm2").mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_the_directory_of_a_tpm_is_taken_back_like_a_file(tmp_path: Path, monkey
 @pytest.fixture(name="half_way")
 def restored_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RestoreFacts:
     """The new file has its name, the former one waits aside."""
-    monkeypatch.setattr(recovery, "_lookup", lambda _conn, _uuid: None)
+    monkeypatch.setattr(recovery, "by_uuid", lambda _conn, _uuid: None)
     monkeypatch.setattr(recovery, "refresh", lambda _conn, _pools: None)
     step = FileStep(f"{tmp_path}/.a.partial", f"{tmp_path}/a", f"{tmp_path}/.a.old")
     Path(step.path).write_text("new")

@@ -1,0 +1,30 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# This file is private to the kvmops.backup collection.
+"""JSON files below the state directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+
+
+def save(path: str, data: Any) -> None:
+    """Replaces the file, durably. Raises KvmopsError where the state directory cannot take it."""
+    partial = f"{path}.new"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as stream:
+            json.dump(data, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+        _files.sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise KvmopsError(
+            f"The state file {path}", str(error), "Free space on the file system of the state directory."
+        ) from error
