@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
@@ -189,7 +189,21 @@ def _gives_states_up(configuration: Configuration, request: RestoreRequest) -> b
     return request.flatten and (layered or bool(configuration.snapshots))
 
 
-def _draft(
+@dataclass(frozen=True)
+class _Decided:
+    """What the rules say of names, snapshots, disks, boot files and places. `macs`: the archive's, in the order of `who`'s."""
+
+    flat: bool
+    macs: tuple[str, ...]
+    who: identity.Identity
+    others: tuple[ExistingVm, ...]
+    tree: tuple[states.State, ...]
+    fate: disks.Decision
+    booted: boot.Decision
+    files: layout.Layout
+
+
+def _decide(
     configuration: Configuration,
     root: etree._Element,
     host: HostFacts,
@@ -199,12 +213,7 @@ def _draft(
     fresh: identity.Fresh,
     *,
     trusted: bool,
-    taken: bool,
-) -> tuple[RestorePlan, list[str], list[str]]:
-    """The plan, and the reasons why it cannot be carried out; those that lie in snapshots apart.
-
-    ``taken``: the archive is not ours, and the user takes it as ours.
-    """
+) -> _Decided:
     flat = _gives_states_up(configuration, request)
     own_macs = definition.mac_addresses(root)
     macs = own_macs + ([] if bare or flat else states.other_macs(configuration, heads, own_macs))
@@ -233,11 +242,33 @@ def _draft(
     )
     merged = frozenset(target for target, chain in chains.items() if flat and _has_inside(chain))
     files = layout.decide(needed, host, who, request.disk_format, merged)
+    return _Decided(flat, tuple(macs), who, tuple(others), tuple(tree), fate, booted, files)
+
+
+def _draft(
+    configuration: Configuration,
+    root: etree._Element,
+    host: HostFacts,
+    request: RestoreRequest,
+    bare: bool,
+    heads: states.Heads,
+    fresh: identity.Fresh,
+    *,
+    trusted: bool,
+    taken: bool,
+) -> tuple[RestorePlan, list[str], list[str]]:
+    """The plan, and the reasons why it cannot be carried out; those that lie in snapshots apart.
+
+    ``taken``: the archive is not ours, and the user takes it as ours.
+    """
+    decided = _decide(configuration, root, host, request, bare, heads, fresh, trusted=trusted)
+    who, others, fate, booted, files = decided.who, decided.others, decided.fate, decided.booted, decided.files
     nvram = _nvram(configuration, root, who, host, bare)
     tpm = _tpm(configuration, root, who, host, bare)
-    wanted = {**files.places, **({nvram.path: host.nvram_place} if nvram is not None else {})}
-    wanted.update({tpm.path: host.tpm_place} if tpm is not None else {})
-    set_aside, clashes = layout.clashes(wanted, host, who.replaced, others, request.force, configuration.template)
+    of_machine = {file.path: place for file, place in ((nvram, host.nvram_place), (tpm, host.tpm_place)) if file}
+    set_aside, clashes = layout.clashes(
+        {**files.places, **of_machine}, host, who.replaced, others, request.force, configuration.template
+    )
     problems = [
         *_about_templates(configuration, host, who.replaced, others, request),
         *who.problems,
@@ -245,16 +276,13 @@ def _draft(
         *files.problems,
         *([] if trusted else places.unknown((file.member for file in files.files), host)),
         *clashes,
+        *(f"{place.path} {place.problem}" for place in of_machine.values() if place.problem),
     ]
-    if nvram is not None and host.nvram_place.problem:
-        problems.append(f"{host.nvram_place.path} {host.nvram_place.problem}")
-    if tpm is not None and host.tpm_place.problem:
-        problems.append(f"{host.tpm_place.path} {host.tpm_place.problem}")
     now = rewrite.Circumstances(
         host=host,
         others=others,
         who=who,
-        macs={former: mac for former, mac in reversed([*zip(macs, who.macs)]) if former},
+        macs={former: mac for former, mac in reversed([*zip(decided.macs, who.macs)]) if former},
         genid=fresh.uuid(),
         networks=request.networks,
         trusted=trusted,
@@ -270,15 +298,20 @@ def _draft(
     if outcome.lacking:
         problems.append("this host does not have " + ", ".join(outcome.lacking))
     reduced = tuple(item.device for item in outcome.skipped if host_exposure.NOT_TAKEN in item.reason)
-    of_tree = states.plan(tree, files, now, heads)
-    warnings = [*fate.warnings, *files.warnings]
-    if not configuration.format_version:
-        warnings = [*configuration.warnings, *warnings]  # how the members were matched with the disks
-    warnings += boot.warnings(booted, {each.name: files.of_member(each.name).path for each in booted.restored}, host)
-    warnings += _not_backed_up(files, bool(tree))
-    warnings += _left_over(who.replaced, set_aside, others, host, {rewrite.nvram_path(root, who, host), who.uuid})
-    warnings += _revived(files.places, others) if configuration.template else []
-    warnings += [*outcome.warnings, *_not_restored(configuration, root, nvram, tpm, bare), *of_tree.warnings]
+    of_tree = states.plan(decided.tree, files, now, heads)
+    warnings = [
+        # how the members were matched with the disks
+        *(configuration.warnings if not configuration.format_version else ()),
+        *fate.warnings,
+        *files.warnings,
+        *boot.warnings(booted, {each.name: files.of_member(each.name).path for each in booted.restored}, host),
+        *_not_backed_up(files, bool(decided.tree)),
+        *_left_over(who.replaced, set_aside, others, host, {rewrite.nvram_path(root, who, host), who.uuid}),
+        *(_revived(files.places, others) if configuration.template else ()),
+        *outcome.warnings,
+        *_not_restored(configuration, root, nvram, tpm, bare),
+        *of_tree.warnings,
+    ]
     all_files = of_tree.files + tuple(file for file in (nvram, tpm) if file is not None)
     return (
         RestorePlan(
@@ -291,7 +324,7 @@ def _draft(
             files=all_files,
             made=files.made,
             states=of_tree.states,
-            flat=flat,
+            flat=decided.flat,
             replaced=who.replaced,
             set_aside=tuple(set_aside),
             refresh_pools=tuple(
