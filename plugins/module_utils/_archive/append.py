@@ -17,13 +17,13 @@ from typing import Callable, Optional, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
-    busy,
+    archive_locks,
     convert,
     digests,
     frames,
     names,
-    remains,
     tar,
+    trailing_data,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import FramedBytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member
@@ -92,7 +92,7 @@ def settle(path: str) -> str:
     Raises BusyError while somebody writes to the archive, ArchiveError and DamagedError where it cannot be read,
     TargetError where it cannot be written to.
     """
-    with busy.writing(path, f"removing the remains of an append from {path}"):
+    with archive_locks.writing(path, f"removing the remains of an append from {path}"):
         return _settle(path)
 
 
@@ -149,7 +149,7 @@ class _Archive:
     @property
     def mark_at(self) -> int:
         """Where in a plain archive the mark of an append stands."""
-        return self.tar_end + remains.COMMIT_BYTES
+        return self.tar_end + trailing_data.COMMIT_BYTES
 
     @property
     def commit_at(self) -> int:
@@ -159,7 +159,7 @@ class _Archive:
     def cut_off(self, fd: int) -> None:
         """Truncates the file to its end, durably. What is left of the remains is known by their mark until it is the last."""
         if self.index is None:
-            _files.write_all(fd, remains.mark(0), self.mark_at, self.path)
+            _files.write_all(fd, trailing_data.mark(0), self.mark_at, self.path)
             _files.sync(fd, self.path)
         _files.resize(fd, self.end, self.path)
         if self.index is None:
@@ -291,7 +291,7 @@ class ArchiveAppender(MemberWriter):
         self._published = False
         what = f"adding a point to {path}"
         with contextlib.ExitStack() as stack:
-            stack.enter_context(busy.writing(path, what))
+            stack.enter_context(archive_locks.writing(path, what))
             _settle(path)
             archive = _fit(path, timestamp)
             if archive.compressed and not archive.has_own_frames():
@@ -302,7 +302,7 @@ class ArchiveAppender(MemberWriter):
                     progress=report,
                     on_partial=lambda partial: on_growth({"partial": partial}),
                 )
-                stack.enter_context(busy.writing(path, what))
+                stack.enter_context(archive_locks.writing(path, what))
                 archive = _fit(path, timestamp)
             self._archive, self.newest = archive, archive.newest
             algorithm = digests.ALGORITHMS[archive.newest.digest_algorithm]
@@ -320,7 +320,7 @@ class ArchiveAppender(MemberWriter):
                 position = archive.tar_end
             else:
                 target = _HeldFile(self._fd, path, archive.mark_at)
-                target.write(remains.mark(timestamp), archive.mark_at)
+                target.write(trailing_data.mark(timestamp), archive.mark_at)
                 position = archive.tar_end + tar.BLOCK + tar.round_up(self._digests_bytes, tar.BLOCK)
             super().__init__(
                 path,

@@ -15,7 +15,14 @@ from collections.abc import Iterator
 from typing import Callable, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _mounts
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests, edit, names, tar, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
+    archive_locks,
+    digests,
+    names,
+    sidecars,
+    tar,
+    trash,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import open_bytes
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
@@ -99,8 +106,8 @@ def _convert(
     new = converted_path(path, compression is not None)
     if os.path.lexists(new):
         raise TargetError(new, "a file of that name is there already and is never overwritten", "Move it elsewhere.")
-    with busy.writing(path, f"{'compressing' if compression else 'uncompressing'} {path}"):
-        with busy.alone(path):
+    with archive_locks.writing(path, f"{'compressing' if compression else 'uncompressing'} {path}"):
+        with archive_locks.alone(path):
             pass  # who restores from it now would keep it from going in the end; who begins meanwhile is not stopped
         with open_archive(path) as reader:
             if reader.native and reader.distrust and not trust:
@@ -108,8 +115,8 @@ def _convert(
             _refuse_damaged(reader, threads, progress)
             with _written(reader, new, compression, threads, progress, on_partial) as partial:
                 _files.publish(partial, new)
-        edit.move_sidecars(path, new)
-        edit.remove(path)
+        sidecars.move(path, new)
+        trash.remove(path)
     return new
 
 

@@ -23,9 +23,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     digests,
     foreign,
     names,
-    remains,
     salvage,
     tar,
+    trailing_data,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource import (
     Buffer,
@@ -33,8 +33,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource 
     open_bytes,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.remains import Remains
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry, Walk
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.trailing_data import Remains
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -148,7 +148,7 @@ class ArchiveReader:
         """What stands behind the end of a native archive; nothing is known where a broken header hides the end."""
         if not self.native or self.structure:
             return Remains()
-        found = remains.find(self.bytes, self.end, self.size_bytes)
+        found = trailing_data.find(self.bytes, self.end, self.size_bytes)
         # What changes while it is looked at can only be an append.
         return found if found.ours or not self.changed() else Remains("an append under way")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _mounts
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, names, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, Remains
 
@@ -39,11 +39,22 @@ class TrashFacts:
     mount: str = ""
 
 
-def remove(path: str, sidecars: Sequence[str]) -> None:
-    """Removes an archive and the files beside it, durably; works without free space. Raises ArchiveError."""
+def delete(path: str) -> None:
+    """Removes an archive and what stands beside it, durably; works without free space. Raises ArchiveError, BusyError."""
+    with archive_locks.writing(path, f"deleting {path}"):
+        remove(path)
+
+
+def remove(path: str) -> None:
+    """As `delete`, for the one writer of the archive."""
+    with archive_locks.alone(path):
+        _remove(path, sidecars.of(path))
+
+
+def _remove(path: str, beside: Sequence[str]) -> None:
     directory = os.path.realpath(os.path.dirname(path))
     trash = os.path.join(directory, f".kvmops-trash-{secrets.token_hex(6)}")
-    journal = _journal(directory, path, trash, sidecars, _mounts.identity(directory))
+    journal = _journal(directory, path, trash, beside, _mounts.identity(directory))
     begun = False
     try:
         gone = path
@@ -52,7 +63,7 @@ def remove(path: str, sidecars: Sequence[str]) -> None:
             begun = True
             _files.sync_directory(directory)
         os.unlink(gone)
-        _unlink_all(sidecars)
+        _unlink_all(beside)
         _files.sync_directory(directory)
         begun = False
     except OSError as error:
@@ -100,10 +111,10 @@ def pending(directory: str) -> list[str]:
 
 
 def _journal(
-    directory: str, path: str, trash: str, sidecars: Sequence[str], place: Mapping[str, Any]
+    directory: str, path: str, trash: str, beside: Sequence[str], place: Mapping[str, Any]
 ) -> Journal[TrashFacts] | None:
     """None where there is no room for one: then the archive goes in one step."""
-    facts = TrashFacts(path, trash, tuple(sidecars), directory, **place)
+    facts = TrashFacts(path, trash, tuple(beside), directory, **place)
     try:
         return Journal.open(directory, OPERATION, facts)
     except (KvmopsError, OSError):

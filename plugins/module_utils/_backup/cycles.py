@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Deletes
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
@@ -102,7 +102,7 @@ def served_archives(
         needs: frozenset[str] = frozenset()
         if there:
             try:
-                reason = standing.stands(conn, domain, facts, there, context.progress, read_limit_bytes=0).reason
+                reason = chain_facts.stands(conn, domain, facts, there, context.progress, read_limit_bytes=0).reason
                 stands = not reason
                 needs = frozenset(state.name for state in catalog.look(there).newest.snapshots)
             except ArchiveError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ansible_collections.kvmops.backup.plugins.module_utils import _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
@@ -27,7 +27,7 @@ _DAY_S = 86400
 
 
 @dataclass(frozen=True)
-class Decision:
+class ModeDecision:
     """`base` None: a full. `reason` says why this mode; `proved` is evidence found on the way, worth keeping."""
 
     reason: str
@@ -44,13 +44,13 @@ def decide(
     request: BackupRequest,
     now: int,
     context: Context,
-) -> Decision:
+) -> ModeDecision:
     """What this run makes in a directory with these archives of the VM. Changes nothing.
 
     Raises RefusedError where an increment was asked for and cannot be.
     """
     if request.mode is Mode.FULL:
-        return Decision("full backup as asked")
+        return ModeDecision("full backup as asked")
     if facts.thin.marked:
         return _no_increment(request, facts, "it is a template, of which there are full backups only")
     if facts.shared:
@@ -58,10 +58,10 @@ def decide(
             request, facts, find.why_not_beside(facts.shared), find.way_out_of_sharing(facts.shared)
         )
     if request.increment_limit == 1:
-        return Decision("increment_limit is 1: every run is a full")
+        return ModeDecision("increment_limit is 1: every run is a full")
     owed = full_owed(views, request.full_weekday, now)
     if owed:
-        return Decision(owed)
+        return ModeDecision(owed)
     path = request.archive or newest_of(views, {state.name for state in facts.snapshots}, now)
     if not path:
         why = f"no archive in {directory} was made incrementable for this VM ({facts.uuid})"
@@ -69,7 +69,7 @@ def decide(
     if request.archive and not os.path.isabs(path):
         path = os.path.join(directory, path)
     try:
-        found = standing.stands(conn, domain, facts, path, context.progress, threads=request.threads)
+        found = chain_facts.stands(conn, domain, facts, path, context.progress, threads=request.threads)
         damage = catalog.look(path).found
         if damage and not damage.ok:
             when = catalog.iso_time(damage.at)
@@ -92,7 +92,7 @@ def decide(
             )
     except ArchiveError as error:
         return _no_increment(request, facts, f"{path} cannot be continued: {error}")
-    return Decision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
+    return ModeDecision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
 
 
 def full_owed(views: Sequence[catalog.View], weekday: str, now: int) -> str:
@@ -125,8 +125,8 @@ def not_before(views: Sequence[catalog.View], now: int) -> int:
     return max([now, *(timestamp + 1 for timestamp in known)])
 
 
-def _no_increment(request: BackupRequest, facts: VmFacts, why: str, way_out: str = "") -> Decision:
+def _no_increment(request: BackupRequest, facts: VmFacts, why: str, way_out: str = "") -> ModeDecision:
     if request.mode is Mode.INCREMENTAL:
         otherwise = "Make a full one with mode: auto, or with mode: full and incrementable: true."
         raise RefusedError(f"Incremental backup of VM {facts.name}", why, way_out or otherwise)
-    return Decision(why)
+    return ModeDecision(why)

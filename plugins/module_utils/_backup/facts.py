@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
@@ -75,7 +75,7 @@ def gather(
     state_disks = {state.name: _state_disks(state) for state in states}
     all_images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
     all_images = _as_defined(conn, view.disks, all_images)
-    stands, images = thin.look(conn, view.name, view.uuid, all_images)
+    stands, images = template_base.look(conn, view.name, view.uuid, all_images)
     tpm_path = firmware_state.tpm_state_path(conn, view)
     boot = _boot_files([live, persistent, *(state.xml for state in states)])
     return VmFacts(

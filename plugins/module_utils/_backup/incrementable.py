@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import standing
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.decide import newest_of
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
@@ -46,7 +46,7 @@ class Judge:
                 return None, "the VM is not on this host"
             domain, facts = found
             progress = self._context.progress
-            judged = standing.stands(self._conn, domain, facts, view.path, progress, read_limit_bytes=self._limit)
+            judged = chain_facts.stands(self._conn, domain, facts, view.path, progress, read_limit_bytes=self._limit)
         except CancelledError:
             raise
         except KvmopsError as error:

@@ -23,7 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup import defin
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.thin import Thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.template_base import Thin
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots

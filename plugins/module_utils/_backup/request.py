@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._units import duration_s, size_bytes
@@ -33,7 +33,7 @@ class Deletes(str, Enum):
     OWN = "own"
 
 
-class Unmerged(str, Enum):
+class OnUnmerged(str, Enum):
     """What snapshots that should be merged, and cannot be, make of a run whose point is published."""
 
     WARN = "warn"
@@ -96,7 +96,7 @@ class BackupRequest:
     wait_timeout_s: int = 0
     slot_timeout_s: int = SLOT_TIMEOUT_S
     bandwidth_bps: int = 0
-    unmerged: Unmerged = Unmerged.WARN
+    unmerged: OnUnmerged = OnUnmerged.WARN
     priority: Priority = USUAL
     notes: str = ""
     check_mode: bool = False
@@ -147,9 +147,9 @@ def from_params(params: Mapping[str, Any]) -> BackupRequest:
         wait_timeout_s=0 if wait is None else duration_s(wait, "wait_timeout"),
         slot_timeout_s=SLOT_TIMEOUT_S if wait is None else duration_s(wait, "wait_timeout"),
         bandwidth_bps=size_bytes(params["bandwidth"], "bandwidth"),
-        unmerged=Unmerged(params["unmerged"]),
+        unmerged=OnUnmerged(params["unmerged"]),
         priority=Priority.of(params),
-        notes=edit.checked_notes(params["notes"] or ""),
+        notes=sidecars.checked_notes(params["notes"] or ""),
         check_mode=params["check_mode"],
         diff=params["diff"],
     )

@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
     _trust,
     _vm_state,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, digests, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
@@ -29,12 +29,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
     Compression,
     PublishedArchive,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, standing, thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts, cycles, template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import VmArchives
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.auto_retention import Keeper
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.keeping import Keeper
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     BackupPlan,
@@ -44,8 +44,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
     plan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import OPERATION, BackupFacts, Keep
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Unmerged as OnUnmerged
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import (
+    BackupRequest,
+    ConsistencyWish,
+    Mode,
+    OnUnmerged,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -200,7 +204,7 @@ def _afterwards(run: _Run, planned: BackupPlan, done: _Done, *, limited: bool) -
     merged: tuple[str, ...] = ()
     if request.notes:
         try:
-            edit.set_notes(done.archive.path, request.notes)
+            sidecars.set_notes(done.archive.path, request.notes)
         except KvmopsError as error:  # what follows is worth more than its notes
             context.warn(f"The archive has no notes: {error}")
     distrust = _trust.doubt(done.archive.path)
@@ -282,10 +286,10 @@ def _facts(run: _Run, *, agent: bool) -> VmFacts:
     if found.running and wishes_agent and not agent:
         found = replace(found, agent=AgentState.CANNOT_FREEZE)
     own = find.of_domain(run.conn, run.domain) if found.thin.marked and not found.running else None
-    return replace(found, thin=thin.with_content(found.thin, own, run.context.progress, threads=request.threads))
+    return replace(found, thin=template_base.with_content(found.thin, own, run.context.progress, threads=request.threads))
 
 
-def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
+def _decide(run: _Run, facts: VmFacts) -> mode.ModeDecision:
     views = run.archives.views(run.place.directory)
     for path, why in run.archives.distrusted.items():
         run.context.warn(f"{path} is not ours and counts for nothing: {why}")
@@ -296,17 +300,17 @@ def _decide(run: _Run, facts: VmFacts) -> mode.Decision:
     if decision.base and too_long:
         if run.request.mode is not Mode.AUTO:
             raise RefusedError(f"Incremental backup of VM {facts.name}", too_long)
-        return mode.Decision(too_long)  # a new cycle, which merges the former one first
+        return mode.ModeDecision(too_long)  # a new cycle, which merges the former one first
     return decision
 
 
-def _plan(run: _Run, facts: VmFacts, decision: mode.Decision) -> BackupPlan:
+def _plan(run: _Run, facts: VmFacts, decision: mode.ModeDecision) -> BackupPlan:
     place = run.place
     if decision.base:
         directory = os.path.dirname(decision.base.path)
         if os.path.realpath(directory) != os.path.realpath(place.directory):
             place = storage.resolve_target(run.conn, pool="", path=directory)
-        holder = busy.writer(decision.base.path)
+        holder = archive_locks.writer(decision.base.path)
         if holder:
             raise BusyError(f"Archive {decision.base.path}", f"it is held by {holder}", "Wait until it has finished.")
     now = mode.not_before(run.archives.views(place.directory), int(time.time()))
@@ -330,7 +334,7 @@ def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
     for number in range(1, _ATTEMPTS + 1):
         context.progress.phase("plan")
         facts = _facts(run, agent=agent)
-        decision = mode.Decision(force_full) if force_full else _decide(run, facts)
+        decision = mode.ModeDecision(force_full) if force_full else _decide(run, facts)
         planned = _plan(run, facts, decision)  # refuses what can be refused before anything is touched
         if planned.stays and planned.base is None:
             gone = cycles.clear_old(run.conn, run.domain, facts, run.place.directory, context, run.unmerged)
@@ -379,7 +383,7 @@ def _standing_alone(run: _Run, facts: VmFacts, why: str) -> BackupPlan:
         raise RefusedError(f"Backup of VM {facts.name}", why)
     run.unmerged.urgent = why
     alone = replace(run, request=replace(run.request, mode=Mode.FULL, incrementable=False))
-    return _plan(alone, facts, mode.Decision(why))
+    return _plan(alone, facts, mode.ModeDecision(why))
 
 
 def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
@@ -537,8 +541,8 @@ def _source(run: _Run, planned: PlannedMember, held: Mapping[str, bytes]) -> Ima
     if planned.path in held:
         return BytesSource(held[planned.path])
     if planned.member.role is Role.MEMORY and not run.request.include_secrets:
-        return standing.open_memory(planned.path, run.context.warn)
-    return standing.open_source(planned.path, planned.from_raw)
+        return chain_facts.open_memory(planned.path, run.context.warn)
+    return chain_facts.open_source(planned.path, planned.from_raw)
 
 
 def _write(

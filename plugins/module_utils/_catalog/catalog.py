@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, edit, names
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, names, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Conversion,
@@ -193,8 +193,8 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "incrementable": None if view.newest.incrementable else False,
         "template": view.newest.template,
         "requires": _required(shown),
-        "protected": edit.is_protected(view.path),
-        "notes": edit.notes(view.path),
+        "protected": sidecars.is_protected(view.path),
+        "notes": sidecars.notes(view.path),
         "points": _points(view),
         "digest": view.newest.digest or None,
         "digest_algorithm": view.newest.digest_algorithm if view.newest.digest else None,
@@ -259,8 +259,8 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "incrementable": None,
         "template": False,
         "requires": None,
-        "protected": edit.is_protected(path),
-        "notes": edit.notes(path),
+        "protected": sidecars.is_protected(path),
+        "notes": sidecars.notes(path),
         "points": [],
         "digest": None,
         "digest_algorithm": None,

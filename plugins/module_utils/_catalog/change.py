@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _capabilities, _filenames, _journal, _locks, _mounts
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit, reader, trash, verify
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, reader, sidecars, trash, verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
@@ -41,7 +41,7 @@ class ConversionFacts:
 
 
 @dataclass(frozen=True)
-class State:
+class ArchiveState:
     """An archive as it is, or as it shall be. `view` None: it cannot be read.
 
     `doubt`: why nobody can say that it is an archive at all; "" for one, also for one of ours that is damaged.
@@ -155,7 +155,7 @@ def _existing(archive: str, compressed: bool | None) -> str | None:
     return None
 
 
-def _state(path: str) -> State:
+def _state(path: str) -> ArchiveState:
     view: catalog.View | None = None
     doubt = ""
     try:
@@ -163,10 +163,11 @@ def _state(path: str) -> State:
     except ArchiveError as error:
         doubt = "" if reader.is_damaged_native(path) else str(error)
     size = os.stat(path).st_size
-    return State(path, size, view.compressed if view else None, edit.is_protected(path), edit.notes(path), view, doubt)
+    compressed = view.compressed if view else None
+    return ArchiveState(path, size, compressed, sidecars.is_protected(path), sidecars.notes(path), view, doubt)
 
 
-def _wanted(before: State, request: ChangeRequest) -> State:
+def _wanted(before: ArchiveState, request: ChangeRequest) -> ArchiveState:
     """The state after the change; its size is known only then. Raises ArchiveError if the archive cannot be read."""
     compressed, path = before.compressed, before.path
     if request.compressed is not None and request.compressed != before.compressed:
@@ -184,7 +185,7 @@ def _wanted(before: State, request: ChangeRequest) -> State:
     )
 
 
-def _refuse_other_archive(before: State, after: State) -> None:
+def _refuse_other_archive(before: ArchiveState, after: ArchiveState) -> None:
     """Raises TargetError if the converted archive's name is taken by anything else than itself.
 
     Itself is there when a conversion was killed before its last step.
@@ -200,17 +201,17 @@ def _refuse_other_archive(before: State, after: State) -> None:
         raise TargetError(after.path, "it is in the way and not the same archive", "Move one of the two elsewhere.")
 
 
-def _apply(before: State, after: State, request: ChangeRequest, context: Context) -> State:
+def _apply(before: ArchiveState, after: ArchiveState, request: ChangeRequest, context: Context) -> ArchiveState:
     if after.path != before.path:
         _refuse_other_archive(before, after)
         if os.path.lexists(after.path):
             _finish_conversion(before.path, after.path, request, context)
         else:
             _convert(before.path, request, context)
-    if edit.is_protected(after.path) != after.protected:
-        edit.set_protected(after.path, after.protected)
-    if edit.notes(after.path) != after.notes:
-        edit.set_notes(after.path, after.notes)
+    if sidecars.is_protected(after.path) != after.protected:
+        sidecars.set_protected(after.path, after.protected)
+    if sidecars.notes(after.path) != after.notes:
+        sidecars.set_notes(after.path, after.notes)
     return _state(after.path)
 
 
@@ -245,11 +246,11 @@ def _finish_conversion(old: str, new: str, request: ChangeRequest, context: Cont
         raise DamagedError(
             f"Archive {new}", f"it is damaged, so {old} was not removed", "Delete it and run the task again."
         )
-    edit.move_sidecars(old, new)
-    edit.delete(old)
+    sidecars.move(old, new)
+    trash.delete(old)
 
 
-def _delete(before: State, request: ChangeRequest, context: Context) -> dict[str, Any]:
+def _delete(before: ArchiveState, request: ChangeRequest, context: Context) -> dict[str, Any]:
     path, what = before.path, f"deleting the archive {before.path}"
     with contextlib.ExitStack() as locks:
         if not request.check_mode:
@@ -258,18 +259,18 @@ def _delete(before: State, request: ChangeRequest, context: Context) -> dict[str
             locks.enter_context(retention.alone(os.path.dirname(path), context, "deleting an archive"))
             if not os.path.lexists(path):
                 return {"changed": False}
-            before = replace(before, protected=edit.is_protected(path))
+            before = replace(before, protected=sidecars.is_protected(path))
         if not request.force:
             _refuse_to_delete(before)
         if not request.check_mode:
-            edit.delete(path)
+            trash.delete(path)
     result: dict[str, Any] = {"changed": True, "archive": before.result()}
     if request.diff:
         result["diff"] = {"before": before.result(), "after": {}}
     return result
 
 
-def _refuse_to_delete(before: State) -> None:
+def _refuse_to_delete(before: ArchiveState) -> None:
     what, view = f"Archive {before.path}", before.view
     if before.protected:
         hint = "Take the protection away (protected: false), or delete it all the same with force: true."
@@ -329,7 +330,7 @@ def _provides(view: catalog.View, required: TemplateRequirement) -> bool:
     return any(point.template and required.fits(point.provides) for point in view.points)
 
 
-def _lock(state: State, what: str) -> contextlib.AbstractContextManager[None]:
+def _lock(state: ArchiveState, what: str) -> contextlib.AbstractContextManager[None]:
     """The lock of the archive's VM; of the path where the VM is not known. Raises BusyError."""
     name = state.view.newest.vm_uuid if state.view else ""
     try:

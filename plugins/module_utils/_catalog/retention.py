@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _capabilities, _files, _locks, _retention
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, sidecars, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RetentionRequest
@@ -49,7 +49,7 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Place:
+class RetentionPlace:
     """A directory as it was looked at. `views`: its native archives by path. `twins`: the other names that an archive has while
     it is converted. `evidence`: how each file was then; what has changed since is not removed. `continued`: see Continued;
     `goes_on`: its answers so far, by VM.
@@ -140,7 +140,7 @@ def settle(directory: str, check_mode: bool, context: Context) -> None:
         context.put_right(f"removed {path}")
 
 
-def look(directory: str, uri: str, context: Context, continued: Continued) -> Place:
+def look(directory: str, uri: str, context: Context, continued: Continued) -> RetentionPlace:
     """Everything in a place that is named like an archive. Raises ArchiveError if it cannot be listed."""
     views: list[catalog.View] = []
     unknown: list[_retention.Archive] = []
@@ -177,11 +177,11 @@ def look(directory: str, uri: str, context: Context, continued: Continued) -> Pl
             context.warn(f"Archives of templates stay: {error}")
             archives = [replace(each, in_use=why) if each.provides else each for each in archives]
     archives.sort(key=lambda each: each.path)
-    return Place(directory, tuple(archives), {view.path: view for view in single}, twins, evidence, continued)
+    return RetentionPlace(directory, tuple(archives), {view.path: view for view in single}, twins, evidence, continued)
 
 
 def judge(
-    place: Place, rules: _retention.Rules, vm_uuids: Collection[str] | None = None, now: int | None = None
+    place: RetentionPlace, rules: _retention.Rules, vm_uuids: Collection[str] | None = None, now: int | None = None
 ) -> Verdicts:
     """What the rules say, in the host's time zone."""
     now = now or int(time.time())
@@ -189,7 +189,7 @@ def judge(
 
 
 def carry_out(
-    place: Place,
+    place: RetentionPlace,
     verdicts: Sequence[_retention.Verdict],
     context: Context,
     *,
@@ -242,21 +242,21 @@ def carry_out(
 
 
 def _remove(path: str, evidence: tuple[int, ...]) -> None:
-    with busy.writing(path, f"removing {path}"):
+    with archive_locks.writing(path, f"removing {path}"):
         if _files.evidence(path) != evidence:
             raise BusyError(f"Archive {path}", "it has changed since it was looked at", "The next run looks again.")
-        if edit.is_protected(path):
+        if sidecars.is_protected(path):
             raise BusyError(f"Archive {path}", "it has just been protected")
-        edit.remove(path)
+        trash.remove(path)
 
 
-def make_room(place: Place, wanted_bytes: int, free_bytes: int) -> Verdicts | None:
+def make_room(place: RetentionPlace, wanted_bytes: int, free_bytes: int) -> Verdicts | None:
     """Verdicts that free `wanted_bytes` in the place at the cost of the oldest archives; None where that cannot be."""
     return _more_room(place, place.archives, judge(place, _retention.Rules()), wanted_bytes, free_bytes)
 
 
 def _more_room(
-    place: Place,
+    place: RetentionPlace,
     archives: Sequence[_retention.Archive],
     verdicts: Sequence[_retention.Verdict],
     wanted_bytes: int,
@@ -286,7 +286,7 @@ def alone(directory: str, context: Context, what: str = "retention") -> Iterator
         yield
 
 
-def _with_room(place: Place, verdicts: Sequence[_retention.Verdict], wanted_bytes: int) -> Verdicts:
+def _with_room(place: RetentionPlace, verdicts: Sequence[_retention.Verdict], wanted_bytes: int) -> Verdicts:
     free = _files.free_bytes(place.directory)
     made = _more_room(place, place.archives, verdicts, wanted_bytes, free)
     if made is None:
@@ -323,7 +323,7 @@ def _directory(request: RetentionRequest) -> str:
     return storage.resolve_target(conn, pool=request.pool, path=request.path).directory
 
 
-def _uuids(request: RetentionRequest, place: Place, context: Context) -> set[str] | None:
+def _uuids(request: RetentionRequest, place: RetentionPlace, context: Context) -> set[str] | None:
     if not request.vm:
         return None
     selection = request.selection
@@ -333,7 +333,7 @@ def _uuids(request: RetentionRequest, place: Place, context: Context) -> set[str
     return {view.newest.vm_uuid for view in own}
 
 
-def _vms_of(place: Place, paths: Collection[str]) -> set[str]:
+def _vms_of(place: RetentionPlace, paths: Collection[str]) -> set[str]:
     return {each.vm_uuid for each in place.archives if each.path in paths}
 
 
@@ -351,8 +351,8 @@ def _facts(view: catalog.View, twins: Sequence[str]) -> _retention.Archive:
         newest=view.newest.timestamp,
         frees_bytes=sum(map(_freed_bytes, names)),
         damaged=not view.good,
-        protected=any(map(edit.is_protected, names)),
-        in_use=next(filter(None, map(busy.users, names)), ""),
+        protected=any(map(sidecars.is_protected, names)),
+        in_use=next(filter(None, map(archive_locks.users, names)), ""),
         needs=_needs(view),
         provides=frozenset(_version(point.provides) for point in view.points if point.provides),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import verify as archive_verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Damage, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
@@ -78,7 +78,7 @@ def _all_checked(selected: Sequence[str], request: VerifyRequest, context: Conte
     found = _Found(not_checked=_not_there(selected, request))
     for path in selected:
         try:
-            with busy.reading(path) if os.path.isfile(path) else contextlib.nullcontext():  # it is not deleted meanwhile
+            with archive_locks.reading(path) if os.path.isfile(path) else contextlib.nullcontext():  # it is not deleted meanwhile
                 _check(path, request, context, found)
         except (ArchiveError, BusyError, RefusedError) as error:
             if request.selection.archive:

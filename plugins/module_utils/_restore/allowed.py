@@ -9,7 +9,7 @@ and ``NAME!=`` goes with any value. ``!TAG``: if the element goes, so does its p
 without a word, since the restore or libvirt fills it in. ``*``: any tag. ``+GROUP``: the lines of
 that group. ``...`` goes on with the attributes.
 
-No kind can be a path, a URI or a socket, except in `loader`, which must be one of the host's own (needs.py).
+No kind can be a path, a URI or a socket, except in `loader`, which must be one of the host's own (host_requirements.py).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 
 
 @dataclass(frozen=True)
-class Decision:
+class BootDecision:
     """`here`: paths that this host has as the archive does. `restored`: members that become files; `public`: names of those that
     everybody must be able to read."""
 
@@ -30,7 +30,7 @@ class Decision:
 
 def decide(
     configuration: Configuration, roots: Iterable[etree._Element], host: HostFacts, *, trusted: bool
-) -> Decision:
+) -> BootDecision:
     """``roots``: the definitions that will be defined, as they are in the archive. One that is not ``trusted`` gets no file of
     this host, which libvirt would give to QEMU's user."""
     members = {m.former_path: m for m in configuration.members if m.role is Role.BOOT}
@@ -38,10 +38,10 @@ def decide(
     here = {path for path in members if trusted and path in host.files and host.files[path].matches is True}
     restored = {each.path: members[each.path] for each in wanted if each.path not in here}
     public = {members[each.path].name for each in wanted if each.kind.public}
-    return Decision(frozenset(here), tuple(restored.values()), frozenset(public))
+    return BootDecision(frozenset(here), tuple(restored.values()), frozenset(public))
 
 
-def warnings(decision: Decision, paths: Mapping[str, str], host: HostFacts) -> list[str]:
+def warnings(decision: BootDecision, paths: Mapping[str, str], host: HostFacts) -> list[str]:
     """``paths``: where each member goes, by its name."""
     return [
         f"{member.former_path}, which QEMU loads for the VM, {'is another file' if member.former_path in host.files else 'is not'} "

@@ -57,7 +57,7 @@ Fate = Union[Restored, Kept, Emptied, Dropped]
 
 
 @dataclass(frozen=True)
-class Decision:
+class DiskDecision:
     """Fate of each disk by target."""
 
     fates: Mapping[str, Fate]
@@ -120,7 +120,7 @@ def decide(
     trusted: bool,
     bare: bool = False,
     then: bool = False,
-) -> Decision:
+) -> DiskDecision:
     """Decides about the disks of one definition; one that is not ``trusted`` gets nothing of this host that is not everybody's.
 
     ``others``: the VMs that stay. ``bare``: the definition comes from an .xml file; it then gets no disk at all.
@@ -129,10 +129,10 @@ def decide(
     disks = elements(root)
     targets = [disk.target for disk in disks]
     if not all(map(_TARGET.fullmatch, targets)) or len(set(targets)) != len(targets):
-        return Decision({}, problems=("the configuration has disks without a target of their own",))
+        return DiskDecision({}, problems=("the configuration has disks without a target of their own",))
     if bare:
         reason = "a configuration file is restored without disks"
-        return Decision({disk.target: Dropped(reason) for disk in disks})
+        return DiskDecision({disk.target: Dropped(reason) for disk in disks})
     tops = _tops_then(configuration, disks) if then else _tops(configuration, disks, facts)
     fates: dict[str, Fate] = {}
     warnings: list[str] = []
@@ -150,7 +150,7 @@ def decide(
                 warnings.append(f"The VM gets a block device of this host: {disk.source} ({disk.target}).")
         if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
             fates[disk.target] = _cd_image(disk, tops[disk.target], facts, trusted, warnings)
-    return Decision(fates, tuple(warnings), tuple(problems))
+    return DiskDecision(fates, tuple(warnings), tuple(problems))
 
 
 def _tops(configuration: Configuration, disks: Sequence[DiskElement], facts: HostFacts) -> dict[str, Member]:

@@ -35,8 +35,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
     host_exposure,
+    host_requirements,
     mark,
-    needs,
     places,
     states,
 )
@@ -47,7 +47,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     HostFacts,
     HostFile,
     Mark,
-    Place,
+    RestorePlace,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark as template_mark
@@ -119,10 +119,10 @@ def _template(conn: Connection, configuration: Configuration, progress: Progress
 
 def _former(
     conn: Connection, configuration: Configuration, roots: list[etree._Element], pools: Mapping[str, str]
-) -> dict[str, Place]:
+) -> dict[str, RestorePlace]:
     keys = {places.former_key(member) for member in configuration.members}
     keys |= {disk.pool for root in roots for disk in disks.elements(root)}
-    found: dict[str, Place] = {}
+    found: dict[str, RestorePlace] = {}
     for key in keys - {""}:
         if key.startswith("/"):
             if _filenames.why_unseen(key) or os.path.isdir(key):  # the place says why it cannot be used
@@ -132,15 +132,15 @@ def _former(
     return found
 
 
-def _place(conn: Connection, pools: Mapping[str, str], *, pool: str = "", path: str = "") -> Place:
+def _place(conn: Connection, pools: Mapping[str, str], *, pool: str = "", path: str = "") -> RestorePlace:
     """A place that need not be fit; the reason is in it."""
     try:
         return _model_place(storage.resolve_target(conn, pool=pool, path=path), pools, path)
     except TargetError as error:
-        return Place(path=path, pool=pool, problem=f"cannot be used: {error.why}")
+        return RestorePlace(path=path, pool=pool, problem=f"cannot be used: {error.why}")
 
 
-def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> Place:
+def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> RestorePlace:
     """``path`` is how the user or the archive spells the directory; a pool's spelling wins, libvirt compares names.
 
     Raises TargetError for names that libvirt cannot have.
@@ -153,7 +153,7 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> P
         )
     # files of a directory below a pool's are no volumes of the pool
     of_pool = os.path.realpath(pools.get(place.pool, "/")) == place.directory
-    return Place(
+    return RestorePlace(
         path=_filenames.absolute(pools[place.pool] if of_pool else path or place.directory),
         real_path=place.directory,
         pool=place.pool if of_pool else "",
@@ -164,7 +164,7 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> P
     )
 
 
-def _tpm_place(conn: Connection, pools: Mapping[str, str]) -> Place:
+def _tpm_place(conn: Connection, pools: Mapping[str, str]) -> RestorePlace:
     """A host that never had a VM with a TPM does not have the directory yet."""
     directory = firmware_state.tpm_directory(conn)
     if os.path.isdir(directory):
@@ -343,7 +343,7 @@ def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[Existing
 def _devices(details: etree._Element) -> dict[str, frozenset[str]]:
     """What the host has of each kind in `needs.DEVICES`."""
     found = {}
-    for *_dummy, key in needs.DEVICES:
+    for *_dummy, key in host_requirements.DEVICES:
         kind = details.find(f"devices/{key.partition('/')[0]}")
         values = None if kind is None else details.find(f"devices/{key}")
         if kind is not None and kind.get("supported") == "no":

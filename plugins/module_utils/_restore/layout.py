@@ -21,8 +21,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     ExistingVm,
     HostFacts,
     MadeFile,
-    Place,
     PlannedFile,
+    RestorePlace,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk
@@ -44,7 +44,7 @@ class Needed:
     frozen: frozenset[str] = frozenset()
     overlays: Mapping[str, str] | None = None
     bases: Sequence[BaseDisk] = ()
-    boot: boot.Decision = field(default_factory=boot.Decision)
+    boot: boot.BootDecision = field(default_factory=boot.BootDecision)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Layout:
     files: tuple[PlannedFile, ...]
     made: tuple[MadeFile, ...]
     tops: Mapping[str, PlannedFile | MadeFile]
-    places: Mapping[str, Place]
+    places: Mapping[str, RestorePlace]
     by_member: Mapping[str, PlannedFile]
     warnings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ def decide(needed: Needed, host: HostFacts, who: Identity, disk_format: DiskForm
     made: list[MadeFile] = []
     tops: dict[str, PlannedFile | MadeFile] = {}
     files: dict[str, PlannedFile] = {}
-    placed: dict[str, Place] = {}
+    placed: dict[str, RestorePlace] = {}
     for target in sorted(flat):
         made.append(_flat_image(target, needed.disks[target], where.places, namer, disk_format))
         tops[target] = made[-1]
@@ -150,7 +150,7 @@ def _below(member: Member, needed: Needed) -> int:
 
 
 def clashes(
-    wanted: Mapping[str, Place],
+    wanted: Mapping[str, RestorePlace],
     host: HostFacts,
     replaced: ExistingVm | None,
     others: Sequence[ExistingVm],
@@ -214,7 +214,7 @@ def _format(member: Member, disk_format: DiskFormat) -> str:
 
 
 def _flat_image(
-    target: str, chain: tuple[Member, ...], where: Mapping[str, Place], namer: _Namer, disk_format: DiskFormat
+    target: str, chain: tuple[Member, ...], where: Mapping[str, RestorePlace], namer: _Namer, disk_format: DiskFormat
 ) -> MadeFile:
     """The image that a merge of all snapshots would have left: the lowest layer's name and format."""
     place, lowest = where[chain[-1].name], chain[0]
@@ -250,18 +250,18 @@ class _Namer:
         self._taken: set[str] = set()
         self._counts: dict[str, int] = {}
 
-    def of_layer(self, place: Place, member: Member, image_format: str) -> str:
+    def of_layer(self, place: RestorePlace, member: Member, image_format: str) -> str:
         """Of a disk, a layer or a CD image."""
         name = "" if self._who.new else _former_name(member, image_format)
         suffix = "iso" if member.role is Role.ISO else image_format
         return self._first_free(place, name, member.target, suffix)
 
-    def of_overlay(self, place: Place, below: Member, former_path: str) -> str:
+    def of_overlay(self, place: RestorePlace, below: Member, former_path: str) -> str:
         """Of the fresh overlay on a frozen layer."""
         name = "" if self._who.new else _fit(os.path.basename(former_path))
         return self._first_free(place, name, below.target, "qcow2")
 
-    def of_memory(self, place: Place, member: Member, state: str) -> str:
+    def of_memory(self, place: RestorePlace, member: Member, state: str) -> str:
         """Of a memory image."""
         name = "" if self._who.new else _fit(os.path.basename(member.former_path))
         derived = f"{names.stem(self._who.name)}-{names.stem(state)}.memory"
@@ -269,13 +269,13 @@ class _Namer:
             return name
         return derived if self._take(place, derived) else self._first_free(place, "", f"{state}-memory", "memory")
 
-    def of_boot_file(self, place: Place, member: Member) -> str:
+    def of_boot_file(self, place: RestorePlace, member: Member) -> str:
         """Of a kernel or the like, which has the same name for many VMs."""
         prefix, name = f"{names.stem(self._who.name)}-", _fit(os.path.basename(member.former_path)) or member.name
         name = name if name.startswith(prefix) else prefix + name
         return name if self._take(place, name) else self._first_free(place, "", os.path.splitext(member.name)[0], "boot")
 
-    def _first_free(self, place: Place, former: str, target: str, suffix: str) -> str:
+    def _first_free(self, place: RestorePlace, former: str, target: str, suffix: str) -> str:
         number = self._counts.get(target, 0)
         self._counts[target] = number + 1
         name = former
@@ -285,7 +285,7 @@ class _Namer:
             number += 1
         return name
 
-    def _take(self, place: Place, name: str) -> bool:
+    def _take(self, place: RestorePlace, name: str) -> bool:
         path = os.path.join(place.path, name)
         if not name or path in self._taken:
             return False

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._template.match impo
 
 
 @dataclass(frozen=True)
-class Place:
+class RestorePlace:
     """A directory that files may be restored into.
 
     `problem` says why nothing can be written there ("" = it can), `filesystem` is equal for places that share their
@@ -146,11 +146,11 @@ class HostFacts:
     `pools`: directories of the active pools by name.
     """
 
-    archive_place: Place
-    nvram_place: Place
-    tpm_place: Place
-    target: Place | None = None
-    former: Mapping[str, Place] = field(default_factory=dict)
+    archive_place: RestorePlace
+    nvram_place: RestorePlace
+    tpm_place: RestorePlace
+    target: RestorePlace | None = None
+    former: Mapping[str, RestorePlace] = field(default_factory=dict)
     vms: tuple[ExistingVm, ...] = ()
     networks: frozenset[str] = frozenset()
     interfaces: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, Place
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, RestorePlace
 
 # A configuration comes from outside: it must not choose a directory in which a file by itself does something.
 _SYSTEM_DIRECTORIES = (
@@ -21,10 +21,10 @@ _SYSTEM_DIRECTORIES = (
 
 
 @dataclass(frozen=True)
-class Decision:
+class PlaceDecision:
     """Place of each member by its name; ``problems``: why there is none for some of them."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, RestorePlace]
     warnings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -36,7 +36,7 @@ def former_key(member: Member) -> str:
     return os.path.dirname(_filenames.tidy(member.former_path)) if member.former_path.startswith("/") else ""
 
 
-def directory_problem(place: Place) -> str:
+def directory_problem(place: RestorePlace) -> str:
     """Why a directory that no pool stands for is not taken from an archive; "" if nothing speaks against it."""
     for directory in (place.path, place.real_path):
         if any(part.startswith(".") for part in directory.split("/")):
@@ -61,13 +61,13 @@ def unknown(members: Iterable[Member], facts: HostFacts) -> list[str]:
     ]
 
 
-def decide(members: Sequence[Member], facts: HostFacts) -> Decision:
+def decide(members: Sequence[Member], facts: HostFacts) -> PlaceDecision:
     """Places of ``members``; each counts with the size it has in the archive, which its file hardly exceeds."""
     groups: dict[str, list[Member]] = {}
     for member in members:
         groups.setdefault("" if facts.target is not None else former_key(member), []).append(member)
     used: dict[str, int] = {}
-    places: dict[str, Place] = {}
+    places: dict[str, RestorePlace] = {}
     warnings: list[str] = []
     problems: list[str] = []
     for key, group in groups.items():
@@ -82,12 +82,12 @@ def decide(members: Sequence[Member], facts: HostFacts) -> Decision:
                 problems.append(reason)
         used[place.filesystem] = used.get(place.filesystem, 0) + need
         places.update({member.name: place for member in group})
-    return Decision(places, tuple(warnings), tuple(problems))
+    return PlaceDecision(places, tuple(warnings), tuple(problems))
 
 
 def _former_or_archive(
     key: str, need: int, facts: HostFacts, used: dict[str, int], warnings: list[str]
-) -> tuple[Place, str]:
+) -> tuple[RestorePlace, str]:
     """The former place, or the archive's with a warning; the second value says why neither will do."""
     what = ""
     if key:
@@ -112,7 +112,7 @@ def _former_or_archive(
     return place, ""
 
 
-def _unfit(place: Place, need: int, used: Mapping[str, int]) -> str:
+def _unfit(place: RestorePlace, need: int, used: Mapping[str, int]) -> str:
     if place.problem:
         return place.problem
     free = place.free_bytes - used.get(place.filesystem, 0)
@@ -121,5 +121,5 @@ def _unfit(place: Place, need: int, used: Mapping[str, int]) -> str:
     return ""
 
 
-def _name(place: Place) -> str:
+def _name(place: RestorePlace) -> str:
     return f"the pool {place.pool} ({place.path})" if place.pool else f"the directory {place.path}"

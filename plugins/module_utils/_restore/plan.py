@@ -197,9 +197,9 @@ class _Decided:
     macs: tuple[str, ...]
     who: identity.Identity
     others: tuple[ExistingVm, ...]
-    tree: tuple[states.State, ...]
-    fate: disks.Decision
-    booted: boot.Decision
+    tree: tuple[states.RestoredSnapshot, ...]
+    fate: disks.DiskDecision
+    booted: boot.BootDecision
     files: layout.Layout
 
 
@@ -230,7 +230,7 @@ def _decide(
     fate = disks.decide(configuration, root, host, others, trusted=trusted, bare=bare)
     chains = {target: each.chain for target, each in fate.fates.items() if isinstance(each, disks.Restored)}
     roots = [root, *(each.root for state in tree for each in state.all_definitions)]
-    booted = boot.Decision() if bare else boot.decide(configuration, roots, host, trusted=trusted)
+    booted = boot.BootDecision() if bare else boot.decide(configuration, roots, host, trusted=trusted)
     needed = layout.Needed(
         disks=chains,
         others=states.chains(tree),

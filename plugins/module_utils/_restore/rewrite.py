@@ -21,8 +21,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
     host_exposure,
+    host_requirements,
     mark,
-    needs,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh, Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
@@ -88,7 +88,7 @@ def rewrite(
     exposed = host_exposure.apply(root, trusted=now.trusted, copy=now.who.new)
     mark.strip(root)
     template_mark.put(root, now.template)
-    lacking = needs.missing(root, now.networks, now.host, trusted=now.trusted)
+    lacking = host_requirements.missing(root, now.networks, now.host, trusted=now.trusted)
     host_devices, absent = host_exposure.decide_hostdevs(root, now.host, now.others, bare=now.bare)
     stay = root.findall("devices/interface")
     changes = definition.Changes(

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, config, reader
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, config, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -94,7 +94,7 @@ def _source(request: RestoreRequest, conn: Connection) -> Iterator[tuple[Source 
         with _package(request, conn) as found:
             yield found
         return
-    with busy.reading(request.source), reader.open_archive(request.source) as archive:
+    with archive_locks.reading(request.source), reader.open_archive(request.source) as archive:
         chosen = archive.point(request.point)
         if request.disk_images:
             chosen = archive.with_images(chosen, request.disk_images)

@@ -51,7 +51,7 @@ class _Definition:
 
 
 @dataclass(frozen=True)
-class State:
+class RestoredSnapshot:
     """A snapshot with all that belongs to it. ``image``: its external memory image; ``memory``: the definition in that."""
 
     tree: TreeState
@@ -111,7 +111,7 @@ def definitions(configuration: Configuration, heads: Heads) -> list[etree._Eleme
 
 def gather(
     configuration: Configuration, host: HostFacts, others: Sequence[ExistingVm], heads: Heads, *, trusted: bool
-) -> tuple[State, ...]:
+) -> tuple[RestoredSnapshot, ...]:
     """The snapshots of a point and what becomes of every disk in them, parents first. Raises HostileError."""
     found = []
     for state in tree.read(configuration):
@@ -130,7 +130,7 @@ def gather(
         judged = [_Definition(root, decision.fates) for root, decision in zip(roots, decisions)]
         count = len(state.definitions)
         found.append(
-            State(
+            RestoredSnapshot(
                 tree=state,
                 definitions=tuple(judged[:count]),
                 image=image,
@@ -154,18 +154,18 @@ def _memory_root(name: str, head: memory_image.Head) -> etree._Element:
     return root
 
 
-def chains(found: Iterable[State]) -> list[tuple[Member, ...]]:
+def chains(found: Iterable[RestoredSnapshot]) -> list[tuple[Member, ...]]:
     """The layers that snapshots stand on, disk by disk, lowest first."""
     return [chain for state in found for each in state.all_definitions for chain in each.chains.values()]
 
 
-def memories(found: Iterable[State]) -> list[tuple[Member, str]]:
+def memories(found: Iterable[RestoredSnapshot]) -> list[tuple[Member, str]]:
     """Memory images, each once, with the name of their snapshot."""
     images = {state.image.name: (state.image, state.name) for state in found if state.image is not None}
     return list(images.values())
 
 
-def frozen(found: Iterable[State]) -> frozenset[str]:
+def frozen(found: Iterable[RestoredSnapshot]) -> frozenset[str]:
     """Members whose content is a snapshot's: nothing may be written to them."""
     return frozenset(
         state.definitions[0].chains[disk.target][-1].name
@@ -175,7 +175,7 @@ def frozen(found: Iterable[State]) -> frozenset[str]:
     )
 
 
-def overlays(found: Iterable[State]) -> dict[str, str]:
+def overlays(found: Iterable[RestoredSnapshot]) -> dict[str, str]:
     """By target, the file that took the writes after the current snapshot."""
     current = [state.tree for state in found if state.tree.current]
     return {
@@ -189,7 +189,7 @@ def other_macs(configuration: Configuration, heads: Heads, known: Sequence[str])
     return list(dict.fromkeys(mac for mac in found if mac and mac not in known))
 
 
-def plan(found: Sequence[State], layout: Layout, now: rewrite.Circumstances, heads: Heads) -> Outcome:
+def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circumstances, heads: Heads) -> Outcome:
     """Rewrites everything in the snapshots for the new identity and the new places."""
     notes: dict[str, list[str]] = {}
     problems: list[str] = []
@@ -260,7 +260,7 @@ def _sources(root: etree._Element) -> dict[str, str]:
 
 
 def _planned(
-    state: State, memory_path: str, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
+    state: RestoredSnapshot, memory_path: str, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
 ) -> PlannedState:
     here = {disk.target for disk in disks.elements(state.tree.domain)}
 
@@ -276,7 +276,7 @@ def _planned(
 
 
 def _overlay(
-    state: State, disk: StateDisk, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
+    state: RestoredSnapshot, disk: StateDisk, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
 ) -> str:
     """Where the file is now that took the writes after a snapshot."""
     if disk.mode != "external":

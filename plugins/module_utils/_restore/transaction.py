@@ -59,7 +59,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     RestorePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.source import Source
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import retained_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
 
@@ -355,7 +355,7 @@ class Transaction:
                 recovery.forget_checkpoints(domain, old)
             recovery.define_states(domain, facts.states)
             self._require_as_planned(domain, replace(found, token=facts.pending_token))
-            left.save(plan.uuid, {**left.load(plan.uuid), **dict.fromkeys(_left_layers(plan), "")})
+            retained_layers.save(plan.uuid, {**retained_layers.load(plan.uuid), **dict.fromkeys(_left_layers(plan), "")})
             self._conn.defineXML(mark.add(plan.domain_xml, found))
         except libvirt.libvirtError as error:
             raise translate(error, f"The definition of the VM {plan.name}") from error

@@ -31,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     apparmor,
     blockjobs,
     snapshots,
-    status,
+    status_xml,
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -42,11 +42,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import original_disk, overlays
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import other_vms
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
-    Former,
     MergeFacts,
+    OriginalDisk,
     Overlay,
     Step,
 )
@@ -84,7 +84,7 @@ UNUSUAL = frozenset({Act.MERGE_QEMU, Act.REJOIN, Act.DROP, Act.DISMISS, Act.REDE
 class ActiveMerge:
     """Overlays of one VM that are to be merged into their bases.
 
-    ``formers``: what the disks were, and shall be again, by target. ``expendable``: internal snapshots that may go with the
+    ``originals``: what the disks were, and shall be again, by target. ``expendable``: internal snapshots that may go with the
     overlays they lie in. ``snapshot``: the one that goes with the overlays, "" where several do; ``frozen``: what tells whether a
     base that it has frozen was written to since, by target.
     """
@@ -92,7 +92,7 @@ class ActiveMerge:
     vm_uuid: str
     vm_name: str
     overlays: tuple[Overlay, ...]
-    formers: Mapping[str, Former]
+    originals: Mapping[str, OriginalDisk]
     expendable: tuple[str, ...] = ()
     snapshot: str = ""
     frozen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -339,7 +339,7 @@ def _restore_disks(work: Work) -> None:
     running = work.domain is not None and bool(work.domain.isActive())
     for overlay in work.merge.overlays:
         if work.journal.facts.step(overlay.target) is not Step.LEFT:  # others may have that one now
-            former.restore_owner(overlay.base_path, work.merge.formers[overlay.target].owner, running=running)
+            original_disk.restore_owner(overlay.base_path, work.merge.originals[overlay.target].owner, running=running)
 
 
 def _together(actions: list[Action]) -> list[Action]:
@@ -388,7 +388,7 @@ def _mended(work: Work, blocked: Blocked) -> Work:
     ghosts = (blocked.target,) if blocked.way_out is WayOut.GHOST else ()
     if work.domain is not None:
         try:
-            conn, domain = status.mend(work.conn, work.domain, ghosts)
+            conn, domain = status_xml.mend(work.conn, work.domain, ghosts)
         except KvmopsError as error:
             raise _blocked(blocked, work, unmended=str(error)) from error
         return replace(work, conn=conn, domain=domain)
@@ -407,14 +407,14 @@ def _blocked(blocked: Blocked, work: Work, unmended: str = "") -> KvmopsError:
         f"QEMU has {_first(found.qemu)}, the live definition {_first(found.live)}, the persistent one {_first(found.persistent)}; "
         f"the VM's own file is {overlay.base_path}, the overlay {of}is {overlay.overlay_path}"
     )
-    note = status.path_of(merge.vm_name)
+    note = status_xml.path_of(merge.vm_name)
     mend = f"stop libvirtd, delete the <mirror> element of {blocked.target} in {note}, start libvirtd"
     hints = {
         WayOut.WAIT: "Wait until it has finished.",
         WayOut.START: f"Start the VM (virsh start {merge.vm_name}) and run the task again.",
         WayOut.JUDGE: "Nothing was touched: keep both files, and decide by hand which one the VM shall have.",
         WayOut.FIND: "Do not start the VM. "
-        + (f"{mend.capitalize()}" if status.is_unreadable(merge.vm_name) else _FIND)
+        + (f"{mend.capitalize()}" if status_xml.is_unreadable(merge.vm_name) else _FIND)
         + _AGAIN,
         WayOut.REMOVE: "Remove them first (virsh snapshot-delete) and run the task again.",
         WayOut.GHOST: f"Shut the VM down and start it, or: {mend}" + _AGAIN,
@@ -574,7 +574,7 @@ def _merge_off(work: Work, targets: list[str]) -> None:
 
 
 def _redefine(work: Work, targets: list[str]) -> None:
-    _define_formers(work, [work.overlay(target) for target in targets])
+    _define_originals(work, [work.overlay(target) for target in targets])
 
 
 def _restore_definition(work: Work) -> None:
@@ -582,18 +582,18 @@ def _restore_definition(work: Work) -> None:
     if work.domain is not None and work.domain.isPersistent():
         kept = views.gather(work.conn, work.domain)
         on_base = [each for each in work.merge.overlays if _seen(kept.disk(each.target).persistent, each) is Seen.BASE]
-        _define_formers(work, on_base)
+        _define_originals(work, on_base)
 
 
-def _define_formers(work: Work, overlay_list: list[Overlay]) -> None:
+def _define_originals(work: Work, overlay_list: list[Overlay]) -> None:
     """The persistent definition with these disks' images as they were; defined only if that is a change."""
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
     try:
         now = work.domain.XMLDesc(flags)
         xml = now
         for overlay in overlay_list:
-            xml = former.with_former_source(xml, overlay, work.merge.formers[overlay.target].disk_xml)
-        if former.words(xml) != former.words(now):
+            xml = original_disk.with_original_source(xml, overlay, work.merge.originals[overlay.target].disk_xml)
+        if original_disk.words(xml) != original_disk.words(now):
             work.conn.defineXML(xml)
     except libvirt.libvirtError as error:
         raise translate(error, f"The definition of {work.merge.vm_name}") from error

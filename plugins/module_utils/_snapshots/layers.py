@@ -29,7 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import retained_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 
 _FORMATS = ("qcow2", "raw")
@@ -59,7 +59,7 @@ class StateDisk:
 
 
 @dataclass(frozen=True)
-class State:
+class LayeredSnapshot:
     """A snapshot with its disks."""
 
     info: Snapshot
@@ -95,15 +95,15 @@ class Layers:
     vm_name: str
     running: bool
     managed_save: bool
-    states: tuple[State, ...]
+    states: tuple[LayeredSnapshot, ...]
     active: Mapping[str, str]  # target: file of every disk with a local file that is not read-only
     files: Mapping[str, Layer]  # files that are there, by path
     other_vms: Mapping[str, str]  # file: VM that has it in a chain of its own
-    left: Mapping[str, str] = field(default_factory=dict)  # see left.py: path and <disk>
+    left: Mapping[str, str] = field(default_factory=dict)  # see retained_layers.py: path and <disk>
     copies: Mapping[str, str] = field(default_factory=dict)  # the same: copy and original
     shared: Mapping[str, str] = field(default_factory=dict)  # file of the active chains: VM that must not have it too
 
-    def state(self, name: str) -> State | None:
+    def state(self, name: str) -> LayeredSnapshot | None:
         """The snapshot of that name."""
         return next((state for state in self.states if state.name == name), None)
 
@@ -125,7 +125,7 @@ class Layers:
                     found |= pair[0] | pair[1]
         return found
 
-    def holders(self, path: str) -> tuple[State, ...]:
+    def holders(self, path: str) -> tuple[LayeredSnapshot, ...]:
         """Snapshots that have frozen this file."""
         return tuple(
             state
@@ -161,10 +161,10 @@ def look(conn: Connection, domain: Domain) -> Layers:
                 _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
     neighbours = find.neighbours(conn)
-    copies = left.load(uuid, left.COPIES)
+    copies = retained_layers.load(uuid, retained_layers.COPIES)
     for path in copies:
         _follow(path, "qcow2", files)
-    kept = left.load(uuid)
+    kept = retained_layers.load(uuid)
     shared, others = find.shared(tops, uuid, neighbours), _users(neighbours, uuid)
     return Layers(uuid, str(domain.name()), running, managed_save, states, active, files, others, kept, copies, shared)
 
@@ -223,11 +223,11 @@ def require_free(layers: Layers, paths: Iterable[str], what: str) -> None:
             )
 
 
-def _state(conn: Connection, info: Snapshot) -> State:
+def _state(conn: Connection, info: Snapshot) -> LayeredSnapshot:
     root = _xml.parse(info.xml, f"The snapshot {info.name}")
     then = root.find("domain")
     if then is None:
-        return State(info, ())
+        return LayeredSnapshot(info, ())
     kept = root.find("inactiveDomain")
     listed = {disk.get("name", ""): disk for disk in root.iterfind("disks/disk")}
     disks = []
@@ -242,7 +242,7 @@ def _state(conn: Connection, info: Snapshot) -> State:
                 overlay = views.real(source.get("file", ""))
         definition = _definition(then if kept is None else kept, disk.target) or _definition(then, disk.target)
         disks.append(StateDisk(disk.target, kind, path_of(conn, disk), overlay, definition))
-    return State(info, tuple(disks))
+    return LayeredSnapshot(info, tuple(disks))
 
 
 def _definition(domain: etree._Element, target: str) -> str:

@@ -28,7 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     blockjobs,
     files,
     snapshots,
-    status,
+    status_xml,
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
@@ -44,15 +44,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     active_merge,
     bookkeeping,
     copying,
-    former,
     layers,
-    left,
+    original_disk,
     removal,
+    retained_layers,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_merge import ActiveMerge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
-    Former,
     MergeFacts,
+    OriginalDisk,
     Overlay,
     Owner,
 )
@@ -65,13 +65,13 @@ OPERATION = "removal of snapshots"
 class RemovalFacts(MergeFacts):
     """What the journal of a removal says.
 
-    ``formers``: what the disks were before whose active image is merged, by target. ``started``: the top of the merge that was
+    ``originals``: what the disks were before whose active image is merged, by target. ``started``: the top of the merge that was
     begun in QEMU, by target; ``committed``: tops of merges that are done; ``merged``: all are. ``wanted``: the snapshots that
     stay, as they are to be, by name.
     """
 
     plan: RemovalPlan
-    formers: Mapping[str, Former]
+    originals: Mapping[str, OriginalDisk]
     started: Mapping[str, str] = field(default_factory=dict)
     committed: tuple[str, ...] = ()
     merged: bool = False
@@ -112,8 +112,8 @@ def remove_snapshots(
     require_removable(conn, domain, found, plan)
     begin()
     active = [merge for merge in plan.merges if merge.active]
-    formers = {each.target: Former(each.disk_xml, _owner_after(each)) for each in active}
-    journal = Journal.open(vm_key(plan.vm_uuid), OPERATION, RemovalFacts({}, plan, formers))
+    originals = {each.target: OriginalDisk(each.disk_xml, _owner_after(each)) for each in active}
+    journal = Journal.open(vm_key(plan.vm_uuid), OPERATION, RemovalFacts({}, plan, originals))
     try:
         removed = remove(conn, domain, journal, context.progress)
         journal.done()
@@ -188,13 +188,13 @@ def remove(conn: Connection, domain: Domain | None, journal: Journal[RemovalFact
         _tidy_snapshots(domain, wanted)
     files.sync(conn.getURI(), plan.vm_name)
     _unlink(conn, plan)
-    left.save(plan.vm_uuid, plan.left)
+    retained_layers.save(plan.vm_uuid, plan.left)
     return Removed(plan.names, tuple(notes))
 
 
 def _owner_after(merge: Merge) -> Owner:
     """Of the base, when the guest writes to it again: libvirt moves what it remembers about owners with the active image."""
-    return replace(former.owner_of(merge.base_path), labels=former.owner_of(merge.top_path).labels)
+    return replace(original_disk.owner_of(merge.base_path), labels=original_disk.owner_of(merge.top_path).labels)
 
 
 def _merge_all(
@@ -239,7 +239,7 @@ def _active(facts: RemovalFacts) -> ActiveMerge:
     plan = facts.plan
     merges = [merge for merge in plan.merges if merge.active]
     merged = tuple(Overlay(each.target, each.base_path, each.base_format, each.top_path, each.between) for each in merges)
-    return ActiveMerge(plan.vm_uuid, plan.vm_name, merged, facts.formers, expendable=plan.names)
+    return ActiveMerge(plan.vm_uuid, plan.vm_name, merged, facts.originals, expendable=plan.names)
 
 
 # --- layers below, and on other branches ---------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def _learned(work: _Work, merge: Merge) -> _Work:
             blockjobs.shorten(work.domain, merge.target, merge.base_path)  # without a restart of libvirtd
         else:
             try:
-                conn, domain = status.mend(work.conn, work.domain, merged={merge.target: merge.gone})
+                conn, domain = status_xml.mend(work.conn, work.domain, merged={merge.target: merge.gone})
             except KvmopsError as error:
                 tried = f". It could not be put right by itself ({error})"
                 hint = f"See to that and run the task again, or: {hint[0].lower()}{hint[1:]}"
@@ -385,7 +385,7 @@ def _tidy_definition(conn: Connection, domain: Domain, plan: RemovalPlan) -> Non
             flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
             now = domain.XMLDesc(flags)
             then = bookkeeping.replace_in_domain(now, plan.replaced)
-            if former.words(then) != former.words(now):
+            if original_disk.words(then) != original_disk.words(now):
                 conn.defineXML(then)
     except libvirt.libvirtError as error:
         raise translate(error, f"The definition of {plan.vm_name}") from error
@@ -396,7 +396,7 @@ def _tidy_snapshots(domain: Domain, wanted: Mapping[str, str]) -> None:
     for state in snapshots.tree(domain):
         if state.name in wanted:
             xml = bookkeeping.with_parent(wanted[state.name], state.parent)
-            if former.words(xml) != former.words(state.xml):
+            if original_disk.words(xml) != original_disk.words(state.xml):
                 snapshots.redefine(domain, xml, current=state.current)
 
 

@@ -80,7 +80,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Former:
+class OriginalDisk:
     """What one disk was before: its <disk> in the persistent definition ("" if it had none there) and its file's owner."""
 
     disk_xml: str
@@ -108,14 +108,14 @@ class MergeFacts:
 class SnapshotFacts(MergeFacts):
     """What the journal says of every operation that takes a snapshot.
 
-    ``formers``: what the disks were before, by target. ``stood_on``: the VM's current snapshot before, "" for none. ``frozen``:
+    ``originals``: what the disks were before, by target. ``stood_on``: the VM's current snapshot before, "" for none. ``frozen``:
     what tells whether a base was written to since (`content_of`), by target.
     """
 
     vm_uuid: str
     vm_name: str
     plan: Optional[SnapshotPlan] = None
-    formers: Mapping[str, Former] = field(default_factory=dict)
+    originals: Mapping[str, OriginalDisk] = field(default_factory=dict)
     stood_on: str = ""
     phase: Optional[Phase] = None
     frozen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -19,8 +19,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
+    LayeredSnapshot,
     Layers,
-    State,
     require_free,
 )
 
@@ -77,7 +77,7 @@ class RemovalPlan:
     merges: tuple[Merge, ...]
     inner: tuple[InnerState, ...]
     files: tuple[str, ...]  # to unlink in the end: merged layers, dead branches, memory images
-    left: Mapping[str, str] = field(default_factory=dict)  # layers that stay though nothing names them: see left.py
+    left: Mapping[str, str] = field(default_factory=dict)  # layers that stay though nothing names them: see retained_layers.py
     notes: tuple[str, ...] = ()
 
     @property
@@ -134,8 +134,8 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
 @dataclass
 class _Work:
     layers: Layers
-    removed: list[State]
-    kept: list[State]
+    removed: list[LayeredSnapshot]
+    kept: list[LayeredSnapshot]
     merges: list[Merge] = field(default_factory=list)
     dead: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
@@ -220,7 +220,7 @@ def _is_of(layers: Layers, path: str, target: str) -> bool:
     return any(path in layers.chain(start) for start in starts)
 
 
-def _frozen(states: Iterable[State], target: str) -> dict[str, str]:
+def _frozen(states: Iterable[LayeredSnapshot], target: str) -> dict[str, str]:
     """Files that external snapshots have frozen, with the <disk> of that moment."""
     return {
         disk.path: disk.definition
@@ -230,7 +230,7 @@ def _frozen(states: Iterable[State], target: str) -> dict[str, str]:
     }
 
 
-def _pinned(states: Iterable[State], target: str) -> list[str]:
+def _pinned(states: Iterable[LayeredSnapshot], target: str) -> list[str]:
     """Files whose very content snapshots need."""
     return [
         disk.path for state in states for disk in state.disks if disk.target == target and disk.kind is not Kind.NONE

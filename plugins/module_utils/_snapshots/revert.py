@@ -33,14 +33,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     bookkeeping,
     copying,
-    former,
-    left,
+    original_disk,
     overlays,
+    retained_layers,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
+    LayeredSnapshot,
     Layers,
-    State,
     require_free,
 )
 
@@ -145,7 +145,7 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
     )
 
 
-def _require_whole(layers: Layers, state: State, what: str) -> None:
+def _require_whole(layers: Layers, state: LayeredSnapshot, what: str) -> None:
     for disk in state.disks:
         layer = layers.files.get(disk.path)
         if disk.kind is Kind.NONE:
@@ -227,7 +227,7 @@ def original_of(layers: Layers, path: str) -> str:
 
 
 def _definition(
-    root: etree._Element, state: State, fresh: tuple[Fresh, ...], definition: str, layers: Layers, what: str
+    root: etree._Element, state: LayeredSnapshot, fresh: tuple[Fresh, ...], definition: str, layers: Layers, what: str
 ) -> str:
     """The <domain> of that moment on the new overlays, under the name that the VM has now."""
     domain = _definition_then(root, layers.vm_name, what)
@@ -326,7 +326,8 @@ def run(conn: Connection, domain: Domain, journal: Journal[RevertFacts], progres
             _make(plan, each, progress)
         if plan.internal and plan.fresh:
             copies = {each.path: each.base_path for each in plan.fresh}
-            left.save(plan.vm_uuid, {**left.load(plan.vm_uuid, left.COPIES), **copies}, left.COPIES)
+            copies = {**retained_layers.load(plan.vm_uuid, retained_layers.COPIES), **copies}
+            retained_layers.save(plan.vm_uuid, copies, retained_layers.COPIES)
         journal.record(phase=Phase.COMMITTED)
     except (KvmopsError, OSError):
         _take_back(conn, domain, plan)
@@ -447,7 +448,7 @@ def _finish_loaded(conn: Connection, domain: Domain, plan: RevertPlan, journal: 
     try:
         kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
         named = {each.path for each in plan.fresh} <= _active_images(conn, domain, live=False)
-        if not named or former.words(kept) == former.words(plan.former_definition):
+        if not named or original_disk.words(kept) == original_disk.words(plan.former_definition):
             root = _xml.parse(plan.state_xml, f"The snapshot {plan.name} of {plan.vm_name}")
             conn.defineXML(_xml.text(_definition_then(root, plan.vm_name, what)))
     except libvirt.libvirtError as error:
@@ -489,7 +490,7 @@ def _take_back(conn: Connection, domain: Domain | None, plan: RevertPlan) -> Non
         except libvirt.libvirtError as error:
             raise translate(error, f"The definition of {plan.vm_name}") from error
         there = {state.name: state for state in snapshots.tree(domain)}
-        if plan.name in there and former.words(there[plan.name].xml) != former.words(plan.former_xml):
+        if plan.name in there and original_disk.words(there[plan.name].xml) != original_disk.words(plan.former_xml):
             snapshots.redefine(domain, plan.former_xml, current=there[plan.name].current)
         current = _former_current(plan)
         if current in there and not there[current].current:

@@ -38,9 +38,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, undo
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import original_disk, overlays, undo
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
-    Former,
+    OriginalDisk,
     Overlay,
     Phase,
     SnapshotFacts,
@@ -72,7 +72,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
     require_ready(conn, domain, plan)
     journal.record(
         plan=plan,
-        formers=_formers(domain, plan),
+        originals=_originals(domain, plan),
         stood_on=next((node.name for node in snapshots.tree(domain) if node.current), ""),
         phase=Phase.TAKING,
     )
@@ -210,11 +210,11 @@ def _name(chain: tuple[str, ...]) -> str:
     return chain[0] if chain else "nothing"
 
 
-def _formers(domain: Domain, plan: SnapshotPlan) -> dict[str, Former]:
+def _originals(domain: Domain, plan: SnapshotPlan) -> dict[str, OriginalDisk]:
     disks: dict[str, str] = {}
     if domain.isPersistent():
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         root = _xml.parse(domain.XMLDesc(flags), "The domain XML")
         for disk in root.iterfind("devices/disk"):
             disks[domain_xml.target_of(disk)] = etree.tostring(disk, encoding="unicode", with_tail=False)
-    return {each.target: Former(disks.get(each.target, ""), former.owner_of(each.base_path)) for each in plan.overlays}
+    return {each.target: OriginalDisk(disks.get(each.target, ""), original_disk.owner_of(each.base_path)) for each in plan.overlays}

@@ -62,7 +62,7 @@ def _merge_of(plan: SnapshotPlan, facts: SnapshotFacts) -> ActiveMerge:
         plan.vm_uuid,
         plan.vm_name,
         plan.overlays,
-        facts.formers,
+        facts.originals,
         expendable=plan.expendable,
         snapshot=plan.name,
         frozen=facts.frozen,

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks
 from ansible_collections.kvmops.backup.tests.lab import fingerprint, modules
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
@@ -133,7 +133,7 @@ def test_what_is_being_verified_stays(lab, off, run_module):
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as reader:
         try:
             assert os.waitid(os.P_PID, reader.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED
-            assert busy.users(first)
+            assert archive_locks.users(first)
             result = run_module("backup_retention", path=str(target), keep_last=1)
             assert not result.changed and "restored or verified" in result["kept"][0]["reason"]
             assert (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab.modules import Ansible, run_module
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm
@@ -99,7 +99,7 @@ def test_verify_tells_of_an_archive_that_it_could_not_check(backed_up: BackedUp,
     place = backed_up.lab.path("at-work")
     for name in ("free.tar.zst", "taken.tar.zst"):
         shutil.copy(backed_up.newest, place / name)
-    with busy.alone(str(place / "taken.tar.zst")):
+    with archive_locks.alone(str(place / "taken.tar.zst")):
         played = ansible.playbook("kvmops.backup.verify", fails=True, verify_path=str(place), verify_become=False)
     said = played.task("Fail if there is damage").data["msg"]
     assert "damaged" not in said and f"Archive {place}/taken.tar.zst: another process" in said

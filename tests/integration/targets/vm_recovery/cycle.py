@@ -29,7 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import former, overlays, snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import original_disk, overlays, snapshot
 from ansible_collections.kvmops.backup.tests.lab import daemons, markers, recovery, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for, within
 from ansible_collections.kvmops.backup.tests.lab.kills import Steps
@@ -111,14 +111,14 @@ class Before:
         self.chains = {disk.target: (disk.path, disk.chain) for disk in domain.parse(vm.xml()).disks}
         self.directory = Path(plan_for(vm).overlays[0].base_path).parent
         self.files = sorted(os.listdir(self.directory))
-        self.owners = {name: former.owner_of(self.directory / name) for name in self.files}
+        self.owners = {name: original_disk.owner_of(self.directory / name) for name in self.files}
 
     def same(self):
         vm = self.vm
         assert vm.xml(inactive=True) == self.definition
         assert {disk.target: (disk.path, disk.chain) for disk in domain.parse(vm.xml()).disks} == self.chains
         assert sorted(os.listdir(self.directory)) == self.files
-        owners = {name: former.owner_of(self.directory / name) for name in self.files}
+        owners = {name: original_disk.owner_of(self.directory / name) for name in self.files}
         assert owners == self.owners, f"{owners}, before {self.owners}"
         assert vm.domain.snapshotListNames() == []
         assert recovery.pending(vm.domain.UUIDString()) == []

@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     domain,
     monitor,
     snapshots,
-    status,
+    status_xml,
     views,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
@@ -211,7 +211,7 @@ def died_at_the_end_of_an_inner_merge(vm, target, names, says):
     """QEMU's chain is shorter and it has forgotten the job; libvirt died before it had noted what ``says`` names."""
     build(vm)
     path = next(path for path in chain(vm, target).live if path.endswith(f".{names[-1]}"))
-    note = status.path_of(vm.name)
+    note = status_xml.path_of(vm.name)
     killed = daemons.killed_in_rename_of(note, lambda text: bool(says(text, target, path)))
     with killed, pytest.raises(KvmopsError):
         Removal(vm, names).whole()
@@ -231,7 +231,7 @@ def nodes_of_qemu(vm):
 
 
 def nodes_of_note(vm):
-    return sorted(re.findall("<nodename [^>]*name='([^']*)'", Path(status.path_of(vm.name)).read_text()))
+    return sorted(re.findall("<nodename [^>]*name='([^']*)'", Path(status_xml.path_of(vm.name)).read_text()))
 
 
 @pytest.mark.parametrize(

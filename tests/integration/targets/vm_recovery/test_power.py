@@ -32,8 +32,8 @@ def overlaid_behind_libvirt(vm):
     """What a libvirtd that dies in QEMU's transaction leaves: QEMU on the overlays, no definition knows them."""
     run = Cycle(vm, "crash")
     plan = run.plan
-    formers = cycle.snapshot._formers(run.domain, plan)
-    run.journal.record(plan=plan, formers=formers, phase=Phase.TAKING)
+    originals = cycle.snapshot._originals(run.domain, plan)
+    run.journal.record(plan=plan, originals=originals, phase=Phase.TAKING)
     indexes = [int(disk.index) for disk in domain.parse(vm.xml()).disks]
     actions = []
     for number, overlay in enumerate(plan.overlays, start=max(indexes) + 1):
@@ -225,8 +225,8 @@ def test_a_disk_that_was_unplugged(vm, lab):
 
     # the same run again, and nobody takes it
     again = open_journal(run.plan)
-    formers = cycle.snapshot._formers(run.domain, run.plan)
-    again.record(plan=run.plan, formers=formers, phase=Phase.TAKEN)
+    originals = cycle.snapshot._originals(run.domain, run.plan)
+    again.record(plan=run.plan, originals=originals, phase=Phase.TAKEN)
     again.close()
     print(cycle.settle(vm))
     assert not os.path.exists(vdb.overlay_path)

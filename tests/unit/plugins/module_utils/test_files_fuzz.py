@@ -14,8 +14,16 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _paths, _settings, _slots, _vm_state
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
+from ansible_collections.kvmops.backup.plugins.module_utils import (
+    _json,
+    _locks,
+    _ofd,
+    _paths,
+    _settings,
+    _slots,
+    _vm_state,
+)
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Consistency
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import BackupFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, verified
@@ -23,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, JournalError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import left
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import retained_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._template import digests
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action
 from ansible_collections.kvmops.backup.tests.unit.fuzz import ODD, broken_bytes, fuzz, json_values, only_our_errors
@@ -73,7 +81,7 @@ def test_fuzz_kept_files(data: bytes) -> None:
     Path(archive).write_bytes(b"x")
     points = (restore_values.configuration(consistency=Consistency.OFF),)
     for path in (
-        _vm_state._path(UUID), cache._file((1,)), left._path(UUID, left.LAYERS), digests._file(archive),
+        _vm_state._path(UUID), cache._file((1,)), retained_layers._path(UUID, retained_layers.LAYERS), digests._file(archive),
         verified._file((os.stat(archive).st_dev, os.stat(archive).st_ino)),
     ):  # fmt: skip
         Path(path).parent.mkdir(exist_ok=True)
@@ -82,7 +90,7 @@ def test_fuzz_kept_files(data: bytes) -> None:
         patch.setattr(cache._files, "evidence", lambda path: (1,) if path != archive else _evidence(path))
         cache.load("/any")
     _vm_state.load(UUID).why_ended(5)
-    left.load(UUID)
+    retained_layers.load(UUID)
     digests.cached(archive, "raw")
     verified.last(archive, points)
     lock = Path(_locks._path("vm-x"))
@@ -125,7 +133,7 @@ def test_fuzz_slots(records: tuple[bytes, bytes]) -> None:
         fd = os.open(path, os.O_RDWR)
         try:
             for number in range(1, 3):
-                assert _slots._lock(fd, number)
+                assert _ofd.try_lock(fd, number, 1)
             with only_our_errors(), _slots.hold(directory, 0, what="x", timeout_s=0, context=context) as slot:
                 assert slot.others_bytes() >= 0
             with only_our_errors(), _slots.hold(directory, 1, what="x", timeout_s=0, context=context):
@@ -150,9 +158,9 @@ def test_fuzz_status(texts: tuple[bytes, bytes]) -> None:
 @fuzz(0.01, st.binary(max_size=300) | st.sampled_from(ODD).map(str.encode))
 def test_fuzz_settings_and_notes(data: bytes) -> None:
     archive = os.path.join(_paths.state_dir(), "archive")
-    for path in (_paths.read_only_file(), _paths.trusted_owners_file(), archive + edit.NOTES):
+    for path in (_paths.read_only_file(), _paths.trusted_owners_file(), archive + sidecars.NOTES):
         Path(path).write_bytes(data)
-    for read in (_settings.read_only_places, _settings.trusted_owners, lambda: edit.notes(archive)):
+    for read in (_settings.read_only_places, _settings.trusted_owners, lambda: sidecars.notes(archive)):
         with only_our_errors():
             read()
 

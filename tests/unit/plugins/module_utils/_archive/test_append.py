@@ -18,10 +18,10 @@ import zstandard
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     append,
-    busy,
+    archive_locks,
     convert,
-    edit,
     frames,
+    trash,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
@@ -370,29 +370,29 @@ def test_timestamps_only_grow(archive: Path) -> None:
 
 def test_one_writer(archive: Path) -> None:
     with append.ArchiveAppender(str(archive), timestamp=archives.TIMESTAMP + 1, sizes=[]):
-        assert "adding a point" in busy.writer(str(archive))
+        assert "adding a point" in archive_locks.writer(str(archive))
         for other in (
             lambda: add(archive),
             lambda: append.settle(str(archive)),
             lambda: convert.compress(str(archive)) if archive.suffix == ".tar" else convert.uncompress(str(archive)),
-            lambda: edit.delete(str(archive)),
+            lambda: trash.delete(str(archive)),
         ):
             with pytest.raises(BusyError, match=f"adding a point to {archive} .process {os.getpid()}"):
                 other()
         assert archives.extract(archive) == archives.SMALL
-    assert not busy.writer(str(archive))
+    assert not archive_locks.writer(str(archive))
     add(archive)
 
 
 def test_a_writer_on_another_host(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its lock's file is not here, but its lock on the archive is."""
-    with busy.writing(str(archive), "test"):
+    with archive_locks.writing(str(archive), "test"):
         (tmp_path / "other").mkdir()
         monkeypatch.setattr(_paths, "state_dir", lambda: str(tmp_path / "other"))
-        assert busy.writer(str(archive)) == "a process of another host"
+        assert archive_locks.writer(str(archive)) == "a process of another host"
         with pytest.raises(BusyError, match="another host"):
             add(archive)
-    assert not busy.writer(str(archive))
+    assert not archive_locks.writer(str(archive))
     add(archive)
 
 

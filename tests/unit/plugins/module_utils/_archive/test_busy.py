@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _mounts, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, edit, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, sidecars, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, BusyError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 
@@ -33,31 +33,31 @@ def names(archive: Path) -> list[str]:
 
 
 def test_readers_share_and_keep_the_archive(archive: Path) -> None:
-    with busy.reading(str(archive)), busy.reading(str(archive)):
-        assert busy.users(str(archive)) == "it is being restored or verified"
-        assert busy.writer(str(archive)) == ""
+    with archive_locks.reading(str(archive)), archive_locks.reading(str(archive)):
+        assert archive_locks.users(str(archive)) == "it is being restored or verified"
+        assert archive_locks.writer(str(archive)) == ""
         with pytest.raises(BusyError, match="being restored or verified"):
-            edit.delete(str(archive))
-        with busy.writing(str(archive), "adding a point"):
-            assert "adding a point" in busy.users(str(archive))
-    assert busy.users(str(archive)) == "" and names(archive) == ["web01.tar"]
-    edit.delete(str(archive))
+            trash.delete(str(archive))
+        with archive_locks.writing(str(archive), "adding a point"):
+            assert "adding a point" in archive_locks.users(str(archive))
+    assert archive_locks.users(str(archive)) == "" and names(archive) == ["web01.tar"]
+    trash.delete(str(archive))
     assert names(archive) == []
 
 
 def test_nobody_begins_to_read_what_is_going(archive: Path) -> None:
-    with busy.alone(str(archive)), pytest.raises(BusyError, match="just deleting"), busy.reading(str(archive)):
+    with archive_locks.alone(str(archive)), pytest.raises(BusyError, match="just deleting"), archive_locks.reading(str(archive)):
         pass
-    with pytest.raises(ArchiveError, match="cannot be opened"), busy.reading(str(archive) + ".gone"):
+    with pytest.raises(ArchiveError, match="cannot be opened"), archive_locks.reading(str(archive) + ".gone"):
         pass
-    assert busy.users(str(archive) + ".gone") == ""
+    assert archive_locks.users(str(archive) + ".gone") == ""
 
 
 def test_what_stands_beside_an_archive_goes_with_it(archive: Path) -> None:
-    edit.set_notes(str(archive), "before the upgrade")
-    edit.set_protected(str(archive), True)
+    sidecars.set_notes(str(archive), "before the upgrade")
+    sidecars.set_protected(str(archive), True)
     (archive.parent / ".kvmops-trash-00").write_bytes(b"of somebody else")
-    edit.delete(str(archive))
+    trash.delete(str(archive))
     assert names(archive) == [".kvmops-trash-00"]
     assert trash.settle(str(archive.parent)) == [] and names(archive) == [".kvmops-trash-00"]
 
@@ -68,7 +68,7 @@ def test_goes_without_free_space(archive: Path, monkeypatch: pytest.MonkeyPatch,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(*((Journal, "open") if step == "open" else (os, "rename")), full)
-    edit.delete(str(archive))
+    trash.delete(str(archive))
     assert names(archive) == []
     assert not os.listdir(os.path.join(_paths.state_dir(), "journal")) if step == "rename" else True
 
@@ -77,11 +77,11 @@ def test_what_cannot_go_stays_whole(archive: Path, monkeypatch: pytest.MonkeyPat
     def refused(*_arguments: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    edit.set_notes(str(archive), "notes")
+    sidecars.set_notes(str(archive), "notes")
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refused)
         with pytest.raises(ArchiveError, match="cannot be deleted"):
-            edit.delete(str(archive))
+            trash.delete(str(archive))
     assert names(archive) == ["web01.tar", "web01.tar.notes"] and trash.pending(str(archive.parent)) == []
 
 
@@ -127,7 +127,7 @@ def test_only_unfinished_archives_are_removed(archive: Path) -> None:
 _DELETE = """
 import os, signal, sys
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import trash
 _paths.state_dir = lambda: os.environ["KVMOPS_TESTS_STATE"]
 left = int(sys.argv[2])
 def counted(call):
@@ -140,7 +140,7 @@ def counted(call):
     return one
 for module, name in ((os, "rename"), (os, "unlink"), (os, "fsync"), (os, "fdatasync"), (os, "open")):
     setattr(module, name, counted(getattr(module, name)))
-edit.delete(sys.argv[1])
+trash.delete(sys.argv[1])
 """
 
 
@@ -148,7 +148,7 @@ def test_killed_anywhere_it_is_there_or_gone(archive: Path) -> None:
     seen = set()
     for step in range(1, 100):
         archive.write_bytes(b"archive")
-        edit.set_notes(str(archive), "notes")
+        sidecars.set_notes(str(archive), "notes")
         run = subprocess.run(
             [sys.executable, "-c", _DELETE, str(archive), str(step)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])},

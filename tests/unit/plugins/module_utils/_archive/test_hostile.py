@@ -19,7 +19,14 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests, edit, frames, names, tar
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
+    config,
+    digests,
+    frames,
+    names,
+    sidecars,
+    tar,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
@@ -431,15 +438,15 @@ def test_nothing_outside_the_archive_is_opened(image: bytes, tmp_path: Path) -> 
 def test_what_stands_beside_an_archive_is_not_followed(tmp_path: Path) -> None:
     path = str(tmp_path / "a.tar")
     os.symlink("/etc/passwd", path + ".notes")
-    assert edit.notes(path) == ""
+    assert sidecars.notes(path) == ""
     os.unlink(path + ".notes")
     os.mkfifo(path + ".notes")
-    assert edit.notes(path) == ""
+    assert sidecars.notes(path) == ""
     os.unlink(path + ".notes")
     os.mkdir(path + ".notes")
-    assert edit.notes(path) == ""
+    assert sidecars.notes(path) == ""
     with pytest.raises(KvmopsError, match="65536"):
-        edit.set_notes(path, "x" * 70_000)
+        sidecars.set_notes(path, "x" * 70_000)
 
 
 def test_not_a_file(tmp_path: Path) -> None:

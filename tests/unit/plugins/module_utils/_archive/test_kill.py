@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, sidecars, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
@@ -62,8 +62,8 @@ def test_killed_while_converting(tmp_path: Path, compressed: bool) -> None:
         directory = tmp_path / str(step)
         directory.mkdir()
         old = archives.write(directory, driver.BIG, compressed=not compressed).path
-        edit.set_notes(old, "remember me")
-        edit.set_protected(old, True)
+        sidecars.set_notes(old, "remember me")
+        sidecars.set_protected(old, True)
         new = convert.converted_path(old, compressed)
         run = (
             (lambda old=old: convert.compress(old, threads=1))
@@ -75,20 +75,20 @@ def test_killed_while_converting(tmp_path: Path, compressed: bool) -> None:
         assert present, step
         for path in present:
             assert verify_file(path, threads=1).ok and archives.extract(path) == driver.BIG, step
-        notes = [path for path in present if edit.notes(path) == "remember me"]
+        notes = [path for path in present if sidecars.notes(path) == "remember me"]
         assert len(notes) == 1, step
-        assert any(edit.is_protected(path) for path in present), step
+        assert any(sidecars.is_protected(path) for path in present), step
         if killed and present == [old]:
             assert run() == new
         elif killed and len(present) == 2:  # as the catalogue finishes it
             with pytest.raises(TargetError, match="already"):
                 run()
-            edit.move_sidecars(old, new)
-            edit.delete(old)
+            sidecars.move(old, new)
+            trash.delete(old)
         assert [name for name in visible(directory) if "tar" in name] == sorted(
             os.path.basename(new) + suffix for suffix in ("", ".notes", ".protected")
         )
-        assert edit.notes(new) == "remember me" and edit.is_protected(new)
+        assert sidecars.notes(new) == "remember me" and sidecars.is_protected(new)
         shutil.rmtree(directory)
         if not killed:
             break

@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     TemplateDisk,
     TemplateRequirement,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
@@ -41,14 +41,14 @@ def look(monkeypatch):
 
     def call(owners, *images):
         monkeypatch.setattr(find, "owners", lambda conn, paths, but: {p: owners[p] for p in paths if p in owners})
-        return thin.look(None, "web", "u9", {each.path: each for each in images})
+        return template_base.look(None, "web", "u9", {each.path: each for each in images})
 
     return call
 
 
 def test_a_vm_without_a_template_keeps_all_its_layers(look):
     found, images = look({}, image("/i/top", backing_path="/i/low"), image("/i/low"))
-    assert found == thin.Thin() and [each.backing_path for each in images.values()] == ["/i/low", ""]
+    assert found == template_base.Thin() and [each.backing_path for each in images.values()] == ["/i/low", ""]
 
 
 def test_the_chain_ends_above_the_template(look):
@@ -97,13 +97,13 @@ def test_a_template_that_runs_or_is_written_to_is_trouble(look, monkeypatch):
 def test_a_template_that_has_lost_a_disk_is_named():
     """Also one that the clone does not stand on: the content of a template is that of all its disks."""
     with pytest.raises(SourceError, match="template base: its disk /t/a is not there"):
-        thin.with_content(thin.Thin(base=BASE), None, Progress())
+        template_base.with_content(template_base.Thin(base=BASE), None, Progress())
 
 
 def test_the_point_names_the_template_and_holds_the_clones_own_layers():
     own = image(template_disk=1)
     made = make(
-        facts(images=[own], thin=thin.Thin(base=BASE, requires=REQUIRED, files={"/t/a": (1,)})), incrementable=True
+        facts(images=[own], thin=template_base.Thin(base=BASE, requires=REQUIRED, files={"/t/a": (1,)})), incrementable=True
     )
     assert made.configuration.requires == REQUIRED and not made.configuration.template and made.stays
     assert [(m.member.name, m.member.role, m.member.template_disk) for m in made.members] == [
@@ -113,7 +113,7 @@ def test_the_point_names_the_template_and_holds_the_clones_own_layers():
 
 
 def test_a_template_is_never_incrementable():
-    marked = thin.Thin(marked=True, provides=REQUIRED.disks)
+    marked = template_base.Thin(marked=True, provides=REQUIRED.disks)
     made = make(facts(running=False, thin=marked), incrementable=True, mode=Mode.AUTO)
     assert not made.stays and made.snapshot is None
     assert made.configuration.template and made.configuration.provides == REQUIRED.disks

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import edit, reader
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, catalog, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
@@ -48,8 +48,8 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path: Path, name: str
 @pytest.mark.parametrize("compressed", [False, True])
 def test_describe(tmp_path: Path, compressed: bool) -> None:
     path = write(tmp_path, compressed=compressed)
-    edit.set_notes(str(path), "before the upgrade")
-    edit.set_protected(str(path), True)
+    sidecars.set_notes(str(path), "before the upgrade")
+    sidecars.set_protected(str(path), True)
     size = catalog.look(str(path)).newest.members[0].size_bytes
     assert catalog.describe(str(path)) == {
         "path": str(path),

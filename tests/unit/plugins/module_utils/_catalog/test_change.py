@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import change as change_module
@@ -72,8 +72,8 @@ def run(path: Path, told: Told, **options: Any) -> dict[str, Any]:
 def test_compress_and_back(tmp_path: Path, told: Told) -> None:
     path = write(tmp_path)
     plain, view = path.read_bytes(), catalog.look(str(path))
-    edit.set_notes(str(path), "note")
-    edit.set_protected(str(path), True)
+    sidecars.set_notes(str(path), "note")
+    sidecars.set_protected(str(path), True)
     packed = path.with_suffix(".tar.zst")
     found = run(path, told, compressed=True)
     assert found == {
@@ -129,7 +129,7 @@ def test_check_mode_touches_nothing(tmp_path: Path, own_directories: Path, told:
 
 def test_delete(tmp_path: Path, told: Told) -> None:
     path, other = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
-    edit.set_notes(str(path), "note")
+    sidecars.set_notes(str(path), "note")
     assert run(path, told, present=False)["changed"] is True
     assert names(tmp_path) == [other.name]
     assert run(path, told, present=False) == {"changed": False}
@@ -243,7 +243,7 @@ def test_its_own_compressed_form_is_no_other_archive(tmp_path: Path, told: Told)
 def test_a_protected_archive_needs_force(tmp_path: Path, told: Told) -> None:
     path = write(tmp_path)
     write(tmp_path, timestamp=TIME + 1)
-    edit.set_protected(str(path), True)
+    sidecars.set_protected(str(path), True)
     with pytest.raises(RefusedError, match="it is protected"):
         run(path, told, present=False)
     assert run(path, told, present=False, force=True)["changed"] is True
@@ -413,7 +413,7 @@ def test_a_conversion_killed_before_its_last_step_is_finished(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path)
-    edit.set_notes(str(path), "note")
+    sidecars.set_notes(str(path), "note")
     plain = path.read_bytes()
     convert.compress(str(path))
     packed = path.with_suffix(".tar.zst")

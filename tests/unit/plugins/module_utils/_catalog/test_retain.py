@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, convert, edit
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, convert, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import (
@@ -67,7 +67,7 @@ def history(directory: Path, days: Sequence[int], **options: Any) -> list[Path]:
 
 def test_keeps_the_newest_and_says_why(tmp_path: Path, told: Told) -> None:
     made = history(tmp_path, [3, 2, 1, 0])
-    edit.set_notes(str(made[0]), "old")
+    sidecars.set_notes(str(made[0]), "old")
     predicted = run(tmp_path, told, keep_last=2, check_mode=True)
     assert all(path.exists() for path in made)
     result = run(tmp_path, told, keep_last=2, diff=True)
@@ -117,13 +117,13 @@ def test_foreign_files_are_never_touched(tmp_path: Path, told: Told) -> None:
 
 def test_protected_used_and_continued_archives_stay(tmp_path: Path, told: Told) -> None:
     made = history(tmp_path, [5, 4, 3, 2, 1])
-    edit.set_protected(str(made[0]), True)
+    sidecars.set_protected(str(made[0]), True)
 
     def continued(views: Sequence[catalog.View]) -> str:
         assert len(views) == 5
         return str(made[1])
 
-    with busy.reading(str(made[2])):
+    with archive_locks.reading(str(made[2])):
         result = run(tmp_path, told, keep_last=1, continued=continued)
     assert paths(result["removed"]) == {made[3].name}
     assert [each["reason"] for each in result["kept"]][:3] == [
@@ -135,8 +135,8 @@ def test_protected_used_and_continued_archives_stay(tmp_path: Path, told: Told) 
 
 def test_what_comes_into_use_meanwhile_stays(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     made = history(tmp_path, [3, 2, 1])
-    monkeypatch.setattr(retention.busy, "users", lambda _path: "")
-    with busy.reading(str(made[0])):
+    monkeypatch.setattr(retention.archive_locks, "users", lambda _path: "")
+    with archive_locks.reading(str(made[0])):
         result = run(tmp_path, told, keep_last=1)
     assert paths(result["removed"]) == {made[1].name} and made[0].exists()
     assert "was not removed although it should be" in told.warnings[0]
@@ -225,11 +225,11 @@ def test_space_that_one_cannot_give_comes_from_the_next(
     size = _files.freed_bytes(str(made[0]))
     gives = dict(zip(made, (size, size // 2, size, size)))
     monkeypatch.setattr(_files, "_GIVEN_BACK_S", 0.01)
-    monkeypatch.setattr(retention.busy, "users", lambda _path: "")
+    monkeypatch.setattr(retention.archive_locks, "users", lambda _path: "")
     monkeypatch.setattr(
         retention._files, "free_bytes", lambda _directory: sum(b for path, b in gives.items() if not path.exists())
     )
-    with busy.reading(str(made[0])):
+    with archive_locks.reading(str(made[0])):
         result = run(tmp_path, told, free_space_bytes=size)
         assert paths(result["removed"]) == {made[1].name, made[2].name}
         assert "was not removed although it should be" in told.warnings[0]

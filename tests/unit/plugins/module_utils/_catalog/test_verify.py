@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, digests
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import verify as catalog_verify
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import describe, iso_time
@@ -229,7 +229,7 @@ def test_damage_is_told_beside_what_could_not_be_checked(
 def gone_when_its_turn_comes(monkeypatch: pytest.MonkeyPatch, path: Path, when: str) -> None:
     """Removes an archive at a moment of its verification, as retention or a conversion does."""
     owner, name = {
-        "before it is opened": (catalog_verify.busy, "reading"),
+        "before it is opened": (catalog_verify.archive_locks, "reading"),
         "after it was found": (catalog_verify.os.path, "isfile"),
         "before it is read": (catalog_verify.archive_verify, "verify_file"),
     }[when]
@@ -267,7 +267,7 @@ def test_the_one_archive_that_goes_meanwhile_is_an_error(
 
 def test_an_archive_that_is_busy_costs_nothing_of_the_result(tmp_path: Path, told: Told) -> None:
     taken, good = write(tmp_path), write(tmp_path, timestamp=TIME + 1)
-    with busy.alone(str(taken)):
+    with archive_locks.alone(str(taken)):
         found = verify(request(tmp_path, fail_on_damage=False), told)
         with pytest.raises(BusyError, match="deleting or replacing"):
             verify(request(taken), told)

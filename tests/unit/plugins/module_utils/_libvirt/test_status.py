@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import status
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import status_xml
 
 NOTE = """<?xml version='1.0'?>
 <domstatus state='running' pid='17'>
@@ -29,18 +29,18 @@ def disks(text):
 
 def test_only_what_libvirt_cannot_read_goes():
     note = NOTE.format(vda=UNREADABLE, vdb=LIVING)
-    assert disks(status.put_right(note, (), {})) == {"vda": False, "vdb": True}
+    assert disks(status_xml.put_right(note, (), {})) == {"vda": False, "vdb": True}
 
 
 def test_a_job_that_nobody_has_goes_by_the_name_of_its_disk():
     note = NOTE.format(vda=LIVING, vdb=LIVING)
-    assert disks(status.put_right(note, ("vdb",), {})) == {"vda": True, "vdb": False}
+    assert disks(status_xml.put_right(note, ("vdb",), {})) == {"vda": True, "vdb": False}
 
 
 def test_all_else_stays():
     note = NOTE.format(vda=UNREADABLE, vdb="")
     then = NOTE.format(vda="", vdb="").replace("'", '"')
-    assert status.put_right(note, (), {}).replace("'", '"') == then
+    assert status_xml.put_right(note, (), {}).replace("'", '"') == then
 
 
 def link(name, below):
@@ -55,10 +55,10 @@ def test_merged_layers_go_with_their_nodes_and_what_they_stood_on_stays():
     chain = link("o4", link("o3", link("o2", link("o1", "<backingStore/>"))))
     note = NOTE.format(vda=chain, vdb=chain)
     then = NOTE.format(vda=link("o4", link("o1", "<backingStore/>")), vdb=chain)
-    found = status.put_right(note, (), {"vda": ("/o3", "/o2"), "vdc": ("/o1",)})
+    found = status_xml.put_right(note, (), {"vda": ("/o3", "/o2"), "vdc": ("/o1",)})
     assert found.replace("'", '"') == then.replace("'", '"')
 
 
 def test_a_link_of_which_is_not_said_what_it_stands_on_stays():
     note = NOTE.format(vda=link("o2", link("o1", "")), vdb=LIVING)
-    assert status.put_right(note, (), {"vda": ("/o1",)}) == note
+    assert status_xml.put_right(note, (), {"vda": ("/o1",)}) == note

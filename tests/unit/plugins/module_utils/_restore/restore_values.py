@@ -12,7 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     Capabilities,
     ExistingVm,
     HostFacts,
-    Place,
+    RestorePlace,
     RestorePlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
@@ -81,12 +81,12 @@ CAPABILITIES = Capabilities(
 def host(**more: Any) -> HostFacts:
     """A host with the pool vms on one file system, and /data and the archive's directory on others."""
     values: dict[str, Any] = {
-        "archive_place": Place("/backup", pool="backup", filesystem="3", free_bytes=100 * MIB),
-        "nvram_place": Place("/var/lib/libvirt/qemu/nvram", filesystem="0", free_bytes=100 * MIB),
-        "tpm_place": Place("/var/lib/libvirt/swtpm", filesystem="0", free_bytes=100 * MIB),
+        "archive_place": RestorePlace("/backup", pool="backup", filesystem="3", free_bytes=100 * MIB),
+        "nvram_place": RestorePlace("/var/lib/libvirt/qemu/nvram", filesystem="0", free_bytes=100 * MIB),
+        "tpm_place": RestorePlace("/var/lib/libvirt/swtpm", filesystem="0", free_bytes=100 * MIB),
         "former": {
-            "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=100 * MIB),
-            "/data": Place("/data", filesystem="2", free_bytes=100 * MIB),
+            "vms": RestorePlace("/vms", pool="vms", filesystem="1", free_bytes=100 * MIB),
+            "/data": RestorePlace("/data", filesystem="2", free_bytes=100 * MIB),
         },
         "networks": frozenset({"default", "isolated"}),
         "interfaces": frozenset({"lo", "br0"}),

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     DiskState,
     HostFacts,
     Mark,
-    Place,
+    RestorePlace,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
@@ -39,7 +39,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch, point: Any) -> HostFacts:
     )
     monkeypatch.setattr(facts.storage, "pools", lambda _conn: [])
     monkeypatch.setattr(facts, "_capabilities", lambda *_arguments: Capabilities())
-    monkeypatch.setattr(facts, "_place", lambda *_arguments, path="", pool="": Place(path, pool))
+    monkeypatch.setattr(facts, "_place", lambda *_arguments, path="", pool="": RestorePlace(path, pool))
     return facts.gather(conn, point, request(), "/backup/web.tar", {})
 
 

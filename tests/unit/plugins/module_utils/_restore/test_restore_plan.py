@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import conf
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._restore import mark, needs, run
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_requirements, mark, run
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     BlockDevice,
@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     ExistingVm,
     HostFile,
     Mark,
-    Place,
+    RestorePlace,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
@@ -97,7 +97,7 @@ def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_oth
     second = disk("vdc_0.qcow2", "vdc", "/vms/web-2.qcow2", pool="vms")
     first = DISKS.split("</disk>", maxsplit=1)[0] + "</disk>"
     xml = domain_xml(DISKS + first.replace("vda", "vdc").replace("web.qcow2", "web-2.qcow2"))
-    facts = host(former={**host().former, "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=20 * MIB - 1)})
+    facts = host(former={**host().former, "vms": RestorePlace("/vms", pool="vms", filesystem="1", free_bytes=20 * MIB - 1)})
     found = planned(facts, configuration(xml, (VDA, VDB, second)))
     assert sources(found.domain_xml) == {
         "vda": "/backup/web.qcow2",
@@ -109,19 +109,19 @@ def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_oth
 
 def test_groups_on_one_file_system_share_its_room() -> None:
     former = {
-        "vms": Place("/vms", pool="vms", filesystem="1", free_bytes=15 * MIB),
-        "/data": Place("/data", filesystem="1", free_bytes=15 * MIB),
+        "vms": RestorePlace("/vms", pool="vms", filesystem="1", free_bytes=15 * MIB),
+        "/data": RestorePlace("/data", filesystem="1", free_bytes=15 * MIB),
     }
     found = planned(host(former=former))
     assert sources(found.domain_xml) == {"vda": "/vms/web.qcow2", "vdb": "/backup/web.raw"}
 
 
 def test_pool_gone_and_read_only_archive_place_needs_an_explicit_target() -> None:
-    facts = host(former={}, archive_place=Place("/backup", problem="cannot be used: it is read-only"))
+    facts = host(former={}, archive_place=RestorePlace("/backup", problem="cannot be used: it is read-only"))
     text = refusal(facts=facts)
     assert "storage pool vms is not on this host" in text and "directory /data is not on this host" in text
     assert "read-only" in text and "'pool' or 'path'" in text
-    target = Place("/new", pool="new", filesystem="9", free_bytes=20 * MIB)
+    target = RestorePlace("/new", pool="new", filesystem="9", free_bytes=20 * MIB)
     found = planned(replace(facts, target=target), pool="new")
     assert sources(found.domain_xml) == {"vda": "/new/web.qcow2", "vdb": "/new/web.raw"}
     assert found.warnings == ()
@@ -131,7 +131,7 @@ def test_pool_gone_and_read_only_archive_place_needs_an_explicit_target() -> Non
 @pytest.mark.parametrize("directory", ["/etc/cron.d", "/usr/bin", "/root/.ssh", "/var/spool/cron"])
 def test_an_archive_does_not_choose_a_system_directory(directory: str) -> None:
     evil = disk("vda_0.qcow2", "vda", f"{directory}/job", original_format="raw")
-    facts = host(former={directory: Place(directory, filesystem="1", free_bytes=100 * MIB)})
+    facts = host(former={directory: RestorePlace(directory, filesystem="1", free_bytes=100 * MIB)})
     found = planned(facts, configuration(members=(evil,)))
     assert found.disks[0].path == "/backup/job" and directory in found.warnings[0]
 
@@ -201,10 +201,10 @@ def test_an_existing_file_is_refused_and_replaced_with_force_only_where_nobody_u
 
 
 def test_a_symbolic_link_hides_neither_a_user_nor_a_system_directory() -> None:
-    linked = Place("/vms", pool="vms", filesystem="1", free_bytes=100 * MIB, real_path="/big/vms")
+    linked = RestorePlace("/vms", pool="vms", filesystem="1", free_bytes=100 * MIB, real_path="/big/vms")
     user = ExistingVm("db", OTHER_UUID, files=frozenset({"/big/vms/web.qcow2"}))
     assert "belongs to the VM db" in refusal(facts=host(vms=(user,), former={**host().former, "vms": linked}))
-    system = Place("/data", filesystem="2", free_bytes=100 * MIB, real_path="/etc/cron.d")
+    system = RestorePlace("/data", filesystem="2", free_bytes=100 * MIB, real_path="/etc/cron.d")
     found = planned(host(former={**host().former, "/data": system}))
     assert found.disks[1].path == "/backup/web.raw"
 
@@ -317,7 +317,7 @@ def test_another_restore_is_not_taken_for_the_same(wishes: dict[str, Any]) -> No
     facts = host(vms=(restored(),))
     point = configuration()
     if "path" in wishes:
-        facts = replace(facts, target=Place("/elsewhere", filesystem="7", free_bytes=100 * MIB))
+        facts = replace(facts, target=RestorePlace("/elsewhere", filesystem="7", free_bytes=100 * MIB))
     if "configuration" in wishes:
         point = replace(point, digest="e" * 64)
     asked = {key: value for key, value in wishes.items() if key != "configuration"}
@@ -475,7 +475,7 @@ def test_a_copy_of_a_restored_vm_gets_a_kernel_of_its_own() -> None:
 
 def test_devices_that_no_emulator_here_has_are_named() -> None:
     """virt-manager's VMs have SPICE and QXL, which are packages of their own on a server."""
-    keys = {element: key for _kind, element, _attribute, key in needs.DEVICES}
+    keys = {element: key for _kind, element, _attribute, key in host_requirements.DEVICES}
     wanted = "<graphics type='spice'/><graphics type='vnc'/><video><model type='qxl'/></video>" + TPM_XML
     point = configuration(domain_xml(DISKS + wanted))
     has = {
@@ -596,7 +596,7 @@ def test_a_cd_image_in_two_drives_comes_back_once_for_both() -> None:
 def test_a_cd_image_that_is_a_volume_is_used_where_its_pool_still_has_it() -> None:
     volume = CD.replace("type='file'", "type='volume'").replace("file='/iso/os.iso'", "pool='isos' volume='os.iso'")
     point = configuration(domain_xml(DISKS + volume), (VDA, VDB, replace(ISO, pool="isos")))
-    here = Place("/iso", pool="isos", filesystem="9", free_bytes=100 * MIB, names=frozenset({"os.iso"}))
+    here = RestorePlace("/iso", pool="isos", filesystem="9", free_bytes=100 * MIB, names=frozenset({"os.iso"}))
     facts = host(
         files={"/iso/os.iso": HostFile(4096, public=False, pool_iso=True, matches=True)},
         former={**host().former, "isos": here},

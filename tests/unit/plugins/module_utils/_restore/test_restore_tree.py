@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Place, RestorePlan
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlace, RestorePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
@@ -287,7 +287,7 @@ def test_a_memory_image_from_libvirts_own_directory_goes_beside_the_disks(direct
     members = (*point().members[:-1], image)
     found = planned(
         point(members=members, snapshots=(*STATES[:2], taken, STATES[3])),
-        facts=host(former={**host().former, "/var/lib/libvirt/qemu/snapshot": Place("/var/lib/libvirt/qemu/snapshot")}),
+        facts=host(former={**host().former, "/var/lib/libvirt/qemu/snapshot": RestorePlace("/var/lib/libvirt/qemu/snapshot")}),
     )
     assert next(f.path for f in found.files if f.member.role is Role.MEMORY) == "/vms/second.memory"
     assert not any("goes to" in text or "go to" in text for text in found.warnings)

@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots, run
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Layers, State
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import LayeredSnapshot, Layers
 
 
 def test_our_snapshots_are_known_by_name_and_description():
@@ -42,7 +42,7 @@ def test_a_snapshot_of_a_user_that_is_named_like_ours_ends_no_cycle(monkeypatch,
     ended = []
     monkeypatch.setattr(_vm_state, "end_cycle", lambda _uuid, reason: ended.append(reason))
     document = snapshots.document("kvmops-17", description, [("vda", "/i/x")], [])
-    state = State(snapshots.describe(document, current=True), ())
+    state = LayeredSnapshot(snapshots.describe(document, current=True), ())
     layers = Layers("u", "web", False, False, (state,), {}, {}, {})
     run._end_cycle(layers, ["kvmops-17"], "its snapshot was removed")
     assert bool(ended) is (description != "of a user")

@@ -13,12 +13,17 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import bookkeeping, left, request, revert
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
+    bookkeeping,
+    request,
+    retained_layers,
+    revert,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     Layer,
+    LayeredSnapshot,
     Layers,
-    State,
     StateDisk,
 )
 
@@ -88,16 +93,16 @@ def state_directory(tmp_path, monkeypatch):
 def test_layers_are_remembered_while_they_are_the_same_files(state_directory):
     image = state_directory / "a"
     image.write_bytes(b"1")
-    assert left.load("u") == {}
-    left.save("u", {})
+    assert retained_layers.load("u") == {}
+    retained_layers.save("u", {})
     assert os.listdir(state_directory) == ["a"]
-    left.save("u", {str(image): "<disk/>", "/nowhere": ""})
-    assert left.load("u") == {str(image): "<disk/>"}
+    retained_layers.save("u", {str(image): "<disk/>", "/nowhere": ""})
+    assert retained_layers.load("u") == {str(image): "<disk/>"}
     image.rename(state_directory / "old")
     image.write_bytes(b"2")
-    assert left.load("u") == {}
+    assert retained_layers.load("u") == {}
     (state_directory / "layers" / "u.json").write_text("{")
-    assert left.load("u") == {}
+    assert retained_layers.load("u") == {}
 
 
 def asked(**changes):
@@ -139,7 +144,7 @@ def layers_of(active="/p/a.s", files=("/p/a", "/p/a.s"), **changes):
     )
     found = {path: Layer(path, "qcow2", "/p/a" if path != "/p/a" else "", 1) for path in files}
     values = {"active": {"vda": active}, "files": found, "other_vms": {}, **changes}
-    return Layers("u", "new", False, False, (State(info, disks),), **values)
+    return Layers("u", "new", False, False, (LayeredSnapshot(info, disks),), **values)
 
 
 def test_revert_plan():

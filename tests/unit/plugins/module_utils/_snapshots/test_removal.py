@@ -17,8 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import re
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     Layer,
+    LayeredSnapshot,
     Layers,
-    State,
     StateDisk,
 )
 
@@ -79,7 +79,7 @@ class Model:
             for path, backing in self.backing.items()
         }
         states = tuple(
-            State(
+            LayeredSnapshot(
                 Snapshot(name, "", parent, name == self.current, kind is Kind.EXTERNAL, "no", "", "", number),
                 (StateDisk("vda", kind, path, overlay, f"<disk><source file='{path}'/></disk>"),),
             )

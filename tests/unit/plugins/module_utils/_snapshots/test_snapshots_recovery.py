@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge, former, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge, original_disk, overlays
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import Seen
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
@@ -37,14 +37,14 @@ AFTER = (
 def test_former_source(disk, expected):
     rest = "<target dev='vda' bus='virtio'/></disk><disk type='file' device='disk'><source file='/p/b.ov'/>"
     rest += "<target dev='vdb'/></disk></devices></domain>"
-    found = former.with_former_source(AFTER, OVERLAY, disk)
+    found = original_disk.with_original_source(AFTER, OVERLAY, disk)
     assert found.replace('"', "'") == f"<domain><devices>{expected}{rest}"
 
 
 def test_former_source_twice_is_the_same():
     disk = "<disk type='file'><source file='/p/a.raw'/><target dev='vda'/></disk>"
-    once = former.with_former_source(AFTER, OVERLAY, disk)
-    assert former.with_former_source(once, OVERLAY, disk) == once
+    once = original_disk.with_original_source(AFTER, OVERLAY, disk)
+    assert original_disk.with_original_source(once, OVERLAY, disk) == once
 
 
 @pytest.mark.parametrize(

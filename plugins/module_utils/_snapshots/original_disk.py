@@ -40,7 +40,7 @@ def restore_owner(path: str, former: Owner, *, running: bool) -> None:
         os.setxattr(path, name, value.encode())
 
 
-def with_former_source(xml: str, overlay: Overlay, former: str) -> str:
+def with_original_source(xml: str, overlay: Overlay, former: str) -> str:
     """The domain XML with the disk's image (type, format, source, chain) as in ``former`` and all else as it is. Pure."""
     root = _xml.parse(xml, "The domain XML")
     for disk in root.iterfind("devices/disk"):

@@ -102,7 +102,7 @@ class Keeper:
         except (KvmopsError, OSError) as error:
             self._context.warn(f"No old archives were removed: {error}")
 
-    def _look(self, directory: str) -> retention.Place:
+    def _look(self, directory: str) -> retention.RetentionPlace:
         uri = self._request.uri
         return retention.look(directory, uri, self._context, Judge(uri, self._context, thorough=False).continued)
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What stands beside an archive: notes and protection, as Proxmox VE keeps them. And how an archive goes.
+"""What stands beside an archive: notes and protection, as Proxmox VE keeps them.
 
 `<archive>.notes` is the text, the file `<archive>.protected` is the protection.
 """
@@ -14,7 +14,7 @@ import secrets
 import stat
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import busy, names, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 
 NOTES, PROTECTED = ".notes", ".protected"
@@ -58,24 +58,17 @@ def set_protected(path: str, protected: bool) -> None:
     _set(path + PROTECTED, b"" if protected else None)
 
 
-def move_sidecars(old: str, new: str) -> None:
+def of(path: str) -> list[str]:
+    """The files that may stand beside an archive."""
+    return [path + suffix for suffix in (NOTES, PROTECTED)]
+
+
+def move(old: str, new: str) -> None:
     """Notes and protection of an archive that has a new path."""
     for suffix in (PROTECTED, NOTES):
         with contextlib.suppress(FileNotFoundError):
             os.replace(old + suffix, new + suffix)
     _files.sync_directory(os.path.dirname(new) or ".")
-
-
-def delete(path: str) -> None:
-    """Removes an archive and what stands beside it; durable. Raises ArchiveError, BusyError."""
-    with busy.writing(path, f"deleting {path}"):
-        remove(path)
-
-
-def remove(path: str) -> None:
-    """As `delete`, for the one writer of the archive."""
-    with busy.alone(path):
-        trash.remove(path, [path + suffix for suffix in (NOTES, PROTECTED)])
 
 
 def _set(path: str, data: bytes | None) -> None:

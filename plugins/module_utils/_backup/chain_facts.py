@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks, thin
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks, template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import (
@@ -98,10 +98,10 @@ def stands(
         if facts.thin.base and facts.thin.requires is None:
             if facts.thin.base_trouble:
                 return Standing(f"its template {facts.thin.base.name} {facts.thin.base_trouble}")
-            unread = thin.unread_bytes(facts.thin)
+            unread = template_base.unread_bytes(facts.thin)
             if read_limit_bytes is not None and unread > read_limit_bytes:
                 return Standing("", unread_bytes=unread)
-            facts = replace(facts, thin=thin.with_content(facts.thin, None, progress, threads=threads))
+            facts = replace(facts, thin=template_base.with_content(facts.thin, None, progress, threads=threads))
         reason = chain.judge(reader.points, vm_now(conn, domain, facts), state) or append.why_full(reader)
         if reason:
             return Standing(reason)
