@@ -144,6 +144,13 @@ archives:
       type: bool
       returned: success
       sample: false
+    incrementable_reason:
+      description:
+        - The one of RV(archives[].warnings) that says why no increment can be added, or why that is not known. Empty where there
+          is nothing to say.
+      type: str
+      returned: success
+      sample: "no increment can be added: its cycle has ended"
     template:
       description: Whether it is the archive of a template.
       type: bool

@@ -191,6 +191,7 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "compressed": view.compressed,
         # Whether a chain still stands is for the VM's host to say; what never was made incrementable is known anywhere.
         "incrementable": None if view.newest.incrementable else False,
+        "incrementable_reason": "",
         "template": view.newest.template,
         "requires": _required(shown),
         "protected": sidecars.is_protected(view.path),
@@ -257,6 +258,7 @@ def unreadable(path: str, reason: str) -> dict[str, Any]:
         "size": size,
         "compressed": None,
         "incrementable": None,
+        "incrementable_reason": "",
         "template": False,
         "requires": None,
         "protected": sidecars.is_protected(path),

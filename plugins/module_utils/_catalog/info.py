@@ -70,8 +70,9 @@ def _entry(
         entry["warnings"] += about_template(view.point(point))
     if judge and entry["incrementable"] is None:
         entry["incrementable"], why = judge(view)
+        entry["incrementable_reason"] = f"no increment can be added: {why}" if entry["incrementable"] is False else why
         if why:
-            entry["warnings"].append(f"no increment can be added: {why}" if entry["incrementable"] is False else why)
+            entry["warnings"].append(entry["incrementable_reason"])
     return entry
 
 

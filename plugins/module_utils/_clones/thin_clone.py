@@ -166,8 +166,7 @@ def _plan(conn: Connection, domain: Domain, template: Template, request: CloneRe
         made=(*made, *nvram),
         requires=None,  # the template is locked
         estimated_bytes=0,
-        # there is no archive that could lack the state of the firmware
-        warnings=tuple(text for text in planned.warnings if not text.startswith("The archive holds no ")),
+        lacking=(),  # there is no archive that could lack the state of the firmware
     )
 
 

@@ -245,6 +245,7 @@ class RestorePlan:
     refresh_pools: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
     reduced: tuple[str, ...] = ()

@@ -178,6 +178,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest, sinc
         set_aside=(),
         refresh_pools=(),
         warnings=warnings if since else (),
+        lacking=(),
         estimated_bytes=0,
         start=request.start and not vm.running,
     )
@@ -309,7 +310,7 @@ def _draft(
         *_left_over(who.replaced, set_aside, others, host, {rewrite.nvram_path(root, who, host), who.uuid}),
         *(_revived(files.places, others) if configuration.template else ()),
         *outcome.warnings,
-        *_not_restored(configuration, root, nvram, tpm, bare),
+        *_left_in_archive(configuration, bare),
         *of_tree.warnings,
     ]
     all_files = of_tree.files + tuple(file for file in (nvram, tpm) if file is not None)
@@ -332,6 +333,7 @@ def _draft(
             ),
             skipped=_unique(outcome.skipped),
             warnings=tuple(dict.fromkeys(warnings)),
+            lacking=() if bare else tuple(_lacking(root, nvram, tpm)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
             reduced=reduced,
@@ -447,22 +449,19 @@ def _left_over(
     return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
 
 
-def _not_restored(
-    configuration: Configuration,
-    root: etree._Element,
-    nvram: PlannedFile | None,
-    tpm: PlannedFile | None,
-    bare: bool,
-) -> list[str]:
-    """Warnings about what the archive holds, or should hold, and the restored VM will not have."""
-    if bare:
-        return []
-    warnings = []
+def _left_in_archive(configuration: Configuration, bare: bool) -> list[str]:
+    """Warnings about what the archive holds and the restored VM will not have."""
     memories = any(member.role is Role.MEMORY for member in configuration.members)
-    if memories and not configuration.snapshots:
-        warnings.append("The memory image in the archive belongs to no snapshot and stays there.")
+    if memories and not bare and not configuration.snapshots:
+        return ["The memory image in the archive belongs to no snapshot and stays there."]
+    return []
+
+
+def _lacking(root: etree._Element, nvram: PlannedFile | None, tpm: PlannedFile | None) -> list[str]:
+    """What the VM needs and the archive does not hold."""
+    texts = []
     if root.find("os/nvram") is not None and nvram is None:
-        warnings.append("The archive holds no NVRAM: the firmware's settings are those on this host, or new ones.")
+        texts.append("The archive holds no NVRAM: the firmware's settings are those on this host, or new ones.")
     if root.find("devices/tpm/backend[@type='emulator']") is not None and tpm is None:
-        warnings.append("The archive holds no TPM state: the VM starts with an empty TPM.")
-    return warnings
+        texts.append("The archive holds no TPM state: the VM starts with an empty TPM.")
+    return texts

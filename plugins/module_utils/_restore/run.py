@@ -76,7 +76,7 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 result = run(conn, archive, plan, context.progress, request.uri, source=request.source)
     if configuration.conversion and result.changed:
         context.warn(CHECK)
-    for text in (*plan.warnings, *(f"{item.device} is left out: {item.reason}" for item in plan.skipped)):
+    for text in (*plan.warnings, *plan.lacking, *(f"{item.device} is left out: {item.reason}" for item in plan.skipped)):
         context.warn(text)
     for image in result.repaired:
         mended = f"{image.corruptions} corruptions and {image.leaks} leaked clusters"
@@ -245,7 +245,7 @@ def _predicted(plan: RestorePlan) -> RestoreResult:
         disks=plan.disks,
         snapshots=tuple(state.name for state in plan.states),
         skipped=plan.skipped,
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *plan.lacking),
     )
 
 

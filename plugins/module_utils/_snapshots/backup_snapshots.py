@@ -33,6 +33,11 @@ def name(timestamp: int) -> str:
     return f"kvmops-{timestamp}"
 
 
+def is_name(name: str) -> bool:
+    """Whether a snapshot of this name may be one of ours; its description tells (`of_vm`)."""
+    return bool(_NAME.fullmatch(name))
+
+
 def first_point(names: Iterable[str]) -> int:
     """Unix time of the full that the first of these snapshots of ours, all of one archive, was made with."""
     return min(int(each.rpartition("-")[2]) for each in names)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -190,13 +190,14 @@ def _archive(entry: Mapping[str, Any], now: int) -> Archive:
         verified_at=_unix_time(str(verified["time"])) if verified else None,
         verified_ok=bool(verified.get("ok", True)),
         added_since=bool(verified) and not verified["current"],
-        warnings=tuple(_worth_telling(map(str, entry["warnings"]))),
+        warnings=tuple(_worth_telling(entry)),
     )
 
 
-def _worth_telling(warnings: Iterable[str]) -> list[str]:
+def _worth_telling(entry: Mapping[str, Any]) -> list[str]:
     """That an older archive is not continued is how it should be."""
-    return [text for text in warnings if not text.startswith("no increment can be added")]
+    usual = entry["incrementable_reason"] if entry["incrementable"] is False else ""
+    return [str(text) for text in entry["warnings"] if text != usual]
 
 
 def _unix_time(text: str) -> int:

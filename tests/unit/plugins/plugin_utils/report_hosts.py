@@ -40,6 +40,7 @@ def archive(name: str, at: int, days: int = 7, *, size: int = 20 << 30, **more: 
         "incrementable": False,
         "points": points,
         "verified": None,
+        "incrementable_reason": "no increment can be added: its cycle has ended",
         "warnings": ["no increment can be added: its cycle has ended"],
         **more,
     }

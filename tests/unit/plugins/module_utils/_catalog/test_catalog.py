@@ -57,6 +57,7 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
         "size": path.stat().st_size,
         "compressed": compressed,
         "incrementable": False,
+        "incrementable_reason": "",
         "template": False,
         "requires": None,
         "protected": True,

@@ -694,7 +694,7 @@ def test_nvram_goes_to_libvirts_own_directory(name: str, file: str) -> None:
     nvram = etree.fromstring(found.domain_xml).find("os/nvram")
     assert nvram.text == f"/var/lib/libvirt/qemu/nvram/{file}" == found.files[-1].path
     assert nvram.get("template") is None
-    assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).warnings[0]
+    assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).lacking[0]
 
 
 @pytest.mark.parametrize("members", [(VDA, VDB), (VDA, VDB, NVRAM)])
@@ -730,7 +730,7 @@ def test_the_state_of_a_tpm_goes_to_libvirts_own_directory_of_the_new_uuid(name:
 
 
 def test_a_tpm_without_its_state_and_a_state_without_its_tpm() -> None:
-    assert "no TPM state" in planned(point=configuration(domain_xml(devices=TPM_XML))).warnings[0]
+    assert "no TPM state" in planned(point=configuration(domain_xml(devices=TPM_XML))).lacking[0]
     assert Role.TPM not in [f.member.role for f in planned(point=configuration(members=(VDA, VDB, TPM))).files]
 
 
