@@ -41,8 +41,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
     TargetFacts,
     VmFacts,
     in_archive,
-    plan,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import OPERATION, BackupFacts, Keep
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import (
     BackupRequest,
@@ -316,7 +316,7 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.ModeDecision) -> BackupPlan:
     now = mode.not_before(run.archives.views(place.directory), int(time.time()))
 
     def make(target: TargetFacts) -> BackupPlan:
-        return plan(
+        return make_plan(
             facts, target, run.request, now=now, tool_version=VERSION, base=decision.base, reason=decision.reason
         )
 

@@ -36,7 +36,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.recovery import locks
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import run
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.run import run as run_restore
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
@@ -114,7 +114,7 @@ def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Con
         context.warn(text)
     if not request.check_mode:
         with locks(planned.name, planned.uuid):
-            run(conn, None, planned, context.progress, request.uri, source=f"template {template.uuid}")
+            run_restore(conn, None, planned, context.progress, request.uri, source=f"template {template.uuid}")
     return {
         "changed": True,
         "vm": {"name": planned.name, "uuid": planned.uuid},
