@@ -562,12 +562,13 @@ def is_damaged_native(path: str) -> bool:
             all_damage = all(isinstance(broken.error, DamagedError) for broken in reader.broken)
             return reader.native and not reader.points and all_damage
     except DamagedError:
-        return _begins_as_ours(path)
+        return begins_as_ours(path)
     except ArchiveError:
         return False
 
 
-def _begins_as_ours(path: str) -> bool:
+def begins_as_ours(path: str) -> bool:
+    """Whether its first bytes are those of our archives; a few are read."""
     try:
         with open(path, "rb") as file:
             return tar.begins_as_ours(open_bytes(file, path)[0].fetch(0, tar.ALIGN))

@@ -17,13 +17,14 @@ from typing import Any, Optional
 from ansible_collections.kvmops.backup.plugins.module_utils import (
     _capabilities,
     _filenames,
+    _files,
     _journal,
     _locks,
     _mounts,
     _paths,
     _version,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import names, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import names, reader, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Conversion
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
     ArchiveWriter,
@@ -156,6 +157,8 @@ def _existing(
     for path in catalog.find([directory]):
         if request.compress is not None and path.endswith(names.COMPRESSED_SUFFIX) != request.compress:
             continue
+        if not reader.begins_as_ours(path):  # one of others may have to be read as a whole to know what is in it
+            continue
         with contextlib.suppress(ArchiveError):
             view = catalog.look(path)
             conversion = view.newest.conversion
@@ -174,7 +177,7 @@ def _same_files(package: Package, conversion: Conversion, progress: Progress) ->
     wanted = []
     for name, algorithm, digest in conversion.files:
         file = package.file(name)
-        if file is None or algorithm not in hashlib.algorithms_available:
+        if file is None or not hashing.is_known(algorithm):
             return False
         wanted.append((hashing.Wanted(file, algorithm), Digest(algorithm, digest)))
     known = _Known(package)
@@ -269,6 +272,11 @@ def _predicted(made: opened.Opened, directory: str, request: ConvertRequest) -> 
 def _write(made: opened.Opened, directory: str, request: ConvertRequest, context: Context) -> dict[str, Any]:
     begin, timestamp = time.monotonic(), int(time.time())
     _capabilities.probe(directory)
+    least, free = sum(drive.least_bytes for drive in made.drives), _files.free_bytes(directory)
+    if least > free and not request.compress:
+        raise TargetError(
+            directory, f"the archive takes {least} bytes, and {free} are free", "Name a target with 'pool' or 'path'."
+        )
     archive = _name(made, request, timestamp)
     while os.path.lexists(os.path.join(directory, archive)):
         timestamp += 1

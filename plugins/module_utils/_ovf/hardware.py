@@ -97,7 +97,7 @@ def plan(described: ovf.Descriptor, data: bytes, what: str, options: Options) ->
     return _Builder(described, data, what, options).build()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """A drive on its way: `key` orders drives as the original's firmware counts them."""
 
@@ -128,6 +128,7 @@ class _Builder:
         self.secure_boot = False
         self.efi = self._is_efi()
         self.machine = options.machine or ("q35" if self.efi else "pc")
+        self._check_machine()
         self.windows = bool(re.match(r"(microsoft )?win", self.system.os_type.lower() or self.system.os_text.lower()))
 
     def build(self) -> Hardware:
@@ -144,8 +145,9 @@ class _Builder:
         self._video(devices)
         self._ignored()
         self._hints()
+        first = min((slot for slot in slots if slot.device == "disk"), key=lambda slot: slot.order, default=None)
         drives = tuple(
-            Drive(slot.target, slot.device, slot.file, slot.disk, slot.item, slot.order == 1)
+            Drive(slot.target, slot.device, slot.file, slot.disk, slot.item, slot is first)
             for slot in slots
             if slot.device == "disk" or slot.file
         )
@@ -199,6 +201,16 @@ class _Builder:
             self.secure_boot = self.secure_boot and wanted
             return wanted
         return found
+
+    def _check_machine(self) -> None:
+        if self.secure_boot and self.machine == "pc":
+            raise RefusedError(
+                "Option machine", "secure boot needs the machine type q35", "Use machine: q35, or firmware: bios."
+            )
+        if self.options.disk_bus == "ide" and self.machine == "q35":
+            raise RefusedError(
+                "Option disk_bus", "the machine type q35 has no IDE", "Use disk_bus: sata, or machine: pc."
+            )
 
     def _root(self) -> etree._Element:
         vcpus, sockets, cores = self._cpus()
@@ -475,25 +487,19 @@ class _Builder:
                 self.report.replace(slot.label, f"{slot.bus} disk {slot.target}", slot.note)
 
     def _boot_order(self, slots: Sequence[_Slot]) -> None:
+        """What the descriptor names, then its order of kinds, then disks and CDs. Firmware passes over empty drives."""
         disks = [slot for slot in slots if slot.device == "disk"]
         cds = [slot for slot in slots if slot.device == "cdrom"]
-        first: list[_Slot] = []
-        for id_, _kind in self.system.boot:
-            first += [slot for slot in slots if slot.item.id == id_ and slot.device != "floppy"]
+        named = {id_ for id_, _kind in self.system.boot}
+        order = [slot for slot in (*disks, *cds) if slot.item.id in named]
         for match in _HDD.finditer(ovf.setting(self.system.extra, "bios.hddorder").lower()):
-            place = int(match[3])
-            found = [d for d in disks if d.family == match[1] + match[2] and d.item.number_on_parent == place]
-            first += [slot for slot in found if slot not in first]
+            place = (match[1] + match[2], int(match[3]))
+            order += [disk for disk in disks if (disk.family, disk.item.number_on_parent) == place]
         kinds = {"harddisk": disks, "hdd": disks, "dvd": cds, "cdrom": cds}
-        said = self.machine_.boot or tuple(re.split(r"[,\s]+", ovf.setting(self.system.extra, "bios.bootorder")))
-        order = [*first] if first else []
-        for kind in said:
-            # of the original's own order only whether CDs come before disks: an empty drive is passed over
+        for kind in self.machine_.boot or re.split(r"[,\s]+", ovf.setting(self.system.extra, "bios.bootorder")):
             order += kinds.get(kind.lower(), [])
-        if first:
-            order = [*first, *order]
-        for number, slot in enumerate(dict.fromkeys(map(id, [*order, *disks, *cds])), 1):
-            next(each for each in slots if id(each) == slot).order = number
+        for number, slot in enumerate(dict.fromkeys([*order, *disks, *cds]), 1):
+            slot.order = number
 
     def _drive(self, devices: etree._Element, slot: _Slot) -> None:
         element = _add(devices, "disk", type="file", device=slot.device)
@@ -585,26 +591,26 @@ class _Builder:
             _add(devices, "controller", type="usb", index="0", model="none")
 
     def _others(self, devices: etree._Element) -> None:
-        tpm = bool(self.machine_.tpm) and self.machine_.tpm != "None"
-        sounds = 0
+        tpm = self.machine_.tpm not in ("", "None")
+        sound: ovf.Item | None = None
         for item in self.items:
-            subtypes = item.subtypes or (item.fields.get("Type", "").lower(),)
-            if item.type == ovf.SOUND:
-                sounds += self._sound(devices, item, item.subtypes) if not sounds else 0
-            elif item.type == ovf.OTHER or (
-                item.type == ovf.STORAGE and not mapping.rule(mapping.CONTROLLERS, item.type, subtypes)
-            ):
-                rule = mapping.rule(mapping.OTHERS, item.type, item.subtypes)
-                becomes = self._on(rule) if rule else ""
-                if becomes == "sound":
-                    kind = tuple(subtype.rpartition(".")[2] for subtype in item.subtypes)
-                    sounds += self._sound(devices, item, kind) if not sounds else 0
-                elif becomes == "tpm":
-                    tpm = True
-                else:
-                    self.report.ignore(str(item), rule.note if rule else "there is no such hardware on KVM")
-                if rule and rule.warning:
-                    self.report.warn(f"{item}: {rule.warning}")
+            controller = item.type in ovf.CONTROLLERS and mapping.rule(mapping.CONTROLLERS, item.type, item.subtypes)
+            if item.type not in (ovf.SOUND, ovf.OTHER, ovf.STORAGE) or controller:
+                continue
+            rule = mapping.rule(mapping.OTHERS, item.type, item.subtypes)
+            becomes = "sound" if item.type == ovf.SOUND else self._on(rule) if rule else ""
+            if rule and rule.warning:
+                self.report.warn(f"{item}: {rule.warning}")
+            if becomes == "tpm":
+                tpm = True
+            elif becomes == "sound" and sound is None:
+                sound = item
+            elif becomes == "sound":
+                self.report.ignore(str(item), "the VM has one sound card here")
+            else:
+                self.report.ignore(str(item), rule.note if rule else mapping.NO_SUCH_HARDWARE)
+        if sound is not None:
+            self._sound(devices, sound)
         if tpm:
             element = _add(devices, "tpm", model="tpm-crb")
             _add(element, "backend", type="emulator", version="2.0")
@@ -612,12 +618,12 @@ class _Builder:
             if self.machine_.tpm:
                 self.report.warn(next(rule.warning for rule in mapping.OTHERS if rule.pc == "tpm"))
 
-    def _sound(self, devices: etree._Element, item: ovf.Item, subtypes: tuple[str, ...]) -> int:
+    def _sound(self, devices: etree._Element, item: ovf.Item) -> None:
+        subtypes = tuple(subtype.rpartition(".")[2] for subtype in item.subtypes)  # VMware's are vmware.soundcard.…
         rule = mapping.rule(mapping.SOUND_CARDS, ovf.SOUND, subtypes)
         if rule is not None:
             _add(devices, "sound", model=self._on(rule))
             self.report.replace(str(item), f"sound card {self._on(rule)}", rule.note)
-        return 1
 
     def _characters(self, devices: etree._Element) -> None:
         serials = [item for item in self.items if item.type == ovf.SERIAL]

@@ -22,8 +22,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf.descriptor impo
 class Rule:
     """One device of another product: `pc` and `q35` name its counterpart on each machine type, "" for none.
 
-    `subtypes` () takes every device of the type that no rule above has taken. `rank`: disks on controllers of a lower one come
-    first. `warning`: what a user must know, "" for what needs no more than a line in the report.
+    `subtypes`: in lower case, one with a `*` is a beginning; () takes every device of the type that no rule above has taken.
+    `rank`: disks on controllers of a lower one come first. `warning`: what a user must know, "" where a line in the report will do.
     """
 
     type: int
@@ -36,7 +36,7 @@ class Rule:
 
 
 _NO_DRIVERS = "needs no drivers that the guest may lack"
-_NO_SUCH_HARDWARE = "there is no such hardware on KVM"
+NO_SUCH_HARDWARE = "there is no such hardware on KVM"
 
 #: Bus of the disks on a controller. Ranks: the order in which firmware of the original counts disks.
 CONTROLLERS = (
@@ -62,13 +62,7 @@ CONTROLLERS = (
 NICS = (
     Rule(NIC, ("virtio", "virtio-net"), "virtio", "virtio"),
     Rule(NIC, ("vmxnet3", "vmxnet2", "vmxnet", "flexible"), "e1000e", "e1000e", note=_NO_DRIVERS),
-    Rule(
-        NIC,
-        ("pcnet32", "pcnet"),
-        "pcnet",
-        "e1000",
-        note="",
-    ),
+    Rule(NIC, ("pcnet32", "pcnet"), "pcnet", "e1000"),
     Rule(NIC, ("e1000e",), "e1000e", "e1000e"),
     Rule(NIC, ("e1000", "82540em", "82543gc", "82545em"), "e1000", "e1000"),
     Rule(NIC, ("rtl8139",), "rtl8139", "rtl8139"),
@@ -99,26 +93,25 @@ USB_CONTROLLERS = (
     Rule(USB, (), "ich9-ehci1", "ich9-ehci1"),
 )
 
-#: Devices of the type "other" and storage that is none, by the beginning of their subtype: what becomes of them.
-#: `pc` and `q35` "tpm" or "sound"; "" for nothing.
+#: Devices of the type "other" and storage that is none: `pc` and `q35` are "tpm", "sound", or "" for nothing.
 OTHERS = (
-    Rule(OTHER, ("vmware.vmci",), "", "", note="it talks to VMware's host only"),
+    Rule(OTHER, ("vmware.vmci*",), "", "", note="it talks to VMware's host only"),
     Rule(
-        OTHER, ("vmware.vtpm",), "tpm", "tpm", note="",
+        OTHER, ("vmware.vtpm*",), "tpm", "tpm",
         warning="the TPM is new and empty: what the guest had sealed with the old one (BitLocker keys) is lost; have its "
         "recovery key at hand",
     ),
-    Rule(OTHER, ("vmware.soundcard.",), "sound", "sound"),
+    Rule(OTHER, ("vmware.soundcard.*",), "sound", "sound"),
     Rule(
-        OTHER, ("vmware.pci", "vmware.vgpu", "vmware.sriov", "vmware.precisionclock"), "", "",
+        OTHER, ("vmware.pci*", "vmware.vgpu*", "vmware.sriov*", "vmware.precisionclock*"), "", "",
         note="a device of the original's host cannot be passed on",
         warning="a device of the original's host is left out",
     ),
     Rule(
-        STORAGE, ("vmware.nvdimm.device",), "", "", note=_NO_SUCH_HARDWARE, warning="a non-volatile memory module is left out",
+        STORAGE, ("vmware.nvdimm.device*",), "", "", note=NO_SUCH_HARDWARE, warning="a non-volatile memory module is left out",
     ),
-    Rule(STORAGE, ("vmware.nvdimm",), "", "", note=_NO_SUCH_HARDWARE),
-    Rule(OTHER, (), "", "", note=_NO_SUCH_HARDWARE),
+    Rule(STORAGE, ("vmware.nvdimm*",), "", "", note=NO_SUCH_HARDWARE),
+    Rule(OTHER, (), "", "", note=NO_SUCH_HARDWARE),
 )  # fmt: skip
 
 #: Settings that have no counterpart, by the beginning of their key: why they are ignored.
@@ -188,12 +181,13 @@ def rule(rules: tuple[Rule, ...], type_: int, subtypes: tuple[str, ...]) -> Rule
     own = [each for each in rules if each.type == type_]
     for subtype in subtypes:
         for each in own:
-            if any(
-                subtype.startswith(known) if known.endswith(".") or rules is OTHERS else subtype == known
-                for known in each.subtypes
-            ):
+            if any(_is(subtype, known) for known in each.subtypes):
                 return each
     return next((each for each in own if not each.subtypes), None)
+
+
+def _is(subtype: str, known: str) -> bool:
+    return subtype.startswith(known[:-1]) if known.endswith("*") else subtype == known
 
 
 def why_ignored(key: str) -> str:

@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor as ovf
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf import esp, hardware, hashing, images
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import esp, hardware, hashing, images, vmdk
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.manifest import Digest
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
 
@@ -51,12 +51,16 @@ class Described:
 
 @dataclass(frozen=True)
 class Drive:
-    """A disk or CD of the VM as a member: what it is made from, and the files that are read for it."""
+    """A disk or CD of the VM as a member: what it is made from, and the files that are read for it.
+
+    `least_bytes`: what it takes in a plain archive in any case; it may have zeros besides, which take nothing.
+    """
 
     member: Member
     source: ImageSource
     hashed: tuple[hashing.Wanted, ...]
     reached: images.Reached
+    least_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,9 @@ def _hashed(package: Package, located: images.Located) -> tuple[hashing.Wanted, 
     found = []
     for part in (*located.parts, *images.extents(package, located.file)):
         expected_part = manifest.get(part.name)
-        found.append(hashing.Wanted(part, expected_part.algorithm if expected_part else "sha256", expected_part))
+        found.append(
+            hashing.Wanted(part, expected_part.algorithm if expected_part else hashing.fastest(), expected_part)
+        )
     return tuple(found)
 
 
@@ -203,7 +209,9 @@ def _open(
             "original are not taken over: choose the loader once in the firmware's menu (Boot Maintenance Manager, Boot From "
             "File), and have the guest add an entry (efibootmgr, bcdboot)"
         )
-    return Drive(_disk_member(drive, image), image.source, hashed, reached)
+    # a sparse image has no grain without data, as a rule
+    least = image.source.size_bytes if isinstance(image.disk, vmdk.SparseVmdk) or image.disk is None else 0
+    return Drive(_disk_member(drive, image), image.source, hashed, reached, least)
 
 
 def _disk_member(drive: hardware.Drive, image: images.Image) -> Member:

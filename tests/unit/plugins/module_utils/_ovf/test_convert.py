@@ -17,15 +17,22 @@ from typing import Any
 import packages
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RULES, RetentionRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import change
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import (
+    RULES,
+    ChangeRequest,
+    RetentionRequest,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     DamagedError,
     HostileError,
     KvmopsError,
+    RefusedError,
     TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import archive as package_archive
@@ -132,6 +139,21 @@ def test_again_is_no_change(tmp_path: Path) -> None:
     other["disk1.vmdk"] = packages.stream_vmdk(packages.content(4 << 20, seed=2))
     del other["vm.mf"]
     assert run(packages.ova(tmp_path / "new.ova", other), tmp_path / "to").values["changed"]
+
+
+def test_a_converted_archive_is_changed_like_any_other(tmp_path: Path) -> None:
+    source = packages.ova(tmp_path / "vm.ova", packages.honest())
+    made = run(source, tmp_path / "to")
+    context = Context(Progress(), lambda _text: None)
+    packed = change(ChangeRequest(str(made.path), compressed=True, notes="n", protected=True), context)["archive"]
+    again = run(source, tmp_path / "to")
+    assert not again.values["changed"] and str(again.path) == packed["path"] and packed["protected"]
+    entry = catalog.describe(packed["path"])
+    assert entry["compressed"] and entry["conversion"]["replaced"] == made.values["replaced"]
+    plain = change(ChangeRequest(packed["path"], compressed=False, protected=False), context)["archive"]
+    assert disk_of(Path(plain["path"]), tmp_path) == DATA
+    with pytest.raises(RefusedError, match="last"):
+        change(ChangeRequest(plain["path"], present=False), context)
 
 
 def test_without_a_manifest_content_tells(tmp_path: Path) -> None:
@@ -364,6 +386,10 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert left(tmp_path / "to") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "free_bytes", lambda _directory: 100_000)
+        with pytest.raises(TargetError, match="and 100000 are free"):
+            run(source, tmp_path / "to")
     assert run(source, tmp_path / "to").values["changed"]
 
 

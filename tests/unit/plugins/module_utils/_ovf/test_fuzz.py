@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whatever the bytes of a descriptor, a tar or a VMDK are, what comes out is our own errors or a right result, in bounded time.
 
-Seconds as a rule; with KVMOPS_BACKUP_EXHAUSTIVE set, that many minutes for each test. A failure prints how to run it again
-(`@reproduce_failure`), and the seed.
+Seconds as a rule; KVMOPS_BACKUP_EXHAUSTIVE=1 makes a hundred times as many examples (minutes), 2 twice that, and so on. A failure
+prints how to run it again (`@reproduce_failure`), and the seed (KVMOPS_BACKUP_SEED).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package, PackageFile
 
-MINUTES = float(os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE") or 0)
+EXHAUSTIVE = float(os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE") or 0)
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)
-EXAMPLES = int(60 + MINUTES * 6000)
+EXAMPLES = int(60 + EXHAUSTIVE * 6000)
 LIMIT_S = 10.0
 DATA = packages.content(6 << 20, grains=(0, 1, 2, 30, 64, 95))
 STREAM, SPARSE = packages.stream_vmdk(DATA), packages.sparse_vmdk(DATA)

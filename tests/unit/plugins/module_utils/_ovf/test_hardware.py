@@ -454,3 +454,12 @@ PPC = "<x:architecture xmlns:x='y'>ppc64le</x:architecture>"
 def test_what_is_no_pc(data: bytes, why: str) -> None:
     with pytest.raises(KvmopsError, match=why):
         plan(data)
+
+
+def test_options_that_do_not_fit() -> None:
+    secure = packages.descriptor(hardware='<vmw:Config vmw:key="bootOptions.efiSecureBootEnabled" vmw:value="true"/>')
+    with pytest.raises(RefusedError, match="needs the machine type q35"):
+        plan(secure, machine="pc")
+    assert plan(secure, machine="pc", firmware="bios")
+    with pytest.raises(RefusedError, match="has no IDE"):
+        plan(packages.descriptor(), machine="q35", disk_bus="ide")
