@@ -11,9 +11,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ansible_collections.kvmops.backup.plugins.module_utils._libraries import libvirt
+
 # A busy machine is no bug.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def _no_error_of_an_earlier_test() -> None:
+    """libvirt's errors take their text from the last one that the library had, whosever it was."""
+    if libvirt is not None:
+        libvirt.virResetLastError()
 
 
 @pytest.hookimpl(hookwrapper=True)
