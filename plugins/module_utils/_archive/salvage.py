@@ -150,7 +150,8 @@ def _backwards(point: _Point, new: Sequence[Member], digests_first: bool) -> lis
     begin = entries[0].header_offset - bare
     if bare:
         entries.insert(0, Entry(digests_member[0], begin, begin + tar.BLOCK, digests_member[1], 0))
-    return entries if begin >= 0 and begin % tar.ALIGN == 0 else []
+    fits = begin >= 0 and begin % tar.ALIGN == 0 and all(tar.is_own_name(entry.name) for entry in entries)
+    return entries if fits else []
 
 
 def _point_before(source: Source, end: int) -> Optional[_Point]:

@@ -81,9 +81,17 @@ def data_offset(header_offset: int) -> int:
     return round_up(header_offset + 3 * BLOCK, ALIGN)
 
 
+def is_own_name(name: str) -> bool:
+    """Whether we give a member such a name."""
+    try:
+        return 0 < len(name) <= MAX_NAME_BYTES and name.isascii() and names.checked_member(name) == name
+    except HostileError:
+        return False
+
+
 def header(name: str, size: int, mtime: int, header_offset: int) -> bytes:
     """Everything between `header_offset` and the member's aligned data. Raises ValueError for names that we never give."""
-    if len(name) > MAX_NAME_BYTES or names.checked_member(name) != name or not name:
+    if not is_own_name(name):
         raise ValueError(f"{name!r} is no name for a member")
     room = data_offset(header_offset) - header_offset - 2 * BLOCK
     records = b""
@@ -107,7 +115,7 @@ def begins_as_ours(data: bytes) -> bool:
     found = framing(data[data_offset(0) - BLOCK : data_offset(0)])
     try:
         return found is not None and header(*found, 0) == data
-    except (ValueError, HostileError):  # no name for a member
+    except ValueError:  # no name for a member
         return False
 
 

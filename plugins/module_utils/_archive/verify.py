@@ -69,7 +69,8 @@ class _Verification:
         self._damage: list[Damage] = []
         self._checked = self._unchecked = 0
         self._own_layout = reader.native and all(
-            entry.offset == tar.data_offset(entry.header_offset) or entry.name.endswith(".digests")
+            tar.is_own_name(entry.name)
+            and (entry.offset == tar.data_offset(entry.header_offset) or entry.name.endswith(".digests"))
             for entry in reader.entries
         )
 

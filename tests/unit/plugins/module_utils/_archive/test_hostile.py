@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -233,6 +234,22 @@ def test_a_table_that_lies(data: bytes, tmp_path: Path) -> None:
     with open_archive(str(path)) as reader:
         assert reader.native and reader.points == () and len(reader.broken) == 1
     assert not verify_file(str(path)).ok
+
+
+@pytest.mark.parametrize("name", ["", "\xa0.digest", "../digest"])
+def test_a_table_that_names_what_we_never_write(name: str, tmp_path: Path) -> None:
+    """And whose first header is broken, so that the verification goes by the table."""
+    data = native([(disk("a"), b"1")])
+    named = f'digests="{name}"'.encode().ljust(len(b'digests="1.digests"'))
+    (digest,) = set(re.findall(rb' digest="([0-9a-f]{64})"><', data))
+    xml = data[data.index(b"<domain") : -len(tar.END)].replace(b'digests="1.digests"', named)
+    right = hashlib.sha256(xml.replace(digest, b"0" * 64)).hexdigest().encode()
+    path = tmp_path / "x.tar"
+    whole = data[: data.index(b"<domain")] + xml.replace(digest, right) + tar.END
+    assert len(whole) == len(data) and named in whole
+    for broken in (whole, b"Q" + whole[1:]):
+        path.write_bytes(broken)
+        assert not verify_file(str(path)).ok
 
 
 def test_names_in_a_table_are_checked(tmp_path: Path) -> None:
