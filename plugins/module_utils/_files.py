@@ -64,6 +64,15 @@ def target_error(path: str, error: OSError, doing: str = "cannot be written") ->
     return TargetError(path, f"{doing} ({os.strerror(code)})", WAYS_OUT.get(code, ""))
 
 
+def swapped(path: str) -> TargetError:
+    """Somebody has put another file in the place of one that was made here."""
+    return TargetError(
+        path,
+        "another file has its name by now: somebody else may write to the directory",
+        "Choose a directory that root alone may write to.",
+    )
+
+
 def suffixed(path: str, suffix: str, limit: int = 255) -> str:
     """The path of a file beside another: its name and a suffix, cut to `limit` bytes and unlike others by a digest. Pure."""
     directory, name = os.path.split(path)

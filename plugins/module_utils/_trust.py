@@ -48,6 +48,15 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
     return ""
 
 
+def open_to_all(directory: str) -> str:
+    """The directory, that or one on the way to it, in which every user may replace the files of others; "" if there is none."""
+    for each in _way(os.path.join(directory, "")):
+        mode = os.lstat(each).st_mode
+        if stat.S_ISDIR(mode) and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return each
+    return ""
+
+
 def name_of(uid: int) -> str:
     """A user for people."""
     try:

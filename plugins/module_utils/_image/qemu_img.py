@@ -131,22 +131,30 @@ def repair(path: str) -> Repaired:
 
 def create_overlay(path: str, backing: str, backing_format: str, virtual_size_bytes: int | None = None) -> None:
     """Create a new qcow2 at ``path`` that stands on ``backing``. Raises ImageError, also when ``path`` exists."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise ImageError(f"overlay {path}", f"cannot be created: {error.strerror}") from error
+    _new_file(path)
     size = [] if virtual_size_bytes is None else [str(virtual_size_bytes)]
     _run(["create", "-q", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)], path, *size)
 
 
-def create_overlay_unsafe(path: str, backing: str, backing_format: str, virtual_size_bytes: int) -> None:
-    """As `create_overlay`, but without looking at ``backing``, which may not be there yet. Raises ImageError."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise ImageError(f"overlay {path}", f"cannot be created: {error.strerror}") from error
+def create_overlay_unsafe(
+    path: str, backing: str, backing_format: str, virtual_size_bytes: int
+) -> os.stat_result:
+    """As `create_overlay`, but without looking at ``backing``, which may not be there yet; the status of the file that was made."""
+    made = _new_file(path)
     options = ["create", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)]
     _run(options, path, str(virtual_size_bytes))
+    return made
+
+
+def _new_file(path: str) -> os.stat_result:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ImageError(f"overlay {path}", f"cannot be created: {error.strerror}") from error
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def rebase_unsafe(path: str, backing: str, backing_format: str) -> None:

@@ -161,6 +161,7 @@ def _model_place(place: storage.Place, pools: Mapping[str, str], path: str) -> R
         free_bytes=place.free_bytes,
         names=frozenset(os.listdir(place.directory)),
         kind=place.kind,
+        open_to_all=_trust.open_to_all(place.directory),
     )
 
 

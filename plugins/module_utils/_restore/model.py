@@ -23,7 +23,8 @@ class RestorePlace:
 
     `problem` says why nothing can be written there ("" = it can), `filesystem` is equal for places that share their
     free bytes, `names` are the files that are there now. `pool` is "" for a directory that is no active pool's.
-    `real_path` is `path` without symbolic links, where that differs. `kind`: what the bytes lie on.
+    `real_path` is `path` without symbolic links, where that differs. `kind`: what the bytes lie on. `open_to_all`: the directory
+    in which every user could replace a file of it, "" for none.
     """
 
     path: str
@@ -34,6 +35,7 @@ class RestorePlace:
     names: frozenset[str] = frozenset()
     real_path: str = ""
     kind: PlaceKind = PlaceKind.DIR
+    open_to_all: str = ""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,16 @@ def unknown(members: Iterable[Member], facts: HostFacts) -> list[str]:
     ]
 
 
+def exposed(places: Iterable[RestorePlace]) -> list[str]:
+    """Why nothing is restored where every user may put another file, or a link, in the place of a disk."""
+    found = dict.fromkeys((_name(place), place.open_to_all) for place in places if place.open_to_all)
+    return [
+        f"every user may replace files in {name}, as {directory} can be written to by all (chmod o-w {directory}, or chmod +t; "
+        "'trust: true' takes it as it is)"
+        for name, directory in found
+    ]
+
+
 def decide(members: Sequence[Member], facts: HostFacts) -> PlaceDecision:
     """Places of ``members``; each counts with the size it has in the archive, which its file hardly exceeds."""
     groups: dict[str, list[Member]] = {}

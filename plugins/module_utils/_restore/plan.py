@@ -278,6 +278,7 @@ def _draft(
         *([] if trusted else places.unknown((file.member for file in files.files), host)),
         *clashes,
         *(f"{place.path} {place.problem}" for place in of_machine.values() if place.problem),
+        *([] if request.trust else places.exposed([*files.places.values(), *of_machine.values()])),
     ]
     now = rewrite.Circumstances(
         host=host,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import threading
 from dataclasses import replace
 from typing import Any
@@ -100,12 +101,13 @@ class Transaction:
     ) -> None:
         self._conn, self._archive, self._plan, self._progress = conn, archive, plan, progress
         self.repaired: list[RepairedImage] = []
+        self._made: dict[str, tuple[int, int]] = {}  # what tells the files that were made here, by path
         token = secrets.token_hex(8)
         for file in plan.files:
             if file.member.role is Role.TPM:
                 os.makedirs(os.path.dirname(file.path), mode=0o711, exist_ok=True)
         directories = sorted({os.path.dirname(file.path) for file in plan.all_files})
-        mounts = _mounts.now()
+        mounts = self._mounts = _mounts.now()
         self._facts = recovery.RestoreFacts(
             uri=uri,
             uuid=plan.uuid,
@@ -195,7 +197,7 @@ class Transaction:
         sinks: list[_CountedSink] = []
         try:
             for file, step in zip(self._plan.files, self._facts.files):
-                sinks.append(_CountedSink(_sink(self._archive, file, step)))
+                sinks.append(_CountedSink(self._sink(self._archive, file, step)))
             self._archive.extract(
                 [(file.member, sink) for file, sink in zip(self._plan.files, sinks)], progress=self._progress
             )
@@ -203,6 +205,44 @@ class Transaction:
             for sink in sinks:
                 sink.close()
         return sum(sink.written_bytes for sink in sinks)
+
+    def _create(self, path: str) -> int:
+        fd = _files.create(path)
+        self._is_own(path, os.fstat(fd))
+        return fd
+
+    def _is_own(self, path: str, status: os.stat_result) -> None:
+        self._made[path] = (status.st_dev, status.st_ino)
+
+    def _require_own(self, path: str, made: str = "") -> None:
+        """The file at a path is the one that was made here (as ``made``), not one of others. Raises TargetError."""
+        identity = self._made.get(made or path)
+        if identity is None:
+            return  # the directory with the state of a TPM, which is libvirt's
+        status = os.lstat(path)
+        place = os.path.realpath(os.path.dirname(path))
+        same = _mounts.has_passing_inodes(_mounts.of(place, self._mounts).fs_type) or identity == (
+            status.st_dev,
+            status.st_ino,
+        )
+        if not stat.S_ISREG(status.st_mode) or not same:
+            raise _files.swapped(path)
+
+    def _sink(self, archive: Source, file: PlannedFile, step: recovery.FileStep) -> ImageSink:
+        """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
+        member = file.member
+        if member.role is Role.TPM:
+            return FileSink(self._create(step.scratch), member.size_bytes)
+        fd = self._create(step.partial)
+        if not step.scratch:
+            return FileSink(fd, member.size_bytes)
+        read_at = archive.read_at(member.name)
+        info = probe.probe(read_at, member.size_bytes) if archive.random_access else None
+        if info is not None and not info.corrupt and can_stream_as_raw(info, read_at):
+            mapping = read_mapping(read_at, member.size_bytes)
+            return RawSink(fd, mapping.virtual_size_bytes, mapping)
+        os.close(fd)
+        return FileSink(self._create(step.scratch), member.size_bytes)
 
     def _finish_files(self) -> tuple[DiskState, ...]:
         """No image is opened by QEMU before its header has been read here; layers get the new names of those below."""
@@ -236,9 +276,11 @@ class Transaction:
             firmware_state.unpack_tpm(firmware_state.read_file(step.scratch), step.partial)
             os.unlink(step.scratch)
             return
+        self._require_own(step.partial)
         if file.head:
             _replace_head(file, step.partial)
         if step.scratch and os.path.exists(step.scratch):
+            self._require_own(step.scratch)
             self._check_qcow2(file, step.scratch)
             qemu_img.convert(step.scratch, "qcow2", step.partial, "raw", untrusted=True)
             os.unlink(step.scratch)
@@ -248,7 +290,7 @@ class Transaction:
             backing = partials.get(file.backing, file.backing) if file.temporary else file.backing
             qemu_img.rebase_unsafe(step.partial, backing, file.backing_format)
         if file.public:
-            os.chmod(step.partial, 0o644)
+            _ownership.set_mode(step.partial, 0o644)
         if file.member.role in (Role.MEMORY, Role.NVRAM, Role.BOOT):
             self._durable(file.path, "", file.format, step.partial)
 
@@ -269,14 +311,18 @@ class Transaction:
             size_bytes = (
                 os.path.getsize(below) if made.backing_format == "raw" else _read_header(below).virtual_size_bytes
             )
-            qemu_img.create_overlay_unsafe(step.partial, made.backing, made.backing_format, size_bytes)
+            self._is_own(
+                step.partial,
+                qemu_img.create_overlay_unsafe(step.partial, made.backing, made.backing_format, size_bytes),
+            )
             return
         self._progress.phase("flatten", made.target)
-        os.close(_files.create(step.partial))
+        os.close(self._create(step.partial))
         qemu_img.convert(below, made.backing_format, step.partial, made.format, untrusted=True)
 
     def _durable(self, path: str, target: str, image_format: str, partial: str) -> DiskState:
-        fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+        self._require_own(partial)
+        fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             _files.sync(fd, partial)
             now = os.fstat(fd)
@@ -287,7 +333,7 @@ class Transaction:
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """What tells the new files when they have got their names."""
-        found = {step.path: os.stat(step.partial) for step in self._facts.files if step.path}
+        found = {step.path: os.lstat(step.partial) for step in self._facts.files if step.path}
         return {path: (each.st_size, each.st_mtime_ns) for path, each in found.items()}
 
     # --- the VM ----------------------------------------------------------------------------------
@@ -326,7 +372,9 @@ class Transaction:
             self._require_untouched(replaced, moved={step.path: step.aside for step in steps if step.aside})
         for step in steps:
             if step.path:
+                self._require_own(step.partial)
                 _rename(step.partial, step.path)
+                self._require_own(step.path, step.partial)
         for directory in self._facts.directories:
             _files.sync_directory(directory)
 
@@ -421,25 +469,8 @@ def _is_converted(file: PlannedFile) -> bool:
     return file.format == "raw" and file.member.role in (Role.DISK, Role.LAYER) and file.member.image_format != "raw"
 
 
-def _sink(archive: Source, file: PlannedFile, step: recovery.FileStep) -> ImageSink:
-    """Where a member's bytes go; a qcow2 that becomes raw is streamed as such where that is possible."""
-    member = file.member
-    if member.role is Role.TPM:
-        return FileSink(_files.create(step.scratch), member.size_bytes)
-    fd = _files.create(step.partial)
-    if not step.scratch:
-        return FileSink(fd, member.size_bytes)
-    read_at = archive.read_at(member.name)
-    info = probe.probe(read_at, member.size_bytes) if archive.random_access else None
-    if info is not None and not info.corrupt and can_stream_as_raw(info, read_at):
-        mapping = read_mapping(read_at, member.size_bytes)
-        return RawSink(fd, mapping.virtual_size_bytes, mapping)
-    os.close(fd)
-    return FileSink(_files.create(step.scratch), member.size_bytes)
-
-
 def _read_header(path: str) -> probe.ImageInfo:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         return probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
     finally:
@@ -448,7 +479,7 @@ def _read_header(path: str) -> probe.ImageInfo:
 
 def _replace_head(file: PlannedFile, partial: str) -> None:
     """Gives a memory image its new name, uuid and places; what the plan has read must be what was just verified."""
-    fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if os.pread(fd, len(file.former_head), 0) != file.former_head:
             raise DamagedError(

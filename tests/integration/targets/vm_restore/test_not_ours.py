@@ -7,8 +7,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
+import pytest
+
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import run, transaction
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction import Transaction
 from ansible_collections.kvmops.backup.tests.lab.modules import ModuleResult
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab
 
@@ -51,3 +58,48 @@ def test_it_brings_nothing_and_counts_for_nothing(lab: Lab, run_module: Callable
     os.mkdir(wishes["path"], 0o711)
     run_module("vm_restore", trust=True, **wishes)
     assert "-S" in vm.xml(inactive=True) and vm.domain.autostart()
+
+
+def test_a_place_where_others_may_put_files(
+    lab: Lab, run_module: Callable[..., ModuleResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused; and taken all the same, it does not become a way to other files of the host."""
+    lab.create_vm("prey", [Disk(size_mib=16), Disk("raw", size_mib=16)], start=False)
+    archive = run_module("vm_backup", vm="prey", path=str(lab.path("backups")))["archive"]["path"]
+    place, secret = lab.path("open"), lab.path("roots") / "secret"
+    place.chmod(0o777)
+    secret.write_text("root's")
+    secret.chmod(0o600)
+    before = secret.stat()
+    wishes = {"source": archive, "name": "copy", "path": str(place)}
+    assert f"chmod o-w {place}" in run_module("vm_restore", fails=True, **wishes).message
+
+    def link_in_place_of(pattern: str) -> None:
+        for path in place.glob(pattern):
+            path.rename(path.with_name(f"taken-{path.name}"))
+            path.symlink_to(secret)
+
+    def swapped_before(function: Any, pattern: str) -> Any:
+        return lambda *arguments: (link_in_place_of(pattern), function(*arguments))[1]
+
+    def swapped_after(function: Any, pattern: str) -> Any:
+        return lambda *arguments: (function(*arguments), link_in_place_of(pattern))[0]
+
+    finish, rename = Transaction._finish_files, transaction._rename
+    stops = (
+        (Transaction, "_finish_files", swapped_before(finish, ".*partial*")),
+        (Transaction, "_swap", swapped_before(Transaction._swap, ".*partial*")),
+        (transaction, "_rename", swapped_after(rename, "[!.t]*")),
+    )
+    for where, name, stopped in stops:  # the process is stopped there, and another one has its way
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, stopped)
+            with pytest.raises(TargetError, match="another file has its name by now"):
+                run.restore(RestoreRequest(trust=True, **wishes), Context(Progress(), lambda _text: None))
+        now = secret.stat()
+        assert (secret.read_text(), now.st_uid, now.st_mode) == ("root's", before.st_uid, before.st_mode), name
+        assert "copy" not in {domain.name() for domain in lab.connection.listAllDomains()}
+        for path in place.iterdir():
+            assert path.is_symlink() or path.name.startswith("taken-")
+            path.unlink()
+    assert run_module("vm_restore", trust=True, **wishes).changed

@@ -97,6 +97,19 @@ def test_dots_and_links_are_those_of_the_kernel(archive: Path, tmp_path: Path) -
     assert f"{tmp_path}/first is a link of" in _trust.doubt(name)
 
 
+def test_where_every_user_may_replace_files(archive: Path, tmp_path: Path) -> None:
+    place = archive.parent
+    assert _trust.open_to_all(str(place)) == ""
+    place.chmod(0o777)
+    assert _trust.open_to_all(str(place)) == _trust.open_to_all(f"{place}/") == str(place)
+    (tmp_path / "link").symlink_to(place)
+    assert _trust.open_to_all(str(tmp_path / "link")) == str(place)
+    (place / "below").mkdir()
+    assert _trust.open_to_all(str(place / "below")) == str(place)
+    place.chmod(0o1777)
+    assert _trust.open_to_all(str(place / "below")) == ""
+
+
 def test_another_file_under_the_name_by_now(archive: Path) -> None:
     opened = os.stat(archive)
     archive.rename(archive.with_name("old"))

@@ -354,6 +354,15 @@ def test_an_archive_that_is_not_ours_chooses_no_directory() -> None:
     assert restore_plan.plan(configuration(), facts, request()).disks[1].path == "/data/web.raw"
 
 
+@pytest.mark.parametrize("distrust", ["", "it belongs to mallory"])
+def test_nothing_is_put_where_every_user_may_replace_it(distrust: str) -> None:
+    facts = host()
+    facts = replace(facts, former={key: replace(place, open_to_all="/vms") for key, place in facts.former.items()})
+    with pytest.raises(KvmopsError, match=r"every user may replace files in the pool vms \(/vms\), .*chmod o-w /vms"):
+        planned(facts, distrust=distrust)
+    assert planned(facts, distrust=distrust, trust=True)
+
+
 def test_a_kernel_comes_from_the_archive_never_from_this_host() -> None:
     """Also where this host has the very same file: libvirt would give it to QEMU's user."""
     kernel = Member("0_vmlinuz.boot", Role.BOOT, 1000, digest="d" * 64, former_path="/boot/vmlinuz")
