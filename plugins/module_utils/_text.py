@@ -14,6 +14,8 @@ from typing import Any
 
 # Of a message; lists of files and the like are shorter.
 LONGEST_CHARACTERS = 2000
+# Of one text in a result: notes and definitions are shorter, an archive may hold megabytes.
+LONGEST_IN_RESULTS = 100_000
 # Surrogates, controls other than tab and line ends, and what changes the direction of the text around it.
 _NEVER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -24,9 +26,9 @@ def shown(text: str) -> str:
 
 
 def all_shown(value: Any) -> Any:
-    """A result (dicts, lists, strings and so on) with every string in it as `shown`."""
+    """A result (dicts, lists, strings and so on) with every string in it as `shown`, and none endless."""
     if isinstance(value, str):
-        return shown(value)
+        return shown(_cut(value, LONGEST_IN_RESULTS))
     if isinstance(value, dict):
         return {all_shown(key): all_shown(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -36,10 +38,12 @@ def all_shown(value: Any) -> Any:
 
 def printable(text: str) -> str:
     """A message, whatever it quotes: `shown`, in one line, and not endless."""
-    more = len(text) - LONGEST_CHARACTERS
-    if more > 0:
-        text = f"{text[:LONGEST_CHARACTERS]} ... ({more} more characters)"
-    return shown(" ".join(text.splitlines()))
+    return shown(" ".join(_cut(text, LONGEST_CHARACTERS).splitlines()))
+
+
+def _cut(text: str, longest: int) -> str:
+    more = len(text) - longest
+    return f"{text[:longest]} ... ({more} more characters)" if more > 0 else text
 
 
 def _escape(found: re.Match[str]) -> str:

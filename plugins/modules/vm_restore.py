@@ -146,6 +146,7 @@ options:
         to it, and this holds for every directory on the way to it (sticky ones may be written to by all). Users whose
         archives count as ours in a place of their own, as on NFS with C(root_squash), are set on the host with
         C(hypervisor_trusted_owners) of the role P(kvmops.backup.hypervisor#role).
+      - Also whether to restore into a directory in which every user of the host may replace files; without it that is refused.
     type: bool
     default: false
   force:

@@ -160,6 +160,13 @@ def test_what_others_wrote_reaches_no_terminal_as_it_is(
     assert result["why"].startswith("%1B]0;owned%07%C2%9B2J%E2%80%AEgnp ok: [localhost]xxx")
 
 
+def test_no_text_in_a_result_is_endless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"notes": "n" * 65_536, "archives": [{"warnings": ["x" * 4_000_000]}]}
+    _code, result = run(monkeypatch, capsys, lambda _params, _context: answer)
+    assert result["notes"] == answer["notes"]
+    assert result["archives"][0]["warnings"] == ["x" * 100_000 + " ... (3900000 more characters)"]
+
+
 def test_a_failed_result_keeps_its_facts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     answer = {"failed": True, "msg": "Damaged: a.tar", "archives": [{"ok": False}]}
     code, result = run(monkeypatch, capsys, lambda _params, _context: answer)
