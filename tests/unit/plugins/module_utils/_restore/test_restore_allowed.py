@@ -215,8 +215,15 @@ def mutated(seed: int, count: int) -> str:
             DISKS + DEVICES, os_extra="<loader type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader><nvram>/n</nvram>"
         )
     )
+    mutate(root, pick, count)
+    return etree.tostring(root, encoding="unicode")
+
+
+def mutate(root: etree._Element, pick: random.Random, count: int, within: list[etree._Element] | None = None) -> None:
+    """Puts such things into a document, or into some elements of it."""
     for _dummy in range(count):
-        element = pick.choice([each for each in root.iter() if isinstance(each.tag, str)])
+        elements = [each for each in (root.iter() if within is None else within) if isinstance(each.tag, str)]
+        element = pick.choice(elements)
         kind = pick.randrange(6)
         if kind == 0:
             element.set(pick.choice(ATTRIBUTES), pick.choice(HOSTILE))
@@ -232,7 +239,6 @@ def mutated(seed: int, count: int) -> str:
         else:
             element.append(etree.Comment("x"))
             element[-1].tail = pick.choice(HOSTILE)
-    return etree.tostring(root, encoding="unicode")
 
 
 def reaching_out(xml: str) -> list[str]:

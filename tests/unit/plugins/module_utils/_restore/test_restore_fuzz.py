@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import random
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
+from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests
@@ -23,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     run,
     states,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.tests.unit.fuzz import broken_bytes, broken_xml, fuzz, only_our_errors
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore import (
@@ -64,7 +68,7 @@ HOST = replace(
 )
 
 
-@fuzz(0.15, broken_xml(DEFINITIONS))
+@fuzz(0.1, broken_xml(DEFINITIONS))
 def test_fuzz_definitions(xml: str) -> None:
     """As a bare definition, in an archive of ours and in a foreign one."""
     member = "1700000000_web.xml"
@@ -104,14 +108,41 @@ def planned(xml: str, *, format_version: int = 1, bare: bool = False, distrust: 
 
 
 COOKIE = "<cookie><cpu mode='custom'><model>qemu64</model></cpu><slirpHelper/></cookie>"
+INACTIVE = re.sub(r"<(/?)domain\b", r"<\1inactiveDomain", DEFINITIONS[1])
 STATES = tuple(
     replace(state, xml=state.xml.replace("</domainsnapshot>", f"{extra}</domainsnapshot>"))
-    for state, extra in zip(
-        test_restore_tree.STATES,
-        (COOKIE, f"<inactiveDomain>{DEFINITIONS[1].partition('>')[2].rpartition('<')[0]}</inactiveDomain>".replace(
-            "<qemu:commandline><qemu:arg value='x'/></qemu:commandline>", ""), "", COOKIE),
-    )
-)  # fmt: skip
+    for state, extra in zip(test_restore_tree.STATES, (COOKIE, INACTIVE, "", COOKIE))
+)
+
+
+def reaching_out(found: RestorePlan) -> list[str]:
+    """What the VM, its snapshots and their memory images name of the host, and the restore has not made."""
+    heads = [memory_image.parse(file.head, "image").xml for file in found.files if file.head]
+    texts = [found.domain_xml, *(state.xml for state in found.states), *heads]
+    return [item for text in texts for item in test_restore_allowed.reaching_out(text)]
+
+
+@st.composite
+def hostile_trees(draw: st.DrawFn) -> tuple[Configuration, states.Heads]:
+    """A tree of snapshots and a memory image whose definitions name anything, where it may or may not belong."""
+
+    def hostile(xml: str) -> str:
+        root = etree.fromstring(xml)
+        within = [each for domain in root.iter("domain", "inactiveDomain", "cookie") for each in domain.iter()]
+        test_restore_allowed.mutate(root, random.Random(draw(st.integers(0, 2**32))), draw(st.integers(0, 4)), within)
+        return etree.tostring(root, encoding="unicode")
+
+    found = [replace(state, xml=hostile(state.xml)) for state in STATES]
+    heads = test_restore_tree.head(hostile(test_restore_tree.definition("/vms/web.first")))
+    return test_restore_tree.point(snapshots=tuple(found)), heads
+
+
+@fuzz(0.05, hostile_trees())
+def test_fuzz_what_snapshots_name(tree: tuple[Configuration, states.Heads]) -> None:
+    point, heads = tree
+    with only_our_errors():
+        found = plan(point, HOST, restore_values.request(), heads=heads, distrust="it belongs to mallory")
+        assert reaching_out(found) == []
 
 
 @st.composite
