@@ -26,8 +26,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, info, request, retention, verify
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, memory_image
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import foreign_memory, run, states
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
@@ -44,7 +45,12 @@ def places() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         for name in ("state_dir", "cache_dir", "run_dir"):
             patch.setattr(_paths, name, lambda: directory)
+        patch.setattr(connection, "connect", _connect)
         yield
+
+
+def _connect(_uri: str) -> None:
+    raise KvmopsError("The connection", "not in a unit test")
 
 
 @dataclass(frozen=True)
