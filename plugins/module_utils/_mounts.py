@@ -23,15 +23,19 @@ _UNITS = (
 _PASSING_INODES = frozenset({"vfat", "msdos", "exfat", "cifs", "smb3", "9p"})
 
 
+_USER = re.compile(r"user_id=[0-9]{1,10}")
+
+
 @dataclass(frozen=True)
 class Mount:
-    """One line of /proc/self/mountinfo."""
+    """One line of /proc/self/mountinfo. `user`: who says what is in a FUSE file system, 0 for all others."""
 
     mount_point: str
     fs_type: str
     source: str
     read_only: bool
     device: str  # major:minor
+    user: int = 0
 
     def __str__(self) -> str:
         return f"{self.source} ({self.fs_type}) at {self.mount_point}"
@@ -61,7 +65,8 @@ def parse(mountinfo: str) -> tuple[Mount, ...]:
         if len(fields) < 6 or len(tail) < 2:
             continue
         options = set(fields[5].split(",")) | set(tail[2].split(",") if len(tail) > 2 else ())
-        mounts.append(Mount(_unescape(fields[4]), tail[0], _unescape(tail[1]), "ro" in options, fields[2]))
+        user = next((int(each[8:]) for each in options if _USER.fullmatch(each)), 0) if "fuse" in tail[0] else 0
+        mounts.append(Mount(_unescape(fields[4]), tail[0], _unescape(tail[1]), "ro" in options, fields[2], user))
     return tuple(mounts)
 
 

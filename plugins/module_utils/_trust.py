@@ -10,11 +10,14 @@ import grp
 import os
 import pwd
 import stat
+import struct
 from collections.abc import Iterator
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _settings
+from ansible_collections.kvmops.backup.plugins.module_utils import _mounts, _settings
 
 _MAX_LINKS = 40  # as the kernel
+# POSIX ACLs as the kernel hands them out (linux/posix_acl_xattr.h); what the mask takes away is not written into the entries.
+_ACL, _ACL_HEAD_BYTES, _ACL_USER, _ACL_GROUP, _ACL_WRITE = "system.posix_acl_access", 4, 0x02, 0x08, 0x02
 _WAYS_OUT = "see docs/SECURITY.md, or take it as ours with 'trust: true'"
 
 
@@ -30,7 +33,7 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
         now = os.stat(real)
         if (status.st_dev, status.st_ino) != (now.st_dev, now.st_ino):
             return "another file has its name by now"
-        why = _of_others(status, owners)
+        why = _of_others(status, owners, real) or _on_mount_of_others(status, owners, real)
         if why:
             return f"it {why} ({_WAYS_OUT})"
         for directory in _way(path):
@@ -40,7 +43,7 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
             elif status.st_mode & stat.S_ISVTX:  # nobody replaces the files of others there
                 why = "" if status.st_uid in owners else f"belongs to {name_of(status.st_uid)}"
             else:
-                why = _of_others(status, owners)
+                why = _of_others(status, owners, directory)
             if why:
                 return f"its directory {directory} {why} ({_WAYS_OUT})"
     except OSError as error:
@@ -75,14 +78,38 @@ def _owners(real: str) -> frozenset[int]:
     return frozenset(own)
 
 
-def _of_others(status: os.stat_result, owners: frozenset[int]) -> str:
+def _of_others(status: os.stat_result, owners: frozenset[int], path: str) -> str:
     if status.st_uid not in owners:
         return f"belongs to {name_of(status.st_uid)}"
     if status.st_mode & stat.S_IWOTH:
         return "can be written to by every user"
-    if status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid):
-        return f"can be written to by the group {_group_name(status.st_gid)}"
+    if status.st_mode & stat.S_IWGRP:  # or the mask of an ACL
+        if not _is_private(status.st_gid, status.st_uid):
+            return f"can be written to by the group {_group_name(status.st_gid)}"
+        if _others_in_acl(path, owners):
+            return "can be written to by others, as its ACL says (getfacl)"
     return ""
+
+
+def _others_in_acl(path: str, owners: frozenset[int]) -> bool:
+    """Whether an ACL lets a user or a group by name write, who is not one of the owners."""
+    try:
+        acl = os.getxattr(path, _ACL)
+    except OSError:  # has none, or is on a file system without them
+        return False
+    entries = list(struct.iter_unpack("<HHI", acl[_ACL_HEAD_BYTES:]))
+    return any(
+        permissions & _ACL_WRITE and (tag == _ACL_GROUP or (tag == _ACL_USER and number not in owners))
+        for tag, permissions, number in entries
+    )
+
+
+def _on_mount_of_others(status: os.stat_result, owners: frozenset[int], real: str) -> str:
+    """A FUSE file system says of its files whatever the user likes who has mounted it."""
+    if os.major(status.st_dev):
+        return ""  # on a block device
+    mount = _mounts.of(real, _mounts.now())
+    return "" if mount.user in owners else f"is on a file system that {name_of(mount.user)} has mounted ({mount})"
 
 
 def _is_private(gid: int, uid: int) -> bool:

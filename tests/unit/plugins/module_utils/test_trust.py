@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _trust
+from ansible_collections.kvmops.backup.plugins.module_utils import _mounts, _paths, _trust
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
@@ -95,6 +96,46 @@ def test_dots_and_links_are_those_of_the_kernel(archive: Path, tmp_path: Path) -
     assert _trust.doubt(name, os.stat(name)) == ""
     os.lchown(tmp_path / "first", MALLORY, -1)
     assert f"{tmp_path}/first is a link of" in _trust.doubt(name)
+
+
+@pytest.mark.parametrize("which", ["file", "directory"])
+def test_an_acl_that_lets_another_user_write(which: str, archive: Path) -> None:
+    """The group's bits are the mask then; the group itself is root's."""
+    path = archive if which == "file" else archive.parent
+
+    def set_acl(user: int, permissions: int) -> None:
+        nobody = 2**32 - 1
+        entries = ((1, 7, nobody), (2, permissions, user), (4, 4, nobody), (0x10, 7, nobody), (0x20, 0, nobody))
+        acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+        os.setxattr(path, "system.posix_acl_access", acl)
+
+    set_acl(MALLORY, 6)
+    assert "can be written to by others, as its ACL says" in _trust.doubt(str(archive))
+    set_acl(MALLORY, 4)
+    assert _trust.doubt(str(archive)) == ""
+    set_acl(0, 6)
+    assert _trust.doubt(str(archive)) == ""
+
+
+def test_a_file_system_that_another_user_has_mounted(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says root's of all files, in a directory that everybody may mount something on."""
+    line = "62 31 0:55 / {place} rw,nosuid,nodev - fuse.sshfs mallory@far: rw,user_id={user},group_id=1000,allow_other"
+    status = archive.stat()
+    fuse = os.stat_result((*status[:2], os.makedev(0, 55), *status[3:10]))
+
+    def mounted(user: int) -> None:
+        mounts = _mounts.parse(line.format(place=archive.parent, user=user))
+        monkeypatch.setattr(_mounts, "now", lambda: mounts)
+
+    def doubt() -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda _path: fuse)
+            return _trust.doubt(str(archive))
+
+    mounted(MALLORY)
+    assert "is on a file system that the user 1234567 has mounted (mallory@far: (fuse.sshfs) at" in doubt()
+    mounted(0)
+    assert doubt() == ""
 
 
 def test_where_every_user_may_replace_files(archive: Path, tmp_path: Path) -> None:
