@@ -113,12 +113,15 @@ def _on_mount_of_others(status: os.stat_result, owners: frozenset[int], real: st
 
 
 def _is_private(gid: int, uid: int) -> bool:
-    """Whether the group is that of this one user, as many distributions give one to each."""
+    """Whether the group is that of this one user, as many distributions give one to each.
+
+    Elsewhere `users` is everybody's first group, and lists nobody: only a group of the user's name is their own.
+    """
     try:
-        members, user = grp.getgrgid(gid).gr_mem, pwd.getpwuid(uid)
+        group, user = grp.getgrgid(gid), pwd.getpwuid(uid)
     except KeyError:
         return False
-    return user.pw_gid == gid and not set(members) - {user.pw_name}
+    return (user.pw_gid, user.pw_name) == (gid, group.gr_name) and not set(group.gr_mem) - {user.pw_name}
 
 
 def _group_name(gid: int) -> str:

@@ -9,8 +9,10 @@ See docs/FORMAT.md, "Configuration XML", for the element, attribute by attribute
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Optional
@@ -325,6 +327,24 @@ def decode(data: bytes, member_name: str, mtime: int = 0) -> Optional[Configurat
     return replace(
         configuration, domain_xml=_xml.text(root), vm_name=name, vm_uuid=uuid, member_name=member_name, digest=digest
     )
+
+
+def of_file(path: str) -> tuple[Configuration, int]:
+    """The definition in a file of its own, and the file's size. Raises ArchiveError where there is none, else as `decode`."""
+    what = f"The configuration {path}"
+    try:
+        # Not blocking: a FIFO must not make us wait for its writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ArchiveError(what, "it is not a regular file")
+            data = file.read(_xml.MAX_XML_BYTES + 1)
+    except OSError as error:
+        raise ArchiveError(what, f"it cannot be read ({error.strerror})") from error
+    point = decode(data, os.path.basename(path), int(status.st_mtime))
+    if point is None:
+        raise ArchiveError(what, "it is not the definition of a VM", "A libvirt domain XML begins with <domain>.")
+    return point, status.st_size
 
 
 def _decode_own(own: etree._Element, what: str) -> Configuration:

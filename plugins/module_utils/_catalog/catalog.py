@@ -161,16 +161,8 @@ def _look_at_package(path: str) -> View:
 
 
 def _look_at_xml(path: str) -> View:
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(_xml.MAX_XML_BYTES + 1)
-            mtime = int(os.fstat(stream.fileno()).st_mtime)
-    except OSError as error:
-        raise ArchiveError(path, f"it cannot be read ({error.strerror})") from error
-    point = config.decode(data, os.path.basename(path), mtime)
-    if point is None:
-        raise ArchiveError(path, "it is not the definition of a VM", "A libvirt domain XML begins with <domain>.")
-    return View(path, len(data), compressed=False, native=False, points=(point,))
+    point, size_bytes = config.of_file(path)
+    return View(path, size_bytes, compressed=False, native=False, points=(point,))
 
 
 def describe(path: str, *, point: int | None = None, refresh: bool = False) -> dict[str, Any]:

@@ -157,15 +157,7 @@ def check_images(archive: ArchiveReader, point: Configuration, leave_out: Collec
 
 
 def _bare(path: str) -> Configuration:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_xml.MAX_XML_BYTES + 1)
-            mtime = int(os.fstat(file.fileno()).st_mtime)
-    except OSError as error:
-        raise ArchiveError(f"The configuration {path}", f"it cannot be read ({error.strerror})") from error
-    configuration = config.decode(data, os.path.basename(path), mtime)
-    if configuration is None:
-        raise ArchiveError(f"The configuration {path}", "it is no libvirt domain XML")
+    configuration, _size = config.of_file(path)
     # without its archive it is a definition like any other
     return replace(
         configuration,

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,14 @@ def test_dots_and_links_are_those_of_the_kernel(archive: Path, tmp_path: Path) -
     assert _trust.doubt(name, os.stat(name)) == ""
     os.lchown(tmp_path / "first", MALLORY, -1)
     assert f"{tmp_path}/first is a link of" in _trust.doubt(name)
+
+
+@pytest.mark.parametrize(("name", "ours"), [("mallory", True), ("users", False)])
+def test_the_group_of_one_user(name: str, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`users` may be the first group of everybody, who are not listed as members then."""
+    monkeypatch.setattr(_trust.pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="mallory", pw_gid=100))
+    monkeypatch.setattr(_trust.grp, "getgrgid", lambda gid: SimpleNamespace(gr_name=name, gr_mem=[]))
+    assert _trust._is_private(100, MALLORY) is ours
 
 
 @pytest.mark.parametrize("which", ["file", "directory"])

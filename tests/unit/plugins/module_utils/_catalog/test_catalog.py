@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, catalog, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._restore import run as restore_run
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
     TIME,
     UUID,
@@ -140,6 +141,15 @@ def test_bare_xml(tmp_path: Path) -> None:
     assert found["points"][0]["consistency"] is None
     assert found["config"]["disks"][0]["members"] == []
     assert found["warnings"] == []
+
+
+def test_a_definition_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "vm.xml")
+    (tmp_path / "dir.xml").mkdir()
+    for name in ("vm.xml", "dir.xml", "absent.xml"):
+        for use in (catalog.look, restore_run._bare):
+            with pytest.raises(ArchiveError, match=r"not a regular file|cannot be read \((?:No such|Is a dir)"):
+                use(f"{tmp_path}/{name}")
 
 
 def test_other_xml_and_packages_are_refused(tmp_path: Path) -> None:
