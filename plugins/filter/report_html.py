@@ -77,7 +77,7 @@ def report_html(
     try:
         report = model.report(hosts, now=now, max_age=max_age, objectives=objectives)
         return page.render(report, title=title, tz=ZoneInfo(timezone) if timezone else None)
-    except (KvmopsError, KeyError) as error:
+    except (KvmopsError, *model.ODD_FACTS) as error:
         raise AnsibleFilterError(f"report_html: {error}") from error
 
 

@@ -79,7 +79,7 @@ def report_metrics(
     try:
         report = model.report(hosts, now=now, max_age=max_age, objectives=objectives)
         return metrics.render(report, name=name, place=place)
-    except (KvmopsError, KeyError) as error:
+    except (KvmopsError, *model.ODD_FACTS) as error:
         raise AnsibleFilterError(f"report_metrics: {error}") from error
 
 
