@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
-from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -72,7 +72,7 @@ def of_domain(conn: Connection, domain: Domain) -> Template:
 
 def templates(conn: Connection) -> tuple[Template, ...]:
     """All VMs of this host that are marked as templates."""
-    return tuple(of_domain(conn, domain) for domain, root in _definitions(conn) if mark.is_marked(root))
+    return tuple(of_domain(conn, vm.domain) for vm in _vms(conn) if vm.definition.marked)
 
 
 def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Template]:
@@ -83,17 +83,15 @@ def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Templa
     wanted = {_filenames.real(path) for path in paths}
     found: dict[str, Template] = {}
     beneath: dict[str, Template] = {}
-    for domain, root in _definitions(conn) if wanted else ():
-        if domain.UUIDString() == but:
+    for vm in _vms(conn) if wanted else ():
+        if vm.domain.UUIDString() == but:
             continue
-        tops = _tops(conn, root)
+        tops = _tops(conn, vm.definition)
         # what a snapshot of a template has frozen is no disk of it any more
-        lower = (
-            {layer for top in tops for layer in layers.below(top)} if mark.is_marked(root) else set()
-        )
+        lower = {layer for top in tops for layer in layers.below(top)} if vm.definition.marked else set()
         disks = {_filenames.real(top) for top in tops}
         if wanted & {*disks, *lower}:
-            owner = of_domain(conn, domain)
+            owner = of_domain(conn, vm.domain)
             # several may name one file: the template counts
             found.update({path: owner for path in wanted & disks if owner.marked or path not in found})
             beneath.update(dict.fromkeys(wanted & lower, owner))
@@ -117,11 +115,11 @@ class Neighbour:
 def neighbours(conn: Connection) -> list[Neighbour]:
     """All VMs of this host."""
     found = []
-    for domain, root in _definitions(conn):
-        tops = {top for each in _all_definitions(domain, root) for top in _tops(conn, each)}
-        disks = frozenset(map(_filenames.real, tops))
-        below = (layer for top in tops for layer in layers.below(top))
-        found.append(Neighbour(domain.UUIDString(), domain.name(), mark.is_marked(root), disks, disks.union(below)))
+    for vm in _vms(conn):
+        tops = {top for each in _all_definitions(vm) for top in _tops(conn, each)}
+        chains = [layers.below(top) for top in tops]
+        disks, files = (frozenset(path for chain in chains for path in chain[:last]) for last in (1, None))
+        found.append(Neighbour(vm.domain.UUIDString(), vm.domain.name(), vm.definition.marked, disks, files))
     return found
 
 
@@ -162,12 +160,12 @@ def clones_of(conn: Connection, template: Template) -> list[str]:
     """Names of the VMs whose disks or snapshots stand on the template's disks."""
     bases = {disk.path for disk in template.disks}
     found = []
-    for domain, root in _definitions(conn):
-        if domain.UUIDString() == template.uuid:
+    for vm in _vms(conn):
+        if vm.domain.UUIDString() == template.uuid:
             continue
-        tops = {path for each in _all_definitions(domain, root) for path in _tops(conn, each)}
+        tops = {path for each in _all_definitions(vm) for path in _tops(conn, each)}
         if any(bases & {*layers.below(top)} for top in tops):
-            found.append(domain.name())
+            found.append(vm.domain.name())
     return sorted(found)
 
 
@@ -190,39 +188,65 @@ def numbers(template: Template) -> Mapping[str, int]:
     return {disk.path: number for number, disk in enumerate(template.disks, 1)}
 
 
-def _definitions(conn: Connection) -> list[tuple[Domain, etree._Element]]:
-    found = []
+@dataclass(frozen=True)
+class _Definition:
+    """What of a definition tells whose a file is: the disks in it, or in those of a snapshot."""
+
+    marked: bool
+    disks: tuple[domain_xml.Disk, ...]
+
+
+@dataclass(frozen=True)
+class _Vm:
+    """A VM of this host; `two`: it runs, and has a persistent definition too; `snapshots`: it has some."""
+
+    domain: Domain
+    definition: _Definition
+    two: bool
+    snapshots: bool
+
+
+def _vms(conn: Connection) -> list[_Vm]:
+    """All VMs of this host; of each, one question to libvirt: there may be hundreds, and every run asks."""
+    both = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE | libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT
+    found: list[tuple[Domain, _Definition]] = []
     try:
         for domain in conn.listAllDomains(0):
             with unless_gone():
-                found.append((domain, _xml.parse(domain.XMLDesc(0), "the definition of a VM")))
+                found.append((domain, _definition(domain.XMLDesc(0))))
+        two = {domain.UUIDString() for domain in conn.listAllDomains(both)}
+        some = {domain.UUIDString() for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)}
     except libvirt.libvirtError as error:
         raise translate(error, "The VMs of this host") from error
-    return found
+    return [_Vm(domain, definition, domain.UUIDString() in two, domain.UUIDString() in some) for domain, definition in found]
 
 
-def _all_definitions(domain: Domain, root: etree._Element) -> list[etree._Element]:
-    """`root`, the persistent definition where that is another one, and those of snapshots."""
-    found = [root]
+def _all_definitions(vm: _Vm) -> list[_Definition]:
+    """The VM's definition, the persistent one where that is another, and those of snapshots."""
+    found = [vm.definition]
     try:
         with unless_gone():
-            if domain.isActive() and domain.isPersistent():
-                text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-                found.append(_xml.parse(text, "the definition of a VM"))
-            for each in domain.listAllSnapshots(0):
+            if vm.two:
+                found.append(_definition(vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+            for each in vm.domain.listAllSnapshots(0) if vm.snapshots else ():
                 with unless_gone():
-                    found.append(_xml.parse(each.getXMLDesc(0), "a snapshot"))
+                    found.append(_definition(each.getXMLDesc(0)))
     except libvirt.libvirtError as error:
-        raise translate(error, f"The VM {domain.name()}") from error
+        raise translate(error, f"The VM {vm.domain.name()}") from error
     return found
 
 
-def _tops(conn: Connection, root: etree._Element) -> list[str]:
-    """Files of the disks in a definition, or in the definitions of a snapshot, as it spells them."""
+@functools.lru_cache(maxsize=4096)  # a run looks several times
+def _definition(text: str) -> _Definition:
+    root = _xml.parse(text, "the definition of a VM")
     roots = [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]
-    views = [domain_xml.view(each) for each in roots]
-    paths = [storage.disk_path(conn, disk) for view in views for disk in view.disks if disk.device == "disk"]
-    return [path for path in paths if path]
+    disks = [disk for each in roots for disk in domain_xml.view(each).disks if disk.device == "disk"]
+    return _Definition(mark.is_marked(root), tuple(disks))
+
+
+def _tops(conn: Connection, definition: _Definition) -> list[str]:
+    """Files of the disks in a definition, as it spells them."""
+    return [path for path in (storage.disk_path(conn, disk) for disk in definition.disks) if path]
 
 
 def _base_disk(conn: Connection, disk: domain_xml.Disk) -> BaseDisk:

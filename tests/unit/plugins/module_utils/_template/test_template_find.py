@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,53 @@ def test_the_reason_names_everybody(top: str) -> None:
     found = find.shared([top], "own", [other("b", own), other("c", base, own)])
     assert find.why_not_beside(found).startswith(f"the VM b has {own} too; the VM c has {base} too: a snapshot that stays")
     assert "While b, c can start with it" in find.way_out_of_sharing(found)
+
+
+class Vm:
+    """A VM as libvirt gives it; every question to libvirt is counted."""
+
+    def __init__(self, host: Host, number: int, directory: Path) -> None:
+        self._host, self._number, self._path = host, number, directory / f"{number}.raw"
+        self._path.touch()
+
+    def UUIDString(self) -> str:
+        return f"u{self._number}"
+
+    def name(self) -> str:
+        return f"vm{self._number}"
+
+    def XMLDesc(self, flags: int) -> str:
+        self._host.asked["XMLDesc"] += 1
+        other = ".persistent" if flags else ""
+        return (
+            f"<domain type='qemu'><name>{self.name()}</name><memory>1</memory><os><type>hvm</type></os><devices>"
+            f"<disk type='file' device='disk'><source file='{self._path}{other}'/><target dev='vda'/></disk>"
+            "</devices></domain>"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"one question to libvirt more for each VM: {name}")
+
+
+class Host:
+    """A host with so many VMs, the first of which runs."""
+
+    def __init__(self, count: int, directory: Path) -> None:
+        self.asked: Counter[str] = Counter()
+        self._vms = [Vm(self, number, directory) for number in range(count)]
+
+    def listAllDomains(self, flags: int) -> list[Vm]:
+        self.asked["listAllDomains"] += 1
+        snapshots = find.libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT
+        return [] if flags == snapshots else self._vms[: 1 if flags else None]
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_each_definition_is_asked_for_once(tmp_path: Path, count: int) -> None:
+    host = Host(count, tmp_path)
+    found = find.neighbours(host)
+    assert host.asked == {"XMLDesc": count + 1, "listAllDomains": 3}
+    assert [len(each.disks) for each in found] == [2] + [1] * (count - 1)
+    parsed = find._definition.cache_info().misses
+    find.neighbours(host)
+    assert find._definition.cache_info().misses == parsed
