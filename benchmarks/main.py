@@ -14,7 +14,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Callable
 
-from ansible_collections.kvmops.backup.benchmarks import file_jobs, increment_jobs, ova_jobs, report, vm_jobs
+from ansible_collections.kvmops.backup.benchmarks import (
+    file_jobs,
+    increment_jobs,
+    night_jobs,
+    ova_jobs,
+    report,
+    vm_jobs,
+)
 from ansible_collections.kvmops.backup.benchmarks.limits import limits
 from ansible_collections.kvmops.backup.benchmarks.measure import BenchmarkError, Jobs, Result, measure
 from ansible_collections.kvmops.backup.plugins.module_utils._units import size_bytes
@@ -23,6 +30,7 @@ from ansible_collections.kvmops.backup.tests.lab._run import LabError
 
 _WORK = Path("/var/lib/libvirt/images/benchmark")
 _GROUPS = ("ext4", "xfs", "btrfs", "compressed", "flat", "raw", "increment", "ova", "vm", "vm-increment", "merge")
+_NIGHTS = ("start", "many")  # tables of their own
 
 
 def _arguments() -> argparse.Namespace:
@@ -32,7 +40,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=3, help="runs of each command, by turns; twice as many if they vary"
     )
-    parser.add_argument("--only", action="append", choices=_GROUPS, help="these groups of jobs (may be repeated)")
+    parser.add_argument("--only", action="append", choices=(*_GROUPS, *_NIGHTS), help="these groups of jobs (may be repeated)")
+    parser.add_argument("--vms", default="25,100,400", help="how many VMs a night has, for many (default 25,100,400)")
     parser.add_argument("--cold", action="store_true", help="sources not in the page cache")
     return parser.parse_args()
 
@@ -64,14 +73,23 @@ def main() -> None:
     failures: list[str] = []
     try:
         facts = [*report.machine(), *limits(_WORK)]
-        for name, jobs in _groups(arguments):
+        for name, jobs in _groups(arguments) if set(arguments.only or _GROUPS) & set(_GROUPS) else ():
             if name in (arguments.only or _GROUPS):
                 failures += _measure(jobs(), arguments, results)
+        tables = list(_nights(arguments))
     finally:
         shutil.rmtree(_WORK)
-    _print(arguments, facts, results)
+    _print(arguments, facts, results, tables)
     if failures:
         sys.exit("\n".join(["FAILED:", *failures]))
+
+
+def _nights(arguments: argparse.Namespace) -> Iterator[list[str]]:
+    wanted = arguments.only or _NIGHTS
+    if "start" in wanted:
+        yield list(night_jobs.start(_WORK / "start"))
+    if "many" in wanted:
+        yield list(night_jobs.many(_WORK / "many", [int(count) for count in arguments.vms.split(",")]))
 
 
 def _measure(jobs: Jobs, arguments: argparse.Namespace, results: list[Result]) -> list[str]:
@@ -85,7 +103,7 @@ def _measure(jobs: Jobs, arguments: argparse.Namespace, results: list[Result]) -
     return []
 
 
-def _print(arguments: argparse.Namespace, facts: list[str], results: list[Result]) -> None:
+def _print(arguments: argparse.Namespace, facts: list[str], results: list[Result], tables: list[list[str]]) -> None:
     print(
         f"`{' '.join(['benchmarks/run', *sys.argv[1:]])}` on {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC\n"
     )
@@ -93,8 +111,10 @@ def _print(arguments: argparse.Namespace, facts: list[str], results: list[Result
         print(f"- {fact}")
     cache = "not in the page cache" if arguments.cold else "in the page cache"
     print(f"- {arguments.size} of data, a third of it incompressible; sources {cache}; medians\n")
-    for part in (report.summary(results), report.details(results), report.notes(results)):
+    for part in (report.summary(results), report.details(results), report.notes(results)) if results else ():
         print(*part, "", sep="\n")
+    for table in tables:
+        print(*table, "", sep="\n")
 
 
 if __name__ == "__main__":
