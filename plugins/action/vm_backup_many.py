@@ -18,6 +18,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._units import human_
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
 
 _MODULE = "kvmops.backup.vm_backup"
+_TYPE = "__ansible_type"
+_BETWEEN_STARTS_S = 0.5
 _ARGUMENT_SPEC = {
     "vms": {"type": "list", "elements": "dict", "required": True},
     "defaults": {"type": "dict", "default": {}},
@@ -32,6 +34,7 @@ class _Running:
     index: int
     job: base.Job
     reporter: base.Reporter
+    begun_at: float
 
 
 class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-ignore]
@@ -64,12 +67,13 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
         running: list[_Running] = []
         results: dict[int, dict[str, Any]] = {}
         seen_at, pause, playbook = time.monotonic(), base.FIRST_POLL_S, base.Playbook()
+        polled_at = seen_at
         try:
             while waiting or running:
                 playbook.check()
                 try:
                     if waiting and (not at_once or len(running) < at_once):
-                        # One at a time: between two starts the others are looked at, which is their sign of life.
+                        # One at a time: between two starts the others are looked at, which is their sign of life to them.
                         index, arguments = waiting[0]
                         started = self._begin(index, arguments, task_vars)
                         waiting.popleft()
@@ -77,14 +81,18 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
                             running.append(started)
                         else:
                             results[index] = started
+                        if time.monotonic() - polled_at < _BETWEEN_STARTS_S:
+                            continue
                     else:
                         time.sleep(pause)
-                        pause = min(base.SLOWEST_POLL_S, pause * 1.3)
+                        youngest = max((each.begun_at for each in running), default=0.0)
+                        pause = base.next_pause(pause, time.monotonic() - youngest)
+                    polled_at = time.monotonic()
                     polls = self._poll_all([each.job for each in running])
                     seen_at = time.monotonic()
                     for each, poll in zip(list(running), polls):
                         if poll.result is not None:
-                            results[each.index] = self._readable(each.job, poll.result, task_vars)
+                            results[each.index] = _plain(poll.result)
                             running.remove(each)
                             self._remove(each.job)
                             self._say(f"{tasks[each.index]['vm']}: {outcome(results[each.index])}")
@@ -108,7 +116,8 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
         if not isinstance(job, base.Job):
             self._say(f"{arguments['vm']}: {outcome(job)}")
             return job
-        return _Running(index, job, base.Reporter(f"[{self._host}] vm_backup", time.monotonic()))
+        now = time.monotonic()
+        return _Running(index, job, base.Reporter(f"[{self._host}] vm_backup", now), now)
 
     def _poll_all(self, jobs: Sequence[base.Job]) -> list[base.Poll]:
         if not jobs:
@@ -137,6 +146,21 @@ def outcome(result: Mapping[str, Any]) -> str:
     if not result.get("changed"):
         return f"nothing to do, {result.get('reason', '')}"
     return f"{result.get('mode')}, {human_bytes(int(result.get('bytes_written') or 0))} written, {result.get('duration')} s"
+
+
+def _plain(value: Any) -> Any:
+    """A result as the module has printed it, with the words of what newer releases of Ansible have types of their own for.
+
+    Only Ansible's own module on the host reads these types, at half a second for each VM; here they end as text anyway.
+    """
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    event = value.get("event")
+    if _TYPE in value and isinstance(event, dict):
+        return str(event.get("msg", ""))
+    return {key: _plain(each) for key, each in value.items() if key != _TYPE}
 
 
 def _text(warning: Any) -> str:

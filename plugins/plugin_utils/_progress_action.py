@@ -30,7 +30,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import CON
 from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
-FIRST_POLL_S, SLOWEST_POLL_S = 0.1, 2.0
+# A poll costs the controller processor time: at most every two seconds, of a job of ten minutes and more every ten.
+FIRST_POLL_S, SLOWEST_POLL_S, LONGEST_POLL_S = 0.1, 2.0, 10.0
+_LONG_JOB_PART = 60
 # Every five seconds at first, ever more slowly up to once a minute: hours of backup do not fill a job log.
 LINE_EVERY_S, LINE_EVERY_LONGEST_S, LINES_WORTH = 5.0, 60.0, 20
 LINE_EVERY_PERCENT = 10.0
@@ -72,6 +74,11 @@ def poll_command(job: Job, quote: Any) -> str:
         f"touch {control}/heartbeat 2>/dev/null; echo; echo {job.separator}; cat {control}/status.json 2>/dev/null; "
         f"echo; echo {job.separator}; cat {quote(job.results_file)} 2>/dev/null; echo; echo {job.separator}"
     )
+
+
+def next_pause(pause_s: float, running_s: float) -> float:
+    """How long to wait before the next look, after this pause, at a job that has been running so long."""
+    return min(LONGEST_POLL_S, max(SLOWEST_POLL_S, running_s / _LONG_JOB_PART), pause_s * 1.3)
 
 
 def parse_poll(output: str, separator: str) -> Poll:
@@ -278,11 +285,12 @@ class ProgressActionModule(ActionBase):
     def _follow(self, job: Job, host: str) -> dict[str, Any]:
         """The module's result; prints its progress until there is one. Raises when the host stays unreachable."""
         reporter = Reporter(f"[{host}] {self._task.action.rpartition('.')[2]}", time.monotonic())
-        pause, seen_at, playbook = FIRST_POLL_S, time.monotonic(), Playbook()
+        begun_at, pause, playbook = time.monotonic(), FIRST_POLL_S, Playbook()
+        seen_at = begun_at
         while True:
             playbook.check()
             time.sleep(pause)
-            pause = min(SLOWEST_POLL_S, pause * 1.3)
+            pause = next_pause(pause, time.monotonic() - begun_at)
             try:
                 poll = self._poll(job)
             except AnsibleConnectionFailure:

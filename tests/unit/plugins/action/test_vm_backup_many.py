@@ -50,6 +50,15 @@ def test_warnings_are_text() -> None:
     assert only["warnings"] == ["plain", "slow"]
 
 
+def test_warnings_of_a_module_are_read_here() -> None:
+    """As ansible-core 2.19 and later print them; older ones print text."""
+    event = {"__ansible_type": "Event", "msg": "the guest was slow"}
+    printed = {**GOOD, "warnings": ["plain", {"__ansible_type": "WarningSummary", "event": event}], "archive": {"points": [1]}}
+    found = vm_backup_many._plain(printed)
+    assert found == {**GOOD, "warnings": ["plain", "the guest was slow"], "archive": {"points": [1]}}
+    assert summary([{"vm": "a"}], [found])["backups"][0]["warnings"] == ["plain", "the guest was slow"]
+
+
 @pytest.mark.parametrize(
     ("result", "text"),
     [
@@ -79,15 +88,11 @@ class _Host(ActionModule):
         self._answer()
         self.begun.append(arguments["vm"])
         reporter = base.Reporter("title", 0.0)
-        return vm_backup_many._Running(index, base.Job(arguments["vm"], "", "", ""), reporter)
+        return vm_backup_many._Running(index, base.Job(arguments["vm"], "", "", ""), reporter, 0.0)
 
     def _poll_all(self, jobs: Any) -> list[base.Poll]:
         self._answer()
         return [base.Poll(None, {**GOOD, "of": job.id}) for job in jobs]
-
-    def _readable(self, job: base.Job, result: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        self._answer()
-        return result
 
     def _remove(self, job: base.Job) -> None:
         pass
@@ -97,8 +102,9 @@ class _Host(ActionModule):
 
 
 def test_a_host_that_does_not_answer_for_a_moment_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is a start, a look or the fetching of a result."""
+    """Whether it is a start or a look."""
     monkeypatch.setattr(base, "FIRST_POLL_S", 0.001)
+    monkeypatch.setattr(vm_backup_many, "_BETWEEN_STARTS_S", 0)
     tasks = [{"vm": name} for name in "abc"]
     for moment in range(2, 12):
         host = _Host({moment})

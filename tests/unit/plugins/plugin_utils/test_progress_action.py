@@ -161,3 +161,13 @@ def test_a_worker_whose_playbook_was_killed_ends_too(tmp_path: Path) -> None:
     parent.stdin.close()  # the worker goes on only now
     parent.stdout.read()  # until it has ended
     assert proof.exists()
+
+
+def test_a_long_job_is_looked_at_less_often() -> None:
+    pause, looks, running_s = action.FIRST_POLL_S, 0, 0.0
+    while running_s < 3600:
+        running_s, looks = running_s + pause, looks + 1
+        pause = action.next_pause(pause, running_s)
+        assert pause <= max(action.SLOWEST_POLL_S, running_s / 50) and pause <= action.LONGEST_POLL_S
+    assert looks < 550
+    assert action.next_pause(action.FIRST_POLL_S, 0) < 0.2
