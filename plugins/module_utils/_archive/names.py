@@ -11,6 +11,7 @@ import time
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError
 
 PLAIN_SUFFIX, COMPRESSED_SUFFIX = ".tar", ".tar.zst"
+_PACKAGE_SUFFIXES = (".ova", ".ovf")
 MAX_STEM, MAX_MEMBER_NAME = 64, 255
 FLAT = "Write it again from within the directory of the files (tar -C DIRECTORY -cf ARCHIVE .)."
 _POINT = re.compile(r"([0-9]{1,11})(?:[^0-9].*)?\.xml")
@@ -27,6 +28,11 @@ def archive_name(vm_name: str, timestamp: int, uuid: str, compressed: bool) -> s
     """File name of an archive whose full point was made at the unix time `timestamp`."""
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(timestamp))
     return f"{stem(vm_name)}_{when}_{uuid[:8]}{COMPRESSED_SUFFIX if compressed else PLAIN_SUFFIX}"
+
+
+def is_package(path: str) -> bool:
+    """Whether a file is another product's package, told by its name."""
+    return path.lower().endswith(_PACKAGE_SUFFIXES)
 
 
 def partial_name(name: str, token: str) -> str:

@@ -99,7 +99,7 @@ class ArchiveReader:
             if not stat.S_ISREG(status.st_mode):
                 raise ArchiveError(what, "it is not a regular file")
             self.size_bytes = status.st_size
-            self._stamp = (status.st_size, status.st_mtime_ns)
+            self.status = status  # when it was opened
             self.bytes, self.compressed = open_bytes(self._file, path)
             self._heads: dict[str, bytes] = {}
             self.heads_bytes = 0
@@ -141,7 +141,7 @@ class ArchiveReader:
     def changed(self) -> bool:
         """Whether somebody has written to the file since it was opened."""
         status = os.fstat(self._file.fileno())
-        return (status.st_size, status.st_mtime_ns) != self._stamp
+        return (status.st_size, status.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns)
 
     @functools.cached_property
     def remains(self) -> Remains:

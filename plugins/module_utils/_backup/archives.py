@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
 
 class VmArchives:
-    """The archives of ours that belong to the VM of this UUID; one of another VM is read once, however often a run looks.
+    """The archives of ours that belong to the VM of this UUID, as they are; those of other VMs are not opened again and again.
 
     `distrusted`: those that say they are of the VM and are not ours to trust, with the reason.
     """
@@ -23,10 +25,12 @@ class VmArchives:
         self.distrusted: dict[str, str] = {}
         self._of_others: set[tuple[str, tuple[int, ...]]] = set()
 
-    def views(self, directory: str) -> list[catalog.View]:
+    def views(self, directory: str) -> list[View]:
         """Those in this directory now; what cannot be read is nobody's."""
         found = []
         for path in catalog.find([directory]):
+            if catalog.surely_of_others(path, self._uuid):
+                continue
             with suppress(KvmopsError, FileNotFoundError):
                 seen = (path, _files.evidence(path))
                 if seen in self._of_others:
@@ -39,3 +43,11 @@ class VmArchives:
                 if view.distrust and view.newest.vm_uuid == self._uuid:
                     self.distrusted[path] = view.distrust
         return select.without_twins(found)
+
+
+def full_owed(views: Sequence[View], weekday: str, now: int) -> str:
+    """Why the weekly policy wants a full of the VM whose archives these are, "" if it does not; `weekday` "": no such policy."""
+    if not weekday:
+        return ""
+    fulls = (point.timestamp for view in views for point in view.good_points if point.mode == "full")
+    return _policy.full_owed(fulls, now, weekday)

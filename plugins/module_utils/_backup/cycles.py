@@ -104,7 +104,7 @@ def served_archives(
             try:
                 reason = chain_facts.stands(conn, domain, facts, there, context.progress, read_limit_bytes=0).reason
                 stands = not reason
-                needs = frozenset(state.name for state in catalog.look(there).newest.snapshots)
+                needs = frozenset(catalog.look(there).newest.snapshots)
             except ArchiveError:
                 stands = False
         elif _is_gone(path):

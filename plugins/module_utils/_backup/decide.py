@@ -9,14 +9,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import full_owed
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
@@ -40,7 +41,7 @@ def decide(
     domain: Domain,
     facts: VmFacts,
     directory: str,
-    views: Sequence[catalog.View],
+    views: Sequence[View],
     request: BackupRequest,
     now: int,
     context: Context,
@@ -95,31 +96,22 @@ def decide(
     return ModeDecision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
 
 
-def full_owed(views: Sequence[catalog.View], weekday: str, now: int) -> str:
-    """Why the weekly policy wants a full of the VM whose archives these are, "" if it does not; `weekday` "": no such policy."""
-    if not weekday:
-        return ""
-    fulls = (point.timestamp for view in views for point in view.good_points if point.mode == "full")
-    return _policy.full_owed(fulls, now, weekday)
-
-
-def newest_of(views: Sequence[catalog.View], snapshots: set[str], now: int) -> str:
+def newest_of(views: Sequence[View], snapshots: set[str], now: int) -> str:
     """The newest archive of those made incrementable, "" if there is none; `snapshots`: names of those on the VM. Pure.
 
     An archive from the future (the clock was wrong once) counts only while the VM has its snapshot: it would keep every
     later archive from being continued.
     """
 
-    def counts(view: catalog.View) -> bool:
-        own = next((state.name for state in view.newest.snapshots if state.current), "")
-        return view.newest.timestamp <= now + _DAY_S or own in snapshots
+    def counts(view: View) -> bool:
+        return view.newest.timestamp <= now + _DAY_S or view.newest.snapshot in snapshots
 
     made = [view for view in views if view.newest.incrementable]
     usable = [view for view in made if counts(view)] or made
     return max(usable, key=lambda view: view.newest.timestamp).path if usable else ""
 
 
-def not_before(views: Sequence[catalog.View], now: int) -> int:
+def not_before(views: Sequence[View], now: int) -> int:
     """The unix time for a new point: after every point of the VM in this place, unless those are from a far future. Pure."""
     known = [point.timestamp for view in views for point in view.points if point.timestamp <= now + 2 * _DAY_S]
     return max([now, *(timestamp + 1 for timestamp in known)])

@@ -12,7 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.decide import newest_of
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,

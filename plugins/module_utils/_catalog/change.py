@@ -18,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import conv
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     DamagedError,
@@ -52,7 +53,7 @@ class ArchiveState:
     compressed: bool | None
     protected: bool
     notes: str
-    view: catalog.View | None
+    view: View | None
     doubt: str = ""
 
     def result(self) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _existing(archive: str, compressed: bool | None) -> str | None:
 
 
 def _state(path: str) -> ArchiveState:
-    view: catalog.View | None = None
+    view: View | None = None
     doubt = ""
     try:
         view = catalog.look(path)
@@ -284,9 +285,10 @@ def _refuse_to_delete(before: ArchiveState) -> None:
     if view is None:
         return  # one of ours without a good point
     directory = os.path.dirname(before.path)
+    holds_template = any(point.provides for point in view.points)
     others = []
     for path in catalog.find([directory]):
-        if path == before.path:
+        if path == before.path or (not holds_template and catalog.surely_of_others(path, view.newest.vm_uuid)):
             continue
         with contextlib.suppress(ArchiveError):
             others.append(catalog.look(path))
@@ -305,7 +307,7 @@ def _refuse_to_delete(before: ArchiveState) -> None:
         )
 
 
-def _is_last(view: catalog.View, others: Sequence[catalog.View]) -> bool:
+def _is_last(view: View, others: Sequence[View]) -> bool:
     """Whether the VM has no other good archive among these, and for a foreign one no other foreign one either. Pure."""
     if view.damaged:
         return False  # it is not a good one
@@ -314,7 +316,7 @@ def _is_last(view: catalog.View, others: Sequence[catalog.View]) -> bool:
     return len(select.without_twins(own)) < 2
 
 
-def needing(template: catalog.View, others: Sequence[catalog.View]) -> list[str]:
+def needing(template: View, others: Sequence[View]) -> list[str]:
     """Archives of thin clones that can be restored on no other good archive's template than this one. Pure."""
     found = []
     for view in others:
@@ -326,7 +328,7 @@ def needing(template: catalog.View, others: Sequence[catalog.View]) -> list[str]
     return found
 
 
-def _provides(view: catalog.View, required: TemplateRequirement) -> bool:
+def _provides(view: View, required: TemplateRequirement) -> bool:
     return any(point.template and required.fits(point.provides) for point in view.points)
 
 

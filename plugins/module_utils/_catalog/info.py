@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 #: Whether an archive can be continued (None: not known here), and why not.
-Judge = Callable[[catalog.View], tuple[Optional[bool], str]]
+Judge = Callable[[View], tuple[Optional[bool], str]]
 
 
 #: What there is to say about the template that a point of a thin clone needs.
-AboutTemplate = Callable[[Configuration], Sequence[str]]
+AboutTemplate = Callable[[Point], Sequence[str]]
 
 
 def info(
@@ -35,12 +35,12 @@ def info(
     archive that cannot be read is listed with the reason.
     """
     selection = request.selection
-    views: list[catalog.View] = []
+    views: list[View] = []
     unreadable: list[dict[str, Any]] = []
     for path in select.paths(selection, context):
         context.progress.phase("read", path)
         try:
-            views.append(catalog.look(path, refresh=request.refresh))
+            views.append(catalog.look(path, refresh=True) if request.refresh else catalog.glance(path))
         except ArchiveError as error:
             if selection.archive:
                 raise
@@ -63,7 +63,7 @@ def info(
 
 
 def _entry(
-    view: catalog.View, point: int | None, judge: Judge | None, about_template: AboutTemplate | None
+    view: View, point: int | None, judge: Judge | None, about_template: AboutTemplate | None
 ) -> dict[str, Any]:
     entry = catalog.entry(view, point)
     if about_template:

@@ -17,6 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import arch
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RetentionRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -29,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 #: Of the archives of one VM, the path of the one that a backup with mode auto would go on with; "" for none.
-Continued = Callable[[Sequence[catalog.View]], str]
+Continued = Callable[[Sequence[View]], str]
 Verdicts = list[_retention.Verdict]
 Decide = Callable[[Sequence[_retention.Archive]], Optional[Verdicts]]
 _OTHERS_TIMEOUT_S = 600.0
@@ -52,30 +53,47 @@ class Removed:
 class RetentionPlace:
     """A directory as it was looked at. `views`: its native archives by path. `twins`: the other names that an archive has while
     it is converted. `evidence`: how each file was then; what has changed since is not removed. `continued`: see Continued;
-    `goes_on`: its answers so far, by VM.
+    `goes_on`: its answers so far, by VM. `read`: archives that the index told of and that were read since, as they are.
     """
 
     directory: str
     archives: tuple[_retention.Archive, ...]
-    views: dict[str, catalog.View] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
     twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: dict[str, tuple[int, ...]] = field(default_factory=dict)
     continued: Continued = lambda _views: ""
     goes_on: dict[str, str] = field(default_factory=dict)
+    read: dict[str, _retention.Archive] = field(default_factory=dict)
 
     def decide(self, archives: Sequence[_retention.Archive], verdicts_of: Decide) -> Verdicts | None:
-        """What is decided about archives of this place once it is known which of them mode auto would go on with.
+        """What is decided about archives of this place once they were read, and it is known which mode auto would go on with.
 
-        To know that, a VM is looked at with all its files; so only VMs are of which an archive would go otherwise.
+        For both, all archives of a VM are read, and the VM is looked at with all its files; so only those VMs are of which an
+        archive would go otherwise. Where an archive of a template would go, everything is read that may need it.
         """
         asked: set[str] = set()
         while True:
-            verdicts = verdicts_of([replace(each, continued=self._is_continued(each, asked)) for each in archives])
-            going = {each.path for each in verdicts or () if not each.keep}
-            more = {each.vm_uuid for each in archives if each.path in going} - asked
+            known = [self._as_it_is(each, asked) for each in archives]
+            verdicts = verdicts_of([replace(each, continued=self._is_continued(each, asked)) for each in known])
+            kept = {each.path for each in verdicts or () if each.keep}
+            going = [each for each in known if verdicts is not None and each.path not in kept]
+            all_vms = {each.vm_uuid for each in known if any(one.provides for one in going)}
+            more = {*(each.vm_uuid for each in going), *all_vms} - asked
             if not more:
                 return verdicts
             asked |= more
+
+    def _as_it_is(self, archive: _retention.Archive, asked: Collection[str]) -> _retention.Archive:
+        view = self.views.get(archive.path)
+        if view and view.glanced and archive.vm_uuid in asked:
+            del self.views[archive.path]
+            read, self.read[archive.path] = _read(archive.path, self.twins.get(archive.path, ()))
+            if read:
+                self.views[archive.path] = read
+        known = self.read.get(archive.path)
+        if known is None:
+            return archive
+        return replace(known, in_use=archive.in_use or known.in_use, continued=archive.continued)
 
     def _is_continued(self, archive: _retention.Archive, asked: Collection[str]) -> bool:
         uuid = archive.vm_uuid
@@ -140,26 +158,16 @@ def settle(directory: str, check_mode: bool, context: Context) -> None:
         context.put_right(f"removed {path}")
 
 
-def look(directory: str, uri: str, context: Context, continued: Continued) -> RetentionPlace:
-    """Everything in a place that is named like an archive. Raises ArchiveError if it cannot be listed."""
-    views: list[catalog.View] = []
-    unknown: list[_retention.Archive] = []
+def look(directory: str, uri: str, context: Context, continued: Continued, of_vm: str = "") -> RetentionPlace:
+    """What is named like an archive in a place; with `of_vm` only what matters to the archives of this VM, and that was read.
+
+    Raises ArchiveError if the place cannot be listed.
+    """
+    paths = catalog.find([directory])
     evidence: dict[str, tuple[int, ...]] = {}
-    for path in catalog.find([directory]):
-        context.progress.phase("read", path)
-        with contextlib.suppress(FileNotFoundError):
-            evidence[path] = _files.evidence(path)
-            try:
-                view = catalog.look(path)
-            except ArchiveError as error:
-                unknown.append(_retention.Archive(path, "", 0, not_ours=f"it cannot be read: {error}"))
-                continue
-            why = _not_ours(view)
-            if why:
-                # that it needs a template of ours is believed: nothing is lost by that
-                unknown.append(_retention.Archive(path, "", 0, not_ours=why, needs=_needs(view)))
-            else:
-                views.append(view)
+    views, unknown = _views(paths, evidence, context, of_vm)
+    if of_vm and any(_provides(view) for view in views):
+        views, unknown = _views(paths, evidence, context, "", catalog.look)  # others may need what they hold
     single = select.without_twins(views)
     names = {view.path for view in single}
     twins = {
@@ -178,6 +186,55 @@ def look(directory: str, uri: str, context: Context, continued: Continued) -> Re
             archives = [replace(each, in_use=why) if each.provides else each for each in archives]
     archives.sort(key=lambda each: each.path)
     return RetentionPlace(directory, tuple(archives), {view.path: view for view in single}, twins, evidence, continued)
+
+
+def _views(
+    paths: Sequence[str],
+    evidence: dict[str, tuple[int, ...]],
+    context: Context,
+    of_vm: str,
+    read: Callable[[str], View] | None = None,
+) -> tuple[list[View], list[_retention.Archive]]:
+    """Archives of ours, and what else is there. `of_vm`: those that are surely of other VMs are left out."""
+    views: list[View] = []
+    unknown: list[_retention.Archive] = []
+    read = read or (catalog.look if of_vm else catalog.glance)
+    for path in paths:
+        if of_vm and catalog.surely_of_others(path, of_vm):
+            continue
+        context.progress.phase("read", path)
+        with contextlib.suppress(FileNotFoundError):
+            evidence[path] = _files.evidence(path)
+            try:
+                view = read(path)
+            except ArchiveError as error:
+                unknown.append(_unreadable(path, error))
+                continue
+            why = _not_ours(view)
+            if why:
+                unknown.append(_spared(view, why))
+            else:
+                views.append(view)
+    return views, unknown
+
+
+def _read(path: str, twins: Sequence[str]) -> tuple[View | None, _retention.Archive]:
+    """An archive as it is, whatever the index says; None where it is none of ours."""
+    try:
+        view = catalog.look(path)
+    except ArchiveError as error:
+        return None, _unreadable(path, error)
+    why = _not_ours(view)
+    return (None, _spared(view, why)) if why else (view, _facts(view, twins))
+
+
+def _unreadable(path: str, error: ArchiveError) -> _retention.Archive:
+    return _retention.Archive(path, "", 0, not_ours=f"it cannot be read: {error}")
+
+
+def _spared(view: View, why: str) -> _retention.Archive:
+    # that it needs a template of ours is believed: nothing is lost by that
+    return _retention.Archive(view.path, "", 0, not_ours=why, needs=_needs(view))
 
 
 def judge(
@@ -337,13 +394,13 @@ def _vms_of(place: RetentionPlace, paths: Collection[str]) -> set[str]:
     return {each.vm_uuid for each in place.archives if each.path in paths}
 
 
-def _not_ours(view: catalog.View) -> str:
+def _not_ours(view: View) -> str:
     if view.not_ours:
         return f"not ours: {view.distrust}" if view.distrust else view.not_ours
     return "" if view.newest.vm_uuid else "it does not say whose it is"
 
 
-def _facts(view: catalog.View, twins: Sequence[str]) -> _retention.Archive:
+def _facts(view: View, twins: Sequence[str]) -> _retention.Archive:
     names = (view.path, *twins)
     return _retention.Archive(
         path=view.path,
@@ -354,11 +411,15 @@ def _facts(view: catalog.View, twins: Sequence[str]) -> _retention.Archive:
         protected=any(map(sidecars.is_protected, names)),
         in_use=next(filter(None, map(archive_locks.users, names)), ""),
         needs=_needs(view),
-        provides=frozenset(_version(point.provides) for point in view.points if point.provides),
+        provides=_provides(view),
     )
 
 
-def _needs(view: catalog.View) -> frozenset[str]:
+def _provides(view: View) -> frozenset[str]:
+    return frozenset(_version(point.provides) for point in view.points if point.provides)
+
+
+def _needs(view: View) -> frozenset[str]:
     return frozenset(_version(point.requires.disks) for point in view.points if point.requires)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
@@ -89,7 +90,7 @@ def vm_on_host(selection: Selection, context: Context) -> str:
         return ""
 
 
-def of_vm(views: Sequence[catalog.View], vm: str, host_uuid: str) -> list[catalog.View]:
+def of_vm(views: Sequence[View], vm: str, host_uuid: str) -> list[View]:
     """Those archives that belong to the VM of this name or UUID. Pure.
 
     `host_uuid`: the UUID that decides; "": that of every archive with a point of this name. An archive without UUID
@@ -99,7 +100,7 @@ def of_vm(views: Sequence[catalog.View], vm: str, host_uuid: str) -> list[catalo
     return [v for v in views if v.newest.vm_uuid in uuids - {""} or (not v.newest.vm_uuid and v.newest.vm_name == vm)]
 
 
-def without_twins(views: Iterable[catalog.View]) -> list[catalog.View]:
+def without_twins(views: Iterable[View]) -> list[View]:
     """The views, an archive and its compressed form counted once: for a moment of the conversion both are there."""
     seen = set()
     kept = []

@@ -9,15 +9,28 @@ archive is verified again: reading bytes wrongly leaves no trace in the file's t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
 
 _VERSION = 1
+
+
+class Point(Protocol):
+    """What is looked at of a point."""
+
+    @property
+    def timestamp(self) -> int:
+        """Its unix time."""
+
+    @property
+    def digest(self) -> str:
+        """Of its configuration; "" in a foreign archive."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Verified:
 
 
 def record(
-    path: str, points: Iterable[Configuration], *, at: int, ok: bool, coverage: str, lost: Iterable[int]
+    path: str, points: Iterable[Point], *, at: int, ok: bool, coverage: str, lost: Iterable[int]
 ) -> None:
     """Keeps a finding. A cache that cannot be written is no reason to fail."""
     known = list(points)
@@ -53,12 +66,12 @@ def record(
             "points": [point.timestamp for point in known],
             "lost": sorted(set(lost)),
         }
-        cache.replace_file(target, kept)
+        cache.replace_file(target, json.dumps(kept).encode())
     except OSError:
         return
 
 
-def last(path: str, points: Iterable[Configuration]) -> Verified | None:
+def last(path: str, points: Iterable[Point]) -> Verified | None:
     """The last finding about the archive at `path`, which has these points; None where there is none."""
     try:
         stat = _files.evidence(path)
@@ -78,12 +91,10 @@ def last(path: str, points: Iterable[Configuration]) -> Verified | None:
         return None
 
 
-def _first(points: list[Configuration]) -> list[int | str]:
+def _first(points: list[Point]) -> list[int | str]:
     """Tells an archive from a later one that has got its inode."""
     return [points[0].timestamp, points[0].digest] if points else []
 
 
 def _file(stat: tuple[int, ...]) -> str:
-    directory = os.path.join(_paths.cache_dir(), "verified")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    return os.path.join(directory, f"{stat[0]}-{stat[1]}.json")
+    return os.path.join(cache.directory("verified"), f"{stat[0]}-{stat[1]}.json")

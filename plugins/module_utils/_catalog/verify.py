@@ -17,10 +17,11 @@ from typing import Any
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import verify as archive_verify
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Damage, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Damage, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -99,7 +100,7 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
     views = []
     for path in paths:
         try:
-            views.append(catalog.look(path))
+            views.append(catalog.glance(path))
         except ArchiveError as error:
             context.warn(f"{path} is not checked, as nobody knows whose it is: {error}")
     for view in select.of_vm(views, selection.vm, select.vm_on_host(selection, context)):
@@ -130,7 +131,7 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
         except TargetError as error:
             why = f"its images were not all checked: {error.what}: {error.why}"
             found.not_checked.append(TargetError(f"Archive {path}", why, error.hint))
-    points: tuple[Configuration, ...] = ()
+    points: tuple[Point, ...] = ()
     with contextlib.suppress(ArchiveError):
         view = catalog.look(path)
         points = view.points
@@ -192,7 +193,7 @@ def _not_there(selected: Sequence[str], request: VerifyRequest) -> list[KvmopsEr
 
 
 def _changed(
-    path: str, points: Sequence[Configuration], request: VerifyRequest, context: Context
+    path: str, points: Sequence[Point], request: VerifyRequest, context: Context
 ) -> ArchiveError | None:
     """Why a whole archive is not the one that was expected. Not remembered: a wrong expectation is no damage."""
     expected = _expected(path, request)

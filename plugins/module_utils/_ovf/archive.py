@@ -21,13 +21,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Archi
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import ImageSink
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor, hardware, hashing, images, opened
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import SUFFIXES, Package
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-
-
-def is_package(path: str) -> bool:
-    """Whether a source is a package, told by its name."""
-    return path.lower().endswith(SUFFIXES)
 
 
 def choice(name: str = "", system: str = "", configuration: str = "") -> opened.Choice:

@@ -26,12 +26,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names, reader, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Conversion
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
     ArchiveWriter,
     Compression,
     PublishedArchive,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     KvmopsError,
@@ -145,7 +147,7 @@ def _target(request: ConvertRequest, source: str) -> str:
 class _There:
     """An archive that this very conversion has made earlier."""
 
-    view: catalog.View
+    view: View
     conversion: Conversion
 
 
@@ -232,8 +234,9 @@ def _status(fd: int) -> tuple[int, ...]:
 
 
 def _unchanged(there: _There, context: Context) -> dict[str, Any]:
-    for text in there.view.newest.warnings:
-        context.warn(text)
+    with open_archive(there.view.path) as reader:
+        for text in reader.point().warnings:
+            context.warn(text)
     conversion = there.conversion
     return {
         "changed": False,

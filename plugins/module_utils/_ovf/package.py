@@ -27,7 +27,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import manifest
 
-SUFFIXES = (".ova", ".ovf")
 _MAX_FILES = 20_000
 _MAX_CHUNKS = 10_000
 _FRESH_S = 60

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _xml
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, config, reader
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, config, names, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -90,7 +90,7 @@ def _source(request: RestoreRequest, conn: Connection) -> Iterator[tuple[Source 
     if request.source.endswith(".xml"):
         yield None, _bare(request.source)
         return
-    if packages.is_package(request.source):
+    if names.is_package(request.source):
         with _package(request, conn) as found:
             yield found
         return

@@ -5,11 +5,21 @@
 
 from __future__ import annotations
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, TemplateRequirement
+from typing import Protocol
+
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, connect
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
+
+
+class Point(Protocol):
+    """What is looked at of a point."""
+
+    @property
+    def requires(self) -> TemplateRequirement | None:
+        """The template that it stands on."""
 
 
 class AboutTemplate:
@@ -20,7 +30,7 @@ class AboutTemplate:
         self._conn: Connection = None
         self._known: dict[TemplateRequirement, list[str]] = {}
 
-    def __call__(self, point: Configuration) -> list[str]:
+    def __call__(self, point: Point) -> list[str]:
         """Warnings about a point; the same three reasons for which a restore refuses it."""
         required = point.requires
         if required is None:

@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Consistency
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import BackupFacts
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, verified
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, index, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, JournalError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import monitor
@@ -48,6 +48,8 @@ GOOD = (
     {"phase": "copy", "vm": "web", "disk": "vda", "bytes_done": 5, "bytes_total": 9, "percent": 55.5, "rate_bps": 3, "eta_s": 70},
     {"key": "k", "operation": "backup", "holder": {"host": "h", "boot_id": "b", "pid": 1, "started": 1, "what": "w"}},
     [100, 0, "name.tar", "backup of VM web (process 7)"],
+    [False, True, False, ["why"], [[5, "web", UUID, "full", "off", 9, True, False, "d", "sha256", ["a"], "a", None, [], None]],
+     {"requires": None, "config": {}, "snapshots": [], "warnings": []}],
 )
 
 
@@ -58,7 +60,7 @@ def odd_json(draw: st.DrawFn) -> bytes:
     if isinstance(value, dict) and value:
         changes = draw(st.dictionaries(st.sampled_from([str(key) for key in value]), json_values(*NAMES), max_size=3))
         value = {**value, **changes}
-    elif value is GOOD[3]:
+    elif isinstance(value, list) and any(value is each for each in GOOD):
         value = [draw(st.just(each) | json_values(*NAMES) | st.sampled_from(("a\0b", "..", -5))) for each in value]
     data = draw(st.just(json.dumps(value).encode()) | st.sampled_from((b"[" * 100_000, b'{"a":' * 100_000, b"9" * 9000)))
     return draw(st.just(data) | broken_bytes(data, 2))
@@ -81,14 +83,14 @@ def test_fuzz_kept_files(data: bytes) -> None:
     Path(archive).write_bytes(b"x")
     points = (restore_values.configuration(consistency=Consistency.OFF),)
     for path in (
-        _vm_state._path(UUID), cache._file((1,)), retained_layers._path(UUID, retained_layers.LAYERS), digests._file(archive),
+        _vm_state._path(UUID), retained_layers._path(UUID, retained_layers.LAYERS), digests._file(archive),
         verified._file((os.stat(archive).st_dev, os.stat(archive).st_ino)),
     ):  # fmt: skip
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_bytes(data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache._files, "evidence", lambda path: (1,) if path != archive else _evidence(path))
-        cache.load("/any")
+    line = index.Line("", False, data).view(archive, os.stat(archive))
+    if line:
+        json.dumps(catalog.entry(line))
     _vm_state.load(UUID).why_ended(5)
     retained_layers.load(UUID)
     digests.cached(archive, "raw")
@@ -97,11 +99,6 @@ def test_fuzz_kept_files(data: bytes) -> None:
     lock.write_bytes(data)
     with open(lock, "rb") as file:
         str(_locks._owner(file.fileno()))
-
-
-def _evidence(path: str) -> tuple[int, ...]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @fuzz(0.02, st.tuples(st.booleans(), st.lists(odd_json(), max_size=4)))

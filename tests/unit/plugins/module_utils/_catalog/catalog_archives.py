@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import name
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Consistency,
+    Conversion,
     Member,
     Role,
     Skipped,
@@ -23,12 +24,18 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     TemplateRequirement,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, FileSource
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 
 UUID = "6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11"
 OTHER_UUID = "0c0ffee0-9d43-4c43-9b1e-0f5b9a9c7d11"
 TIME = 1795309200
+
+
+def next_run() -> None:
+    """Forgets what a run has in memory."""
+    catalog._index.cache_clear()
 
 
 class Told(Context):
@@ -79,6 +86,7 @@ def write(
     incrementable: bool = False,
     requires: TemplateRequirement | None = None,
     provides: tuple[TemplateDisk, ...] = (),
+    conversion: Conversion | None = None,
 ) -> Path:
     """An archive of one point with a disk, an ISO and a snapshot."""
     source = image or qcow2(directory)
@@ -101,7 +109,7 @@ def write(
                 timestamp, domain_xml(name, uuid, extra_xml), name, uuid, members, consistency=Consistency.AGENT,
                 snapshots=(SnapshotNode("one", "<domainsnapshot/>"), SnapshotNode("two", "<domainsnapshot/>", "one", True)),
                 skipped=(Skipped("sdb", "LUN disks are passed through"),), warnings=("the agent was slow",),
-                incrementable=incrementable, requires=requires, provides=provides, template=bool(provides),
+                incrementable=incrementable, requires=requires, provides=provides, template=bool(provides), conversion=conversion,
             )
         )  # fmt: skip
     source.unlink()

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths
-from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import Told
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import index
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
+    Told,
+    next_run,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +24,8 @@ def own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
         path = directory / name
         path.mkdir()
         monkeypatch.setattr(_paths, name, lambda path=path: str(path))
+    monkeypatch.setattr(index, "_FRESH_NS", 0)  # archives of tests are young
+    next_run()
     return directory
 
 

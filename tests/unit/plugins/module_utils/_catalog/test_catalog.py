@@ -4,17 +4,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader, sidecars
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache, catalog, verified
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import run as restore_run
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.catalog_archives import (
@@ -51,7 +48,8 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
     path = write(tmp_path, compressed=compressed)
     sidecars.set_notes(str(path), "before the upgrade")
     sidecars.set_protected(str(path), True)
-    size = catalog.look(str(path)).newest.members[0].size_bytes
+    with reader.open_archive(str(path)) as archive:
+        size = archive.point().members[0].size_bytes
     assert catalog.describe(str(path)) == {
         "path": str(path),
         "vm": {"name": "web01", "uuid": UUID},
@@ -173,114 +171,6 @@ def test_foreign_archive(tmp_path: Path) -> None:
     assert found["config"]["disks"][0]["members"] == ["web01.qcow2"]
     assert found["config"]["disks"][0]["size"] == 2**20
     assert found["incrementable"] is False
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths of the archives that were really read."""
-    paths: list[str] = []
-
-    def open_archive(path: str) -> reader.ArchiveReader:
-        paths.append(path)
-        return reader.open_archive(path)
-
-    monkeypatch.setattr(catalog, "open_archive", open_archive)
-    return paths
-
-
-def test_a_foreign_compressed_archive_is_read_once(tmp_path: Path, opened: list[str]) -> None:
-    path = write_foreign(tmp_path, compressed=True)
-    first = catalog.describe(str(path))
-    assert catalog.describe(str(path)) == first
-    assert opened == [str(path)]
-    assert first["compressed"] is True
-    catalog.describe(str(path), refresh=True)
-    assert len(opened) == 2
-    moved = tmp_path / "moved.tar.zst"
-    path.rename(moved)
-    assert catalog.describe(str(moved)) == {**first, "path": str(moved)}
-    assert len(opened) == 2
-    os.utime(moved, ns=(0, 1))
-    catalog.describe(str(moved))
-    assert len(opened) == 3
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{}", '{"version": "0/0"}', "[1]", '{"version": "1/1", "key": 5, "points": []}']
-)
-def test_a_damaged_cache_is_not_believed(
-    tmp_path: Path, own_directories: Path, opened: list[str], content: str
-) -> None:
-    path = write_foreign(tmp_path, compressed=True)
-    first = catalog.describe(str(path))
-    (kept,) = (own_directories / "cache_dir" / "views").iterdir()
-    kept.write_text(content)
-    assert catalog.describe(str(path)) == first
-    assert len(opened) == 2
-
-
-def test_the_cache_is_bounded(tmp_path: Path, own_directories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_MAX_FILES", 3)
-    path = write_foreign(tmp_path, compressed=True)
-    for number in range(6):
-        copy = tmp_path / f"{number}.tar.zst"
-        shutil.copy(path, copy)
-        catalog.describe(str(copy))
-    assert len(list((own_directories / "cache_dir" / "views").iterdir())) == 3
-    assert cache.load(str(tmp_path / "5.tar.zst")) is not None
-
-
-def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
-    tmp_path: Path, own_directories: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_foreign(tmp_path, compressed=True)
-
-    def full(_old: str, _new: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(cache.os, "replace", full)
-        assert catalog.look(str(path)).newest.vm_name == "web01"
-    assert list((own_directories / "cache_dir" / "views").iterdir()) == []
-    shutil.rmtree(own_directories / "cache_dir")
-    (own_directories / "cache_dir").write_text("no directory")
-    assert catalog.look(str(path)).newest.vm_name == "web01"
-
-
-def test_two_readers_that_tidy_the_cache_do_not_disturb_each_other(
-    tmp_path: Path, own_directories: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_foreign(tmp_path, compressed=True)
-    views = own_directories / "cache_dir" / "views"
-    views.mkdir()
-    (views / "old.json").touch()
-    scan = os.scandir
-
-    def just_removed(directory: str) -> Any:
-        found = list(scan(directory))
-        (views / "old.json").unlink()  # the other one was faster
-        return contextlib.nullcontext(found)
-
-    monkeypatch.setattr(cache.os, "scandir", just_removed)
-    assert catalog.look(str(path)).newest.vm_name == "web01"
-    assert cache.load(str(path)) is not None
-
-
-def test_what_is_kept_does_not_hide_what_a_verification_has_found(tmp_path: Path) -> None:
-    path = write_foreign(tmp_path, compressed=True)
-    points = catalog.look(str(path)).points
-    assert cache.load(str(path)) is not None
-    verified.record(str(path), points, at=TIME, ok=False, coverage="partial", lost=())
-    view = catalog.look(str(path))
-    assert view.damaged and view.found is not None and view.found.at == TIME
-
-
-def test_native_and_plain_archives_are_never_cached(tmp_path: Path, own_directories: Path) -> None:
-    catalog.describe(str(write(tmp_path, compressed=True)))
-    catalog.describe(str(write_foreign(tmp_path)))
-    assert not (own_directories / "cache_dir" / "views").exists() or not list(
-        (own_directories / "cache_dir" / "views").iterdir()
-    )
 
 
 def test_a_damaged_configuration_is_no_point(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import select
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import View
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest, Selection
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     HostileError,
@@ -34,7 +33,7 @@ from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.
 
 
 def view(path: str, *points: tuple[int, str, str], native: bool = True) -> View:
-    made = tuple(Configuration(time, "", name, uuid, (), digest=f"{uuid}{time}") for time, name, uuid in points)
+    made = tuple(Point(time, name, uuid, digest=f"{uuid}{time}") for time, name, uuid in points)
     return View(path, 1, False, native, made)
 
 
