@@ -316,7 +316,9 @@ archive:
       returned: success
       sample: false
     incrementable:
-      description: Whether increments can be added to it, as RV(kvmops.backup.backup_info#module:archives[].incrementable) has it.
+      description:
+        - Whether increments can be added to it, as RV(kvmops.backup.backup_info#module:archives[].incrementable) has it.
+        - Null where no backup was due (O(max_age)) and the archive was made incrementable, as the VM is not looked at then.
       type: bool
       returned: success
       sample: false
@@ -456,8 +458,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._argspec import (
     URI,
     run_module,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.backup import backup
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import from_params
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.run import backup
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import WEEKDAYS
 
 ARGUMENT_SPEC = {

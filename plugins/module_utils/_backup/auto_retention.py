@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import BackupPlan, TargetFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import retention
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Archive, Rules
 from ansible_collections.kvmops.backup.plugins.module_utils._slots import Slot
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
+
+if TYPE_CHECKING:
+    from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import BackupPlan, TargetFacts
 
 
 class Keeper:
@@ -90,7 +93,7 @@ class Keeper:
             return
         try:
             with retention.alone(directory, self._context):
-                place = self._look(directory)
+                place = self._look(directory, uuid)
                 gone = {each.path for each in self.removed}  # still there in check mode
                 place = replace(place, archives=tuple(each for each in place.archives if each.path not in gone))
                 if planned:
@@ -102,9 +105,16 @@ class Keeper:
         except (KvmopsError, OSError) as error:
             self._context.warn(f"No old archives were removed: {error}")
 
-    def _look(self, directory: str) -> retention.RetentionPlace:
-        uri = self._request.uri
-        return retention.look(directory, uri, self._context, Judge(uri, self._context, thorough=False).continued)
+    def _look(self, directory: str, of_vm: str = "") -> retention.RetentionPlace:
+        uri, context = self._request.uri, self._context
+
+        def continued(views: Sequence[View]) -> str:
+            # Asked only where an archive would go: all about the VM hangs on it.
+            from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
+
+            return Judge(uri, context, thorough=False).continued(views)
+
+        return retention.look(directory, uri, context, continued, of_vm)
 
 
 def _with(archives: tuple[Archive, ...], planned: BackupPlan) -> tuple[Archive, ...]:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Runs a backup: lock, settle what dead runs left, decide, plan, freeze, copy, publish, merge or keep."""
+"""Makes a backup that is due: decide, plan, freeze, copy, publish, merge or keep."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import (
-    _capabilities,
-    _filenames,
     _files,
     _mounts,
     _slots,
@@ -23,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, digests, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.append import ArchiveAppender
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
     ArchiveWriter,
     Compression,
@@ -32,9 +30,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts, cycles, template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import decide as mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import VmArchives
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.auto_retention import Keeper
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.backup import (
+    Run,
+    archive_row,
+    nothing_due,
+    published,
+    what,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
     BackupPlan,
@@ -44,13 +46,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import OPERATION, BackupFacts, Keep
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import (
-    BackupRequest,
-    ConsistencyWish,
-    Mode,
-    OnUnmerged,
-)
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -66,15 +63,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._journal import Jour
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, snapshots, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
-    Connection,
     Domain,
-    again,
-    connect_to_change,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
-from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     snapshot,
 )
@@ -105,100 +96,35 @@ class _Done:
     stuck: KvmopsError | None = None  # why its own snapshot is still there
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What every step of a run needs."""
-
-    conn: Connection
-    domain: Domain
-    place: storage.Place
-    request: BackupRequest
-    context: Context
-    keeper: Keeper
-    archives: VmArchives
-    unmerged: Unmerged = field(default_factory=Unmerged)
-    slot: _slots.Slot | None = None
-    probed: dict[str, _capabilities.Capabilities] = field(default_factory=dict)
-
-    def can(self, directory: str) -> _capabilities.Capabilities:
-        """What the file system there can do, tried once; check mode makes no file."""
-        if directory not in self.probed:
-            check_mode = self.request.check_mode
-            self.probed[directory] = (_capabilities.told if check_mode else _capabilities.probe)(directory)
-        return self.probed[directory]
-
-    def went(self, merged: Sequence[str]) -> dict[str, Any]:
-        """What the result says of everything that is gone."""
-        removed = [each.result() for each in self.keeper.removed]
-        return {"merged_snapshots": list(merged), "removed_archives": removed}
-
-
-def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
-    """One run of ``vm_backup``; the module's return values. Raises KvmopsError."""
-    begin = time.monotonic()
-    conn = connect_to_change(request.uri)
-    context.progress.merge_bps = request.bandwidth_bps
-    if not request.pool and not request.path:
-        archive = _filenames.absolute(request.archive)
-        request = replace(request, archive=archive, path=os.path.dirname(archive))
-    place = storage.resolve_target(conn, pool=request.pool, path=request.path)
-    retention.settle(place.directory, request.check_mode, context)
-    if request.check_mode:
-        domain, unsettled = recovery.foresee(conn, request.uri, request.vm, context)
-        archives = VmArchives(str(domain.UUIDString()))
-        run = _Run(conn, domain, place, request, context, Keeper(request, context), archives)
-        return _predict(run, begin, unsettled=unsettled)
-    unmerged = Unmerged()
-    with recovery.before_change(
-        conn,
-        request.uri,
-        request.vm,
-        context,
-        what=_what,
-        timeout_s=request.wait_timeout_s,
-        unmerged=unmerged,
-    ) as (conn, domain):
-        uuid = str(domain.UUIDString())
-        # what could not be merged just now need not be tried again
-        merged = () if unmerged.texts else cycles.finish_merge(conn, domain, uuid, context, unmerged)
-        conn, domain = again(conn, domain)
-        run = _Run(conn, domain, place, request, context, Keeper(request, context), VmArchives(uuid), unmerged)
-        fresh = _young_enough(run)
-        if fresh:
-            run.keeper.remove_old(place.directory, uuid)
-            changed = bool(merged or run.keeper.removed)
-            return _ended(run, {**_unchanged(run, *fresh), "changed": changed, **run.went(merged)})
-        run.can(place.directory)  # raises for one that can take no archive, before a file is left in it
-        with _slots.hold(
-            place.directory,
-            request.max_parallel,
-            what=_what(domain.name()),
-            timeout_s=request.slot_timeout_s,
-            context=context,
-        ) as slot:
-            try:
-                planned, done, cleared = _attempt(replace(run, slot=slot))
-            except KvmopsError:
-                for each in run.keeper.removed:
-                    context.warn(f"{each.path} was removed before the backup failed: {each.reason}")
-                raise
-        merged += cleared
-        limited = _reaches_limit(planned, request)
+def made(run: Run, begin: float, merged: tuple[str, ...]) -> dict[str, Any]:
+    """A backup and what follows it; the module's return values. `merged`: snapshots that are gone already. Raises KvmopsError."""
+    request, context = run.request, run.context
+    run.can(run.place.directory)  # raises for one that can take no archive, before a file is left in it
+    with _slots.hold(
+        run.place.directory,
+        request.max_parallel,
+        what=what(run.domain.name()),
+        timeout_s=request.slot_timeout_s,
+        context=context,
+    ) as slot:
         try:
-            merged += _afterwards(run, planned, done, limited=limited)
-        except KvmopsError as error:
-            result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
-            raise _published(error, {**result, **run.went(merged)}) from error
+            planned, done, cleared = _attempt(replace(run, slot=slot))
+        except KvmopsError:
+            for each in run.keeper.removed:
+                context.warn(f"{each.path} was removed before the backup failed: {each.reason}")
+            raise
+    merged += cleared
+    limited = _reaches_limit(planned, request)
+    try:
+        merged += _afterwards(run, planned, done, limited=limited)
+    except KvmopsError as error:
         result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
-    return _ended(run, {**result, **run.went(merged)})
+        raise published(error, {**result, **run.went(merged)}) from error
+    result = _result(planned, done, begin, context, incrementable=planned.stays and not limited)
+    return {**result, **run.went(merged)}
 
 
-def _what(name: str) -> str:
-    """What others are told that wait for this run."""
-    return f"backup of VM {name}"
-
-
-def _afterwards(run: _Run, planned: BackupPlan, done: _Done, *, limited: bool) -> tuple[str, ...]:
+def _afterwards(run: Run, planned: BackupPlan, done: _Done, *, limited: bool) -> tuple[str, ...]:
     """What follows a published point; the snapshots that were merged. Raises KvmopsError: the point is there all the same."""
     request, context = run.request, run.context
     merged: tuple[str, ...] = ()
@@ -227,40 +153,20 @@ def _afterwards(run: _Run, planned: BackupPlan, done: _Done, *, limited: bool) -
     return merged
 
 
-def _ended(run: _Run, result: dict[str, Any]) -> dict[str, Any]:
-    """The result of a run that has done what it could. Raises KvmopsError where that is not enough."""
-    texts = [*run.unmerged.texts, *filter(None, [run.unmerged.urgent])]
-    if texts and (run.unmerged.urgent or run.request.unmerged is OnUnmerged.FAIL):
-        raise _published(KvmopsError(f"Merging snapshots of VM {run.domain.name()}", "; ".join(texts)), result)
-    for text in texts:
-        run.context.warn(text)
-    return result
-
-
-def _published(error: KvmopsError, result: dict[str, Any]) -> KvmopsError:
-    """The error of a run whose point is in its archive: says so, and returns what the run would have."""
-    told = type(error)(
-        f"Point {result['point']} is in {result['archive']['path']}, but then failed: {error.what}", error.why, error.hint
-    )
-    told.values = {**result, **error.values}
-    return told
-
-
 def _reaches_limit(planned: BackupPlan, request: BackupRequest) -> bool:
     points = 1 + (len(planned.base.points) if planned.base else 0)
     return planned.stays and 0 < request.increment_limit <= points
 
 
-def _predict(run: _Run, begin: float, *, unsettled: bool) -> dict[str, Any]:
+def predicted(run: Run, begin: float, *, unsettled: bool) -> dict[str, Any]:
     """What the run would do, without doing any of it. ``unsettled``: what a dead run left is still on the VM."""
     uuid = str(run.domain.UUIDString())
     left = [unmerge.name(each) for each in _vm_state.load(uuid).to_merge]
     if left:
         run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
-    fresh = _young_enough(run)
-    if fresh:
-        run.keeper.remove_old(run.place.directory, uuid)
-        return {**_unchanged(run, *fresh), "changed": bool(run.keeper.removed), **run.went(())}
+    unchanged = nothing_due(run)
+    if unchanged:
+        return unchanged
     facts = _facts(run, agent=True)
     planned = _plan(run, facts, _decide(run, facts))
     if planned.snapshot and not unsettled and not left:
@@ -279,7 +185,7 @@ def _predict(run: _Run, begin: float, *, unsettled: bool) -> dict[str, Any]:
     return {**result, **run.went(sorted({*left, *names}))}
 
 
-def _facts(run: _Run, *, agent: bool) -> VmFacts:
+def _facts(run: Run, *, agent: bool) -> VmFacts:
     request = run.request
     wishes_agent = request.consistency in (ConsistencyWish.AUTO, ConsistencyWish.AGENT)
     found = vm_facts.gather(run.conn, run.domain, secrets=request.include_secrets, ask_agent=wishes_agent and agent)
@@ -289,7 +195,7 @@ def _facts(run: _Run, *, agent: bool) -> VmFacts:
     return replace(found, thin=template_base.with_content(found.thin, own, run.context.progress, threads=request.threads))
 
 
-def _decide(run: _Run, facts: VmFacts) -> mode.ModeDecision:
+def _decide(run: Run, facts: VmFacts) -> mode.ModeDecision:
     views = run.archives.views(run.place.directory)
     for path, why in run.archives.distrusted.items():
         run.context.warn(f"{path} is not ours and counts for nothing: {why}")
@@ -304,7 +210,7 @@ def _decide(run: _Run, facts: VmFacts) -> mode.ModeDecision:
     return decision
 
 
-def _plan(run: _Run, facts: VmFacts, decision: mode.ModeDecision) -> BackupPlan:
+def _plan(run: Run, facts: VmFacts, decision: mode.ModeDecision) -> BackupPlan:
     place = run.place
     if decision.base:
         directory = os.path.dirname(decision.base.path)
@@ -325,7 +231,7 @@ def _plan(run: _Run, facts: VmFacts, decision: mode.ModeDecision) -> BackupPlan:
     return make(run.keeper.with_room(draft, target, run.slot if place is run.place else None))
 
 
-def _attempt(run: _Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
+def _attempt(run: Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
     """Decides, plans and runs; again if the VM changed its power state under our hands, its agent could not freeze, or
     the archive turns out not to take another point. Returns the snapshots that were merged before, too."""
     agent, force_full = True, ""
@@ -370,14 +276,14 @@ def _too_long(facts: VmFacts) -> str:
     return cycles.about_length(target, layers, facts.name) if layers + 1 >= cycles.TOO_MANY_LAYERS else ""
 
 
-def _warn_of_length(run: _Run, facts: VmFacts, planned: BackupPlan) -> None:
+def _warn_of_length(run: Run, facts: VmFacts, planned: BackupPlan) -> None:
     target, layers = cycles.longest_chain(facts)
     text = cycles.about_length(target, layers + int(planned.stays), facts.name)
     if text:
         run.context.warn(text)
 
 
-def _standing_alone(run: _Run, facts: VmFacts, why: str) -> BackupPlan:
+def _standing_alone(run: Run, facts: VmFacts, why: str) -> BackupPlan:
     """A full whose snapshot goes again, and which fails when it is published: somebody has to merge. Raises RefusedError."""
     if run.request.mode is not Mode.AUTO:
         raise RefusedError(f"Backup of VM {facts.name}", why)
@@ -386,7 +292,7 @@ def _standing_alone(run: _Run, facts: VmFacts, why: str) -> BackupPlan:
     return _plan(alone, facts, mode.ModeDecision(why))
 
 
-def _execute(run: _Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
+def _execute(run: Run, planned: BackupPlan, proved: Mapping[str, Evidence]) -> _Done:
     """Carries the plan out, up to the published point; a snapshot that does not stay is merged away again."""
     with _journalled(run, planned) as at_work:
         if planned.base is None:
@@ -430,7 +336,7 @@ class _AtWork:
 
 
 @contextmanager
-def _journalled(run: _Run, planned: BackupPlan) -> Iterator[_AtWork]:
+def _journalled(run: Run, planned: BackupPlan) -> Iterator[_AtWork]:
     """A journal for the block, which stays for the next run where something of this one does; an unpublished point goes."""
     keep = None
     if planned.stays:
@@ -450,7 +356,7 @@ def _journalled(run: _Run, planned: BackupPlan) -> Iterator[_AtWork]:
 
 
 def _copy(
-    run: _Run, planned: BackupPlan, at_work: _AtWork, taken: snapshot.Taken | None, proved: Mapping[str, Evidence]
+    run: Run, planned: BackupPlan, at_work: _AtWork, taken: snapshot.Taken | None, proved: Mapping[str, Evidence]
 ) -> _Done:
     held = _held(planned.members)
     if at_work.writer is None:
@@ -465,7 +371,7 @@ def _begin_cycle(planned: BackupPlan) -> None:
         _vm_state.save(planned.vm_uuid, replace(state, begun=(*state.begun, planned.timestamp)))
 
 
-def _remember(run: _Run, planned: BackupPlan, done: _Done, proved: Mapping[str, Evidence]) -> None:
+def _remember(run: Run, planned: BackupPlan, done: _Done, proved: Mapping[str, Evidence]) -> None:
     """Evidence of the files that the point stands on; of others only while they are there."""
     state = _vm_state.load(planned.vm_uuid)
     kept = {path: each for path, each in state.frozen.items() if os.path.exists(path)}
@@ -475,7 +381,7 @@ def _remember(run: _Run, planned: BackupPlan, done: _Done, proved: Mapping[str, 
         run.context.warn(f"{error} The next increment will read the VM's frozen files again.")
 
 
-def _new_archive(run: _Run, planned: BackupPlan, journal: Journal[BackupFacts]) -> ArchiveWriter:
+def _new_archive(run: Run, planned: BackupPlan, journal: Journal[BackupFacts]) -> ArchiveWriter:
     request = run.request
     writer = ArchiveWriter(
         planned.directory,
@@ -496,7 +402,7 @@ def _new_archive(run: _Run, planned: BackupPlan, journal: Journal[BackupFacts]) 
 
 
 def _appender(
-    run: _Run, planned: BackupPlan, held: Mapping[str, bytes], journal: Journal[BackupFacts]
+    run: Run, planned: BackupPlan, held: Mapping[str, bytes], journal: Journal[BackupFacts]
 ) -> ArchiveAppender:
     """The archive, open for one more point: sizes are known, because nobody writes to the files any more."""
     sizes = []
@@ -537,7 +443,7 @@ def _held(members: Sequence[PlannedMember]) -> dict[str, bytes]:
     return found
 
 
-def _source(run: _Run, planned: PlannedMember, held: Mapping[str, bytes]) -> ImageSource:
+def _source(run: Run, planned: PlannedMember, held: Mapping[str, bytes]) -> ImageSource:
     if planned.path in held:
         return BytesSource(held[planned.path])
     if planned.member.role is Role.MEMORY and not run.request.include_secrets:
@@ -546,7 +452,7 @@ def _source(run: _Run, planned: PlannedMember, held: Mapping[str, bytes]) -> Ima
 
 
 def _write(
-    run: _Run,
+    run: Run,
     planned: BackupPlan,
     writer: _Writer,
     taken: snapshot.Taken | None,
@@ -579,7 +485,7 @@ def _write(
     return _Done(archive, taken.frozen_ms if taken else 0, sum(each.size_bytes for each in stored), copied)
 
 
-def _add(run: _Run, writer: _Writer, planned: PlannedMember, held: Mapping[str, bytes]) -> Member:
+def _add(run: Run, writer: _Writer, planned: PlannedMember, held: Mapping[str, bytes]) -> Member:
     source = _source(run, planned, held)
     try:
         return writer.add(planned.member, source)
@@ -597,37 +503,6 @@ def _refuse_changed(domain: Domain, planned: BackupPlan, before: dict[str, tuple
             if _files.evidence(path) == evidence:
                 continue
         raise SourceError(what, f"{path} was written to while it was copied", "Run the backup again.")
-
-
-def _young_enough(run: _Run) -> tuple[catalog.View, Configuration] | None:
-    """The newest good point of the VM in this place, if `max_age` is content with it and no full is owed."""
-    if run.request.max_age_s is None:
-        return None
-    views, now = run.archives.views(run.place.directory), time.time()
-    if mode.full_owed(views, run.request.full_weekday, int(now)):
-        return None
-    found = [
-        (view, point)
-        for view in views
-        for point in view.good_points
-        if now - run.request.max_age_s <= point.timestamp <= now + FUTURE_S
-    ]
-    return max(found, key=lambda each: each[1].timestamp, default=None)
-
-
-def _unchanged(run: _Run, view: catalog.View, point: Configuration) -> dict[str, Any]:
-    incrementable, _why = Judge(run.request.uri, run.context, thorough=False)(view)
-    return {
-        "changed": False,
-        "mode": "none",
-        "reason": f"point {point.timestamp} of {catalog.iso_time(point.timestamp)} is younger than max_age",
-        "point": point.timestamp,
-        "archive": {**_archive(catalog.entry(view)), "incrementable": incrementable},
-    }
-
-
-def _archive(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("path", "size", "compressed", "incrementable", "points", "digest", "digest_algorithm")}
 
 
 def _result(
@@ -655,12 +530,12 @@ def _result(
             "digest_algorithm": planned.configuration.digest_algorithm,
         }
         if planned.base:
-            archive = _archive(catalog.describe(planned.base.path))
+            archive = archive_row(catalog.describe(planned.base.path))
             archive["size"] += planned.estimated_bytes
         return {**result, "archive": {**archive, "incrementable": incrementable}}
     return {
         **result,
-        "archive": {**_archive(catalog.describe(done.archive.path)), "incrementable": incrementable},
+        "archive": {**archive_row(catalog.describe(done.archive.path)), "incrementable": incrementable},
         "point": done.archive.configuration.timestamp,
         "frozen_ms": done.frozen_ms,
         "bytes_read": done.read_bytes,

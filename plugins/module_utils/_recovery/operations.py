@@ -71,23 +71,30 @@ class HostOperation(Generic[AnyHostFacts]):
 
 
 Operation = Union[VmOperation[Any], HostOperation[Any]]
-_registered: dict[str, Operation] = {}
+_sources: list[Callable[[], Iterable[Operation]]] = []
 
 
-def register(*operations: Operation) -> None:
-    """Make these known; the same one may be registered again."""
-    for operation in operations:
-        assert _registered.get(operation.name, operation) == operation, f"two operations are named {operation.name}"
-        _registered[operation.name] = operation
+def register(source: Callable[[], Iterable[Operation]]) -> None:
+    """Makes those known that this function returns; it is called once a dead run's journal is found."""
+    if source not in _sources:
+        _sources.append(source)
+
+
+def known() -> dict[str, Operation]:
+    """All that are registered, by name."""
+    found: dict[str, Operation] = {}
+    for operation in (each for source in _sources for each in source()):
+        assert found.setdefault(operation.name, operation) == operation, f"two operations are named {operation.name}"
+    return found
 
 
 def of_host(head: Head) -> HostOperation[Any] | None:
     """The operation of this journal, None if it is not about several VMs, or not known."""
-    found = _registered.get(head.operation)
+    found = known().get(head.operation)
     return found if isinstance(found, HostOperation) else None
 
 
 def of_vm(head: Head) -> VmOperation[Any] | None:
     """The operation of this journal, None if it is not about one VM, or not known."""
-    found = _registered.get(head.operation)
+    found = known().get(head.operation)
     return found if isinstance(found, VmOperation) else None

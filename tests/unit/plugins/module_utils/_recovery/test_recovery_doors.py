@@ -69,7 +69,7 @@ def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(recovery, "renewed", lambda conn: conn)
     monkeypatch.setattr(recovery, "again", lambda conn, domain: (conn, domain))
     monkeypatch.setattr(recovery, "find_domain", lambda _conn, _vm: FakeDomain())
-    monkeypatch.setattr(operations, "_registered", {})
+    monkeypatch.setattr(operations, "_sources", [])
     return tmp_path
 
 
@@ -90,12 +90,13 @@ def acts() -> list[str]:
         done.append("paint")
         return ["painted"]
 
-    operations.register(
+    both = (
         HostOperation(
             "move", Move, lambda facts, vm: facts.to == vm, settle_move, lambda facts, _head: f"a move to {facts.to}"
         ),
         VmOperation("paint", Paint, settle_paint, lambda facts, _head: f"paint {facts.colour}"),
     )
+    operations.register(lambda: both)
     return done
 
 
@@ -191,13 +192,14 @@ def test_a_run_at_work_is_not_told_of(acts: list[str]) -> None:
 
 def test_a_name_is_registered_once(acts: list[str]) -> None:
     other = VmOperation("paint", Paint, lambda *_arguments: [], lambda _facts, _head: "")
+    operations.register(lambda: (other,))
     with pytest.raises(AssertionError, match="paint"):
-        operations.register(other)
+        operations.known()
 
 
 def test_the_facts_of_every_operation_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _operations.register()
-    kinds: list[Any] = [operation.facts for operation in operations._registered.values()]
+    kinds: list[Any] = [operation.facts for operation in operations.known().values()]
     assert len(kinds) >= 5
     kinds += [TrashFacts, ConversionFacts]
     while kinds:
