@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader impo
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import index, shown, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View, points_of
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
 
@@ -63,12 +64,18 @@ def look(path: str, *, refresh: bool = False) -> View:
         raise ArchiveError(f"archive {path}", "it is not there any more") from error
 
 
-def glance(path: str) -> View:
-    """As look, but from the index where it knows the file as it is now. For lists; whoever changes or removes anything looks."""
-    try:
-        return _of_index(path) or look(path)
-    except FileNotFoundError as error:
-        raise ArchiveError(f"archive {path}", "it is not there any more") from error
+def glance(path: str, progress: Progress | None = None) -> View:
+    """As look, but from the index where it knows the file as it is now. For lists; whoever changes or removes anything looks.
+
+    The progress says what is read. Raises CancelledError too.
+    """
+    report = progress or Progress()
+    view = _of_index(path)
+    if view:
+        report.check()
+        return view
+    report.phase("read", path)
+    return look(path)
 
 
 def surely_of_others(path: str, uuid: str) -> bool:

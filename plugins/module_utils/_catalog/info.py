@@ -38,9 +38,12 @@ def info(
     views: list[View] = []
     unreadable: list[dict[str, Any]] = []
     for path in select.paths(selection, context):
-        context.progress.phase("read", path)
         try:
-            views.append(catalog.look(path, refresh=True) if request.refresh else catalog.glance(path))
+            if request.refresh:
+                context.progress.phase("read", path)
+                views.append(catalog.look(path, refresh=True))
+            else:
+                views.append(catalog.glance(path, context.progress))
         except ArchiveError as error:
             if selection.archive:
                 raise

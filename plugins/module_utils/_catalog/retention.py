@@ -167,7 +167,7 @@ def look(directory: str, uri: str, context: Context, continued: Continued, of_vm
     evidence: dict[str, tuple[int, ...]] = {}
     views, unknown = _views(paths, evidence, context, of_vm)
     if of_vm and any(_provides(view) for view in views):
-        views, unknown = _views(paths, evidence, context, "", catalog.look)  # others may need what they hold
+        views, unknown = _views(paths, evidence, context, "", all_read=True)  # others may need what they hold
     single = select.without_twins(views)
     names = {view.path for view in single}
     twins = {
@@ -193,20 +193,24 @@ def _views(
     evidence: dict[str, tuple[int, ...]],
     context: Context,
     of_vm: str,
-    read: Callable[[str], View] | None = None,
+    *,
+    all_read: bool = False,
 ) -> tuple[list[View], list[_retention.Archive]]:
-    """Archives of ours, and what else is there. `of_vm`: those that are surely of other VMs are left out."""
+    """Archives of ours, and what else is there. `of_vm`: those that are surely of other VMs are left out; `all_read`: nothing is
+    taken from the index."""
     views: list[View] = []
     unknown: list[_retention.Archive] = []
-    read = read or (catalog.look if of_vm else catalog.glance)
     for path in paths:
         if of_vm and catalog.surely_of_others(path, of_vm):
             continue
-        context.progress.phase("read", path)
         with contextlib.suppress(FileNotFoundError):
             evidence[path] = _files.evidence(path)
             try:
-                view = read(path)
+                if of_vm or all_read:
+                    context.progress.phase("read", path)
+                    view = catalog.look(path)
+                else:
+                    view = catalog.glance(path, context.progress)
             except ArchiveError as error:
                 unknown.append(_unreadable(path, error))
                 continue
