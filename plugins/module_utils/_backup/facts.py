@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _xml
@@ -47,10 +47,11 @@ def gather(
     *,
     secrets: bool,
     ask_agent: bool,
-    neighbours: Sequence[find.Neighbour] | None = None,
+    ask_locks: bool = True,
+    host: find.Host | None = None,
 ) -> VmFacts:
-    """The facts of one VM. `secrets`: definitions with passwords; `ask_agent`: whether the guest agent matters; `neighbours`:
-    all VMs of the host, if the caller has looked already.
+    """The facts of one VM. `secrets`: definitions with passwords; `ask_agent`: whether the guest agent matters; `ask_locks`:
+    whether it does that a QEMU has images open; `host`: the VMs of the host, if the caller looks at several.
 
     Raises SourceError where an image cannot be looked at, KvmopsError where libvirt cannot answer.
     """
@@ -65,6 +66,7 @@ def gather(
         checkpoints = () if running else snapshots.checkpoints(domain)
     except libvirt.libvirtError as error:
         raise translate(error, f"VM {domain.name()}") from error
+    host = host or find.Host(conn)
     view = domain_xml.parse(live or persistent)
     view = replace(
         view,
@@ -75,7 +77,7 @@ def gather(
     state_disks = {state.name: _state_disks(state) for state in states}
     all_images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
     all_images = _as_defined(conn, view.disks, all_images)
-    stands, images = template_base.look(conn, view.name, view.uuid, all_images)
+    stands, images = template_base.look(host, view.name, view.uuid, all_images)
     tpm_path = firmware_state.tpm_state_path(conn, view)
     boot = _boot_files([live, persistent, *(state.xml for state in states)])
     return VmFacts(
@@ -91,7 +93,7 @@ def gather(
         view=view,
         images=images,
         checkpoints=checkpoints,
-        shared=find.shared(_written(view.disks, images), view.uuid, neighbours or find.neighbours(conn)),
+        shared=find.shared(_written(view.disks, images), view.uuid, host.neighbours),
         unseen={disk.path: why for disk in view.disks if disk.path and (why := _filenames.why_unseen(disk.path))},
         snapshot_files=_snapshot_files(_written(view.disks, images)),
         thin=replace(stands, marked=mark.is_marked_xml(persistent or live)),
@@ -100,7 +102,7 @@ def gather(
         agent=agent.available(domain) if running and ask_agent else agent.AgentState.OFF,
         managed_save=managed_save,
         foreign_jobs=jobs,
-        locked_images=() if running else _locked(view.disks, images),
+        locked_images=() if running or not ask_locks else _locked(view.disks, images),
         nvram_bytes=os.path.getsize(view.nvram_path) if view.nvram_path else 0,
         tpm_path=tpm_path,
         boot_files=boot,

@@ -34,7 +34,7 @@ class Judge:
         self._uri, self._context, self._limit = uri, context, None if thorough else _READ_BYTES
         self._conn: Connection = None
         self._vms: dict[str, tuple[Domain, VmFacts] | None] = {}
-        self._neighbours: list[find.Neighbour] = []
+        self._host: find.Host | None = None
 
     def __call__(self, view: View) -> tuple[bool | None, str]:
         """Whether the archive can be continued (None: not known here), and why not or why that is not known."""
@@ -84,9 +84,9 @@ class Judge:
                 domain = self._conn.lookupByUUIDString(uuid)
             except libvirt.libvirtError:
                 return None
-            self._neighbours = self._neighbours or find.neighbours(self._conn)
+            self._host = self._host or find.Host(self._conn)
             found = vm_facts.gather(
-                self._conn, domain, secrets=False, ask_agent=False, neighbours=self._neighbours
+                self._conn, domain, secrets=False, ask_agent=False, ask_locks=False, host=self._host
             )
             self._vms[uuid] = (domain, found)
         return self._vms[uuid]

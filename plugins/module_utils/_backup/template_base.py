@@ -14,7 +14,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._template import digests, find, requirement
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import Template
@@ -39,13 +38,13 @@ class Thin:
     files: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def look(conn: Connection, name: str, uuid: str, images: Mapping[str, Image]) -> tuple[Thin, dict[str, Image]]:
+def look(host: find.Host, name: str, uuid: str, images: Mapping[str, Image]) -> tuple[Thin, dict[str, Image]]:
     """Finds the template below a VM's images, and the images without those of the template.
 
     Raises RefusedError where there are two: an archive names one.
     """
     below = {os.path.realpath(image.backing_path) for image in images.values() if image.backing_path}
-    owners = find.owners(conn, below, uuid)
+    owners = host.owners(below, uuid) if below else {}
     kept: dict[str, Image] = {}
     bases: dict[str, Template] = {}
     foreign: dict[str, str] = {}

@@ -75,29 +75,6 @@ def templates(conn: Connection) -> tuple[Template, ...]:
     return tuple(of_domain(conn, vm.domain) for vm in _vms(conn) if vm.definition.marked)
 
 
-def owners(conn: Connection, paths: Iterable[str], but: str) -> dict[str, Template]:
-    """By real path, the VM that has it as a disk, a template before others, or a template that has it below a disk.
-
-    `but`: uuid of the VM that asks.
-    """
-    wanted = {_filenames.real(path) for path in paths}
-    found: dict[str, Template] = {}
-    beneath: dict[str, Template] = {}
-    for vm in _vms(conn) if wanted else ():
-        if vm.domain.UUIDString() == but:
-            continue
-        tops = _tops(conn, vm.definition)
-        # what a snapshot of a template has frozen is no disk of it any more
-        lower = {layer for top in tops for layer in layers.below(top)} if vm.definition.marked else set()
-        disks = {_filenames.real(top) for top in tops}
-        if wanted & {*disks, *lower}:
-            owner = of_domain(conn, vm.domain)
-            # several may name one file: the template counts
-            found.update({path: owner for path in wanted & disks if owner.marked or path not in found})
-            beneath.update(dict.fromkeys(wanted & lower, owner))
-    return {**beneath, **found}
-
-
 @dataclass(frozen=True)
 class Neighbour:
     """A VM beside others, by all its definitions: live, persistent, and those of its snapshots.
@@ -112,15 +89,58 @@ class Neighbour:
     files: frozenset[str]
 
 
+class Host:
+    """All VMs of a host as they are when something is first asked here; whoever looks at many VMs asks one Host about all."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+
+    @functools.cached_property
+    def _vms(self) -> list[_Vm]:
+        return _vms(self._conn)
+
+    @functools.cached_property
+    def neighbours(self) -> list[Neighbour]:
+        """All of them, by all their definitions."""
+        found = []
+        for vm in self._vms:
+            tops = {top for each in _all_definitions(vm) for top in _tops(self._conn, each)}
+            chains = [layers.below(top) for top in tops]
+            disks, files = (frozenset(path for chain in chains for path in chain[:last]) for last in (1, None))
+            found.append(Neighbour(vm.domain.UUIDString(), vm.domain.name(), vm.definition.marked, disks, files))
+        return found
+
+    @functools.cached_property
+    def _having(self) -> dict[str, list[tuple[_Vm, bool]]]:
+        """By real path, the VMs that have it as a disk, or (True) the templates that have it below one."""
+        found: dict[str, list[tuple[_Vm, bool]]] = {}
+        for vm in self._vms:
+            chains = [layers.below(top) for top in _tops(self._conn, vm.definition)]
+            disks = {chain[0] for chain in chains}
+            # what a snapshot of a template has frozen is no disk of it any more
+            lower = {path for chain in chains for path in chain} - disks if vm.definition.marked else set[str]()
+            for path, is_below in (*((path, False) for path in disks), *((path, True) for path in lower)):
+                found.setdefault(path, []).append((vm, is_below))
+        return found
+
+    def owners(self, paths: Iterable[str], but: str) -> dict[str, Template]:
+        """By real path, the VM that has it as a disk, a template before others, or a template that has it below a disk.
+
+        `but`: uuid of the VM that asks.
+        """
+        found: dict[str, Template] = {}
+        for path in map(_filenames.real, paths):
+            others = [each for each in self._having.get(path, ()) if each[0].domain.UUIDString() != but]
+            # several may name one file: the template counts
+            others.sort(key=lambda each: (each[1], not each[0].definition.marked))
+            if others:
+                found[path] = of_domain(self._conn, others[0][0].domain)
+        return found
+
+
 def neighbours(conn: Connection) -> list[Neighbour]:
-    """All VMs of this host."""
-    found = []
-    for vm in _vms(conn):
-        tops = {top for each in _all_definitions(vm) for top in _tops(conn, each)}
-        chains = [layers.below(top) for top in tops]
-        disks, files = (frozenset(path for chain in chains for path in chain[:last]) for last in (1, None))
-        found.append(Neighbour(vm.domain.UUIDString(), vm.domain.name(), vm.definition.marked, disks, files))
-    return found
+    """All VMs of this host, as they are now."""
+    return Host(conn).neighbours
 
 
 def shared(tops: Iterable[str], but: str, vms: Iterable[Neighbour]) -> dict[str, str]:

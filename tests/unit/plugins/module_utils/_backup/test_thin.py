@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +23,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk, Template
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import VmState
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._backup.test_plan import facts, image, make
@@ -40,8 +40,8 @@ def look(monkeypatch):
     monkeypatch.setattr(qemu_img, "is_in_use", lambda path, fmt: False)
 
     def call(owners, *images):
-        monkeypatch.setattr(find, "owners", lambda conn, paths, but: {p: owners[p] for p in paths if p in owners})
-        return template_base.look(None, "web", "u9", {each.path: each for each in images})
+        host = SimpleNamespace(owners=lambda paths, but: {p: owners[p] for p in paths if p in owners})
+        return template_base.look(host, "web", "u9", {each.path: each for each in images})
 
     return call
 

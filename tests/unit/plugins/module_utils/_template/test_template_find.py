@@ -53,7 +53,7 @@ def test_the_reason_names_everybody(top: str) -> None:
 class Vm:
     """A VM as libvirt gives it; every question to libvirt is counted."""
 
-    def __init__(self, host: Host, number: int, directory: Path) -> None:
+    def __init__(self, host: FakeConnection, number: int, directory: Path) -> None:
         self._host, self._number, self._path = host, number, directory / f"{number}.raw"
         self._path.touch()
 
@@ -76,7 +76,7 @@ class Vm:
         raise AssertionError(f"one question to libvirt more for each VM: {name}")
 
 
-class Host:
+class FakeConnection:
     """A host with so many VMs, the first of which runs."""
 
     def __init__(self, count: int, directory: Path) -> None:
@@ -91,10 +91,13 @@ class Host:
 
 @pytest.mark.parametrize("count", [3, 30])
 def test_each_definition_is_asked_for_once(tmp_path: Path, count: int) -> None:
-    host = Host(count, tmp_path)
-    found = find.neighbours(host)
-    assert host.asked == {"XMLDesc": count + 1, "listAllDomains": 3}
+    conn = FakeConnection(count, tmp_path)
+    host = find.Host(conn)
+    found = host.neighbours
+    assert host.owners([str(tmp_path / "none.raw")], "u1") == {}
+    assert host.neighbours is found
+    assert conn.asked == {"XMLDesc": count + 1, "listAllDomains": 3}
     assert [len(each.disks) for each in found] == [2] + [1] * (count - 1)
     parsed = find._definition.cache_info().misses
-    find.neighbours(host)
+    find.neighbours(conn)
     assert find._definition.cache_info().misses == parsed
