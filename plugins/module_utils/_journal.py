@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _locks, _ofd, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
-Facts = TypeVar("Facts", covariant=True)
+Facts_co = TypeVar("Facts_co", covariant=True)
 NewFacts = TypeVar("NewFacts")
 
 
@@ -55,7 +55,7 @@ class Remains:
     def __init__(self, path: str, head: Head, values: Mapping[str, Any]) -> None:
         self.path, self.head, self._values = path, head, values
 
-    def facts(self, kind: type[Facts]) -> Facts:
+    def facts(self, kind: type[Facts_co]) -> Facts_co:
         """The facts as this dataclass. Raises JournalError where they are no such facts."""
         try:
             return _decoded(kind, self._values)  # type: ignore[no-any-return]
@@ -79,7 +79,7 @@ class LeftBehind(Remains):
         """Whether it has no whole line."""
         return not self._length
 
-    def journal(self, kind: type[Facts]) -> Journal[Facts]:
+    def journal(self, kind: type[Facts_co]) -> Journal[Facts_co]:
         """To go on with. Raises JournalError, see facts()."""
         journal = Journal(self.path, self._fd, self.head, self.facts(kind), self._length)
         self._fd = -1
@@ -92,10 +92,10 @@ class LeftBehind(Remains):
             self._fd = -1
 
 
-class Journal(Generic[Facts]):
+class Journal(Generic[Facts_co]):
     """The journal of one operation on one object; see the module's text."""
 
-    def __init__(self, path: str, fd: int, head: Head, facts: Facts, length: int) -> None:
+    def __init__(self, path: str, fd: int, head: Head, facts: Facts_co, length: int) -> None:
         self.path, self.head, self.facts = path, head, facts
         self._fd, self._length = fd, length
 

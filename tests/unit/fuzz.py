@@ -156,7 +156,8 @@ _XML_TEXT = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff") | st.sampled_from("\t\n\r<&\"' "),
     max_size=20,
 )
-#: What JSON can say, with the names of whoever reads it among the keys.
+
+
 def json_values(*keys: str) -> st.SearchStrategy[Any]:
     """Anything that JSON (or Python's idea of it) can say; these names are likely keys and texts."""
     names = st.sampled_from(keys) | st.sampled_from(ODD[:20]) | st.text(max_size=8)

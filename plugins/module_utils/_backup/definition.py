@@ -52,7 +52,6 @@ def only_persistent(persistent_xml: str, live_xml: str) -> tuple[str, ...]:
     return tuple(t for t in map(target_of, _xml.parse(persistent_xml).findall("devices/disk")) if t not in live)
 
 
-
 def _source(disk: etree._Element) -> dict[str, str]:
     source = disk.find("source")
     names = ("file", "dev", "pool", "volume", "protocol", "name")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts, Head, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts_co, Head, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
@@ -30,7 +30,7 @@ class Unmerged:
 
 
 @dataclass(frozen=True)
-class VmOperation(Generic[Facts]):
+class VmOperation(Generic[Facts_co]):
     """An operation on one VM that is defined all the time. Its journals have the VM's key (`_journal.vm_key`).
 
     ``settle`` gets the VM's uuid and runs under the VM's lock; it returns what was put right, one sentence each. What cannot be
@@ -39,9 +39,9 @@ class VmOperation(Generic[Facts]):
     """
 
     name: str  # as the journal has it
-    facts: type[Facts]
-    settle: Callable[[Connection, str, Journal[Facts], Progress, Union[Unmerged, None]], list[str]]
-    tell: Callable[[Facts, Head], str]
+    facts: type[Facts_co]
+    settle: Callable[[Connection, str, Journal[Facts_co], Progress, Union[Unmerged, None]], list[str]]
+    tell: Callable[[Facts_co, Head], str]
 
 
 class HostFacts(Protocol):
@@ -84,7 +84,8 @@ def known() -> dict[str, Operation]:
     """All that are registered, by name."""
     found: dict[str, Operation] = {}
     for operation in (each for source in _sources for each in source()):
-        assert found.setdefault(operation.name, operation) == operation, f"two operations are named {operation.name}"
+        if found.setdefault(operation.name, operation) != operation:
+            raise AssertionError(f"two operations are named {operation.name}")
     return found
 
 

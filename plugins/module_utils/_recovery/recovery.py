@@ -104,7 +104,8 @@ def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> N
     with _left_behind(lambda found: _is_on_host(found, uri, (vm,) if vm else None)) as remains:
         for found in remains:
             operation = operations.of_host(found.head)
-            assert operation is not None
+            if operation is None:
+                raise AssertionError("_is_on_host has let it through")
             conn = renewed(conn)
             try:
                 with _taken_over(found, operation.facts) as journal:

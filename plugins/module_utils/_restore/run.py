@@ -84,16 +84,15 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     return {**_values(result, plan, request), **_conversion(configuration)}
 
 
-@contextlib.contextmanager
-def _source(request: RestoreRequest, conn: Connection) -> Iterator[tuple[Source | None, Configuration]]:
+def _source(request: RestoreRequest, conn: Connection) -> contextlib.AbstractContextManager[tuple[Source | None, Configuration]]:
     """The archive (None for a bare configuration file) and the point that is asked for."""
     if request.source.endswith(".xml"):
-        yield None, _bare(request.source)
-        return
-    if names.is_package(request.source):
-        with _package(request, conn) as found:
-            yield found
-        return
+        return contextlib.nullcontext((None, _bare(request.source)))
+    return _package(request, conn) if names.is_package(request.source) else _archive(request)
+
+
+@contextlib.contextmanager
+def _archive(request: RestoreRequest) -> Iterator[tuple[Source | None, Configuration]]:
     with archive_locks.reading(request.source), reader.open_archive(request.source) as archive:
         chosen = archive.point(request.point)
         if request.disk_images:

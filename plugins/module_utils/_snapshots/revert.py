@@ -261,7 +261,6 @@ def _definition_then(root: etree._Element, vm_name: str, what: str) -> etree._El
     return domain
 
 
-
 def stand_on(disk: etree._Element, path: str) -> None:
     """A <disk> has this qcow2 as its image."""
     for backing in disk.findall("backingStore"):

@@ -18,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._units import durati
 #: What becomes of facts that no module of ours has told; a host is not believed that they are.
 ODD_FACTS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
+
 class State(Enum):
     """How a VM stands, the worst first; the value is what people read."""
 

@@ -37,12 +37,12 @@ def odd_hosts(draw: st.DrawFn) -> list[Any]:
     for _dummy in range(draw(st.integers(1, 2))):
         places: list[tuple[Any, Any]] = []
 
-        def collect(value: Any, places: list[tuple[Any, Any]] = places) -> None:
+        def collect(value: Any, places: list[tuple[Any, Any]]) -> None:
             for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
                 places.append((value, key))
-                collect(value[key])
+                collect(value[key], places)
 
-        collect(found)
+        collect(found, places)
         container, key = draw(st.sampled_from([*places, (found, 0)]))
         container[key] = draw(json_values("web", "host", "point", "2026-11-22T23:20:00Z"))
     return found

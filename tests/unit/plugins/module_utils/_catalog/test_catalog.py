@@ -65,8 +65,8 @@ def test_describe(tmp_path: Path, compressed: bool) -> None:
             {"point": TIME, "time": "2026-11-22T01:00:00Z", "mode": "full", "consistency": "agent", "size": size + 3000}
         ],
         "digest": catalog.look(str(path)).newest.digest,
-            "digest_algorithm": "xxh3-128",
-            "verified": None,
+        "digest_algorithm": "xxh3-128",
+        "verified": None,
         "config": {
             "point": TIME,
             "name": "web01",
