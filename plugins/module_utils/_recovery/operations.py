@@ -70,8 +70,24 @@ class HostOperation(Generic[AnyHostFacts]):
     tell: Callable[[AnyHostFacts, Head], str]
 
 
+@dataclass(frozen=True)
+class LastingOperation:
+    """Something that outlives its run, and may end without one. It has a record of its own, and no journal that is left.
+
+    ``settle`` gets the VM's uuid and runs under its lock, after all journals; it returns what was put right, one sentence each,
+    and leaves what it cannot put right to its record. ``pending``: what it would put right, by connection and VM (name or uuid).
+    ``remind``: what a person should know about that VM.
+    """
+
+    name: str
+    settle: Callable[[Connection, str, Progress], list[str]]
+    pending: Callable[[str, str], list[str]]
+    remind: Callable[[str], list[str]]
+
+
 Operation = Union[VmOperation[Any], HostOperation[Any]]
 _sources: list[Callable[[], Iterable[Operation]]] = []
+_lasting: list[Callable[[], Iterable[LastingOperation]]] = []
 
 
 def register(source: Callable[[], Iterable[Operation]]) -> None:
@@ -87,6 +103,17 @@ def known() -> dict[str, Operation]:
         if found.setdefault(operation.name, operation) != operation:
             raise AssertionError(f"two operations are named {operation.name}")
     return found
+
+
+def register_lasting(source: Callable[[], Iterable[LastingOperation]]) -> None:
+    """The same of what lasts; asked before every change."""
+    if source not in _lasting:
+        _lasting.append(source)
+
+
+def lasting() -> list[LastingOperation]:
+    """All that are known, and have something to look after."""
+    return [operation for source in _lasting for operation in source()]
 
 
 def of_host(head: Head) -> HostOperation[Any] | None:

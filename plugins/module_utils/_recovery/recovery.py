@@ -79,6 +79,8 @@ def foresee(conn: Connection, uri: str, vm: str, context: Context) -> tuple[Doma
         if text not in told:
             context.warn(text)
             told.append(text)
+    for text in reminders(str(domain.UUIDString())):
+        context.warn(text)
     return domain, bool(told)
 
 
@@ -92,7 +94,14 @@ def pending(uri: str, *vms: str, everywhere: bool = False) -> list[str]:
     def is_meant(found: Remains) -> bool:
         return found.head.key in keys or _is_on_host(found, uri, None if everywhere else vms)
 
-    return [f"The next run that changes the VM will put right: {_tell(found)}" for found in Journal.peek(is_meant)]
+    texts = [_tell(found) for found in Journal.peek(is_meant)]
+    texts += [text for each in operations.lasting() for vm in vms for text in each.pending(uri, vm)]
+    return [f"The next run that changes the VM will put right: {text}" for text in texts]
+
+
+def reminders(*vms: str) -> list[str]:
+    """What a person should know about these VMs (names or uuids), and no run settles by itself."""
+    return [text for each in operations.lasting() for vm in vms for text in each.remind(vm)]
 
 
 def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> None:
@@ -138,6 +147,12 @@ def settle_vm(conn: Connection, uuid: str, context: Context, unmerged: Unmerged 
                 done = operation.settle(conn, uuid, journal, context.progress, unmerged)
             for text in done:
                 context.put_right(text)
+    for lasting in operations.lasting():
+        conn = renewed(conn)
+        for text in lasting.settle(conn, uuid, context.progress):
+            context.put_right(text)
+    for text in reminders(uuid):
+        context.warn(text)
 
 
 @contextmanager

@@ -29,7 +29,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Cance
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations, recovery
-from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import HostOperation, VmOperation
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import (
+    HostOperation,
+    LastingOperation,
+    VmOperation,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending
 
 URI = "qemu:///system"
@@ -70,6 +74,7 @@ def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(recovery, "again", lambda conn, domain: (conn, domain))
     monkeypatch.setattr(recovery, "find_domain", lambda _conn, _vm: FakeDomain())
     monkeypatch.setattr(operations, "_sources", [])
+    monkeypatch.setattr(operations, "_lasting", [])
     return tmp_path
 
 
@@ -314,3 +319,28 @@ def test_a_cancelled_wait_touches_nothing(monkeypatch, tmp_path):
         ):
             pass
     assert settled == []
+
+
+def test_what_outlives_its_run_is_looked_at_before_every_change(acts: list[str]) -> None:
+    def settle(_conn: Any, uuid: str, _progress: Progress) -> list[str]:
+        assert _locks.holder(_locks.of_vm(uuid)) is not None
+        acts.append("lasting")
+        return ["freed"]
+
+    lasting = LastingOperation(
+        "lasting", settle, lambda _uri, vm: [f"{vm} is not held"], lambda vm: [f"{vm} is held long"]
+    )
+    known = [lasting]
+    operations.register_lasting(known.copy)
+    operations.register_lasting(known.copy)
+    painting()
+    told: list[str] = []
+    context = Context(Progress(), told.append)
+    with recovery.before_change(None, URI, "web01", context, what=str):
+        pass
+    assert acts == ["paint", "lasting"] and context.settled == ["painted", "freed"]
+    assert told[-1] == "u is held long"
+    assert pending(URI, "u") == ["The next run that changes the VM will put right: u is not held"]
+    assert recovery.foresee(None, URI, "web01", context)[1] and told[-1] == "u is held long"
+    known[:] = [LastingOperation("lasting", settle, lambda _uri, _vm: [], lambda _vm: ["held long"])]
+    assert not recovery.foresee(None, URI, "web01", context)[1]  # a reminder is nothing to settle
