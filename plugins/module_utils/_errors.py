@@ -29,6 +29,10 @@ class RefusedError(KvmopsError):
     """The request cannot be done as asked; nothing has been touched."""
 
 
+class AttachedError(RefusedError):
+    """Disks of the VM are attached to other VMs, so it stays as it is; ``values`` has their names as ``attached_to``."""
+
+
 class BusyError(KvmopsError):
     """Somebody else is at work on the object; the holder is named."""
 

@@ -224,10 +224,15 @@ def require_free(layers: Layers, paths: Iterable[str], what: str) -> None:
 
 
 def _state(conn: Connection, info: Snapshot) -> LayeredSnapshot:
+    return LayeredSnapshot(info, disks_of(conn, info))
+
+
+def disks_of(conn: Connection, info: Snapshot) -> tuple[StateDisk, ...]:
+    """The disks in a snapshot."""
     root = _xml.parse(info.xml, f"The snapshot {info.name}")
     then = root.find("domain")
     if then is None:
-        return LayeredSnapshot(info, ())
+        return ()
     kept = root.find("inactiveDomain")
     listed = {disk.get("name", ""): disk for disk in root.iterfind("disks/disk")}
     disks = []
@@ -242,7 +247,7 @@ def _state(conn: Connection, info: Snapshot) -> LayeredSnapshot:
                 overlay = views.real(source.get("file", ""))
         definition = _definition(then if kept is None else kept, disk.target) or _definition(then, disk.target)
         disks.append(StateDisk(disk.target, kind, path_of(conn, disk), overlay, definition))
-    return LayeredSnapshot(info, tuple(disks))
+    return tuple(disks)
 
 
 def _definition(domain: etree._Element, target: str) -> str:
@@ -280,4 +285,4 @@ def other_vms(conn: Connection, uuid: str) -> dict[str, str]:
 
 
 def _users(vms: Sequence[find.Neighbour], but: str) -> dict[str, str]:
-    return {path: vm.name for vm in reversed(vms) if vm.uuid != but for path in vm.files}
+    return {path: vm.name for vm in reversed(vms) if vm.uuid != but for path in vm.files | vm.attached}

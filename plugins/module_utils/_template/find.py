@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -66,7 +66,8 @@ def of_domain(conn: Connection, domain: Domain) -> Template:
     except libvirt.libvirtError as error:
         raise translate(error, f"The VM {domain.name()}") from error
     view = domain_xml.view(root)
-    disks = tuple(_base_disk(conn, disk) for disk in view.disks if disk.device == "disk")
+    own = (disk for disk in view.disks if disk.device == "disk" and not receivers.is_attached(disk))
+    disks = tuple(_base_disk(conn, disk) for disk in own)
     return Template(view.uuid, view.name, mark.is_marked(root), running, states, disks, suspended)
 
 
@@ -79,7 +80,8 @@ def templates(conn: Connection) -> tuple[Template, ...]:
 class Neighbour:
     """A VM beside others, by all its definitions: live, persistent, and those of its snapshots.
 
-    `disks`: real paths of its disks; `files`: these and all that they stand on. `marked`: it is a template.
+    `disks`: real paths of its disks; `files`: these and all that they stand on. `marked`: it is a template. `attached`: files
+    of disks of others that are attached to it, which it only reads.
     """
 
     uuid: str
@@ -87,6 +89,7 @@ class Neighbour:
     marked: bool
     disks: frozenset[str]
     files: frozenset[str]
+    attached: frozenset[str] = frozenset()
 
 
 class Host:
@@ -104,10 +107,13 @@ class Host:
         """All of them, by all their definitions."""
         found = []
         for vm in self._vms:
-            tops = {top for each in _all_definitions(vm) for top in _tops(self._conn, each)}
+            definitions = _all_definitions(vm)
+            tops = {top for each in definitions for top in _tops(self._conn, each)}
+            held = {top for each in definitions for top in _paths(self._conn, each.attached)}
+            attached = frozenset(path for top in held for path in layers.below(top))
             chains = [layers.below(top) for top in tops]
             disks, files = (frozenset(path for chain in chains for path in chain[:last]) for last in (1, None))
-            found.append(Neighbour(vm.domain.UUIDString(), vm.domain.name(), vm.definition.marked, disks, files))
+            found.append(Neighbour(vm.domain.UUIDString(), vm.domain.name(), vm.definition.marked, disks, files, attached))
         return found
 
     @functools.cached_property
@@ -210,10 +216,11 @@ def numbers(template: Template) -> Mapping[str, int]:
 
 @dataclass(frozen=True)
 class _Definition:
-    """What of a definition tells whose a file is: the disks in it, or in those of a snapshot."""
+    """What of a definition tells whose a file is: the disks in it, or in those of a snapshot. `attached`: disks of other VMs."""
 
     marked: bool
     disks: tuple[domain_xml.Disk, ...]
+    attached: tuple[domain_xml.Disk, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -261,12 +268,19 @@ def _definition(text: str) -> _Definition:
     root = _xml.parse(text, "the definition of a VM")
     roots = [root] if root.tag == "domain" else [*root.iterfind("domain"), *root.iterfind("inactiveDomain")]
     disks = [disk for each in roots for disk in domain_xml.view(each).disks if disk.device == "disk"]
-    return _Definition(mark.is_marked(root), tuple(disks))
+    own = tuple(disk for disk in disks if not receivers.is_attached(disk))
+    # a snapshot of a VM that held such a disk has none of its data
+    held = tuple(disk for disk in disks if receivers.is_attached(disk)) if root.tag == "domain" else ()
+    return _Definition(mark.is_marked(root), own, held)
 
 
 def _tops(conn: Connection, definition: _Definition) -> list[str]:
     """Files of the disks in a definition, as it spells them."""
-    return [path for path in (storage.disk_path(conn, disk) for disk in definition.disks) if path]
+    return _paths(conn, definition.disks)
+
+
+def _paths(conn: Connection, disks: Iterable[domain_xml.Disk]) -> list[str]:
+    return [path for path in (storage.disk_path(conn, disk) for disk in disks) if path]
 
 
 def _base_disk(conn: Connection, disk: domain_xml.Disk) -> BaseDisk:
