@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
+    Connection,
     Domain,
     connect,
     libvirt,
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending
+from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending, reminders
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import disk_ids
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
 
 _STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")
@@ -47,10 +51,12 @@ def info(request: VmsRequest, context: Context) -> dict[str, Any]:
     Raises RefusedError for an expression that is none, KvmopsError where libvirt does not answer.
     """
     conn = connect(request.uri)
-    known = [facts for facts in map(_facts, conn.listAllDomains()) if facts]
+    known = [facts for facts in (_facts(conn, domain) for domain in conn.listAllDomains()) if facts]
     named, unmatched = choose(known, request.vms)
     chosen = select(named, request.select) if request.select else named
     for text in pending(request.uri, *(facts["uuid"] for facts in chosen), everywhere=True):
+        context.warn(text)
+    for text in reminders(*(facts["uuid"] for facts in chosen)):
         context.warn(text)
     return {"vms": sorted(chosen, key=lambda facts: str(facts["name"])), "unmatched": unmatched}
 
@@ -82,21 +88,23 @@ def select(known: Iterable[dict[str, Any]], expression: str) -> list[dict[str, A
     return [facts for facts, result in results if result not in (None, "", [], {}) and result is not False]
 
 
-def _facts(domain: Domain) -> dict[str, Any] | None:
+def _facts(conn: Connection, domain: Domain) -> dict[str, Any] | None:
     """A VM as ``vm_info`` returns it; None if it is gone meanwhile."""
     try:
-        return _gather(domain)
+        return _gather(conn, domain)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise translate(error, f"The VM {domain.name()}") from error
 
 
-def _gather(domain: Domain) -> dict[str, Any]:
+def _gather(conn: Connection, domain: Domain) -> dict[str, Any]:
     xml = domain.XMLDesc(0)
     view = domain_xml.parse(xml)
     state = domain.state()[0]
     persistent = bool(domain.isPersistent())
+    record = _attachments.load(view.uuid)
+    ids = {each.disk.target: each.id for each in disk_ids.of_vm(conn, domain, view)}
     return {
         "name": view.name,
         "uuid": view.uuid,
@@ -113,14 +121,20 @@ def _gather(domain: Domain) -> dict[str, Any]:
         "agent": view.agent_channel,
         "disks": [
             {
+                "id": ids.get(disk.target, ""),
                 "target": disk.target,
                 "device": disk.device,
                 "type": disk.type,
                 "path": disk.path or disk.network,
                 "format": disk.format,
                 "bus": disk.bus,
+                "serial": disk.serial,
             }
             for disk in view.disks
+        ],
+        "attached": [
+            {"target": each.target, "receiver": each.receiver_name, "expired": each.expired(time.time())}
+            for each in (record.attachments if record else ())
         ],
         "nics": [{"mac": nic.mac, "type": nic.type, "source": nic.source, "model": nic.model} for nic in view.nics],
         "hostdevs": [f"{hostdev.kind} {hostdev.description}".strip() for hostdev in view.hostdevs],

@@ -125,12 +125,24 @@ vms:
       returned: success
       sample: true
     disks:
-      description: Disks and drives, each with C(target), C(device), C(type), C(path), C(format) and C(bus).
+      description:
+        - Disks and drives, each with C(id), C(target), C(device), C(type), C(path), C(format), C(bus) and C(serial).
+        - C(id) is made of the UUID of the VM and the path of the disk. Snapshots, and backups that keep theirs, do not change
+          it. An empty drive has none.
       type: list
       elements: dict
       returned: success
       sample:
-        - {target: vda, device: disk, type: file, path: /var/lib/libvirt/images/web01.qcow2, format: qcow2, bus: virtio}
+        - {id: 4f0c2f5e-7d0b-5a53-8c7e-2d1d5f0f6a3b, target: vda, device: disk, type: file,
+           path: /var/lib/libvirt/images/web01.qcow2, format: qcow2, bus: virtio, serial: ''}
+    attached:
+      description:
+        - Disks of it that are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)), each with C(target), C(receiver) and
+          C(expired), whether its lease is over.
+      type: list
+      elements: dict
+      returned: success
+      sample: [{target: vda, receiver: appliance, expired: false}]
     nics:
       description: The network interfaces, each with C(mac), C(type), C(source) and C(model).
       type: list
