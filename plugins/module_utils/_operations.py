@@ -8,12 +8,14 @@ A module that knew only some of them would change a VM that another operation ha
 
 from __future__ import annotations
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations
 
 
 def register() -> None:
     """Makes them known to `_recovery`."""
     operations.register(_all)
+    operations.register_lasting(_lasting)
 
 
 def _all() -> tuple[operations.Operation, ...]:
@@ -23,3 +25,11 @@ def _all() -> tuple[operations.Operation, ...]:
     from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recovery as snapshots
 
     return (*snapshots.OPERATIONS, *backup.OPERATIONS, *restore.OPERATIONS)
+
+
+def _lasting() -> tuple[operations.LastingOperation, ...]:
+    if not _attachments.are_there():
+        return ()
+    from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import settle as attached
+
+    return (attached.LASTING,)

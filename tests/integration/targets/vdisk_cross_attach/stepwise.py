@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: kvmops.backup contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""vdisk_cross_attach in a process that kills itself: stepwise.py KILL_AT VM SOURCE VDISK STATE.
+
+Every record and journal that is written or removed, every file removed, and every call that changes a VM is an event, counted
+from 1; SIGKILL comes before event KILL_AT. Without one (0) the number of events is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import libvirt
+
+from ansible_collections.kvmops.backup.plugins.module_utils import _attachments, _operations
+from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import run
+from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.request import AttachRequest, Wish
+from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.tests.lab.kills import Steps
+
+EVENTS = (
+    (_attachments, "save"),
+    (_attachments, "drop"),
+    (Journal, "record"),
+    (Journal, "done"),
+    (qemu_img, "commit"),
+    (os, "unlink"),
+    (os, "chown"),
+    (libvirt.virConnect, "defineXML"),
+    (libvirt.virDomain, "attachDeviceFlags"),
+    (libvirt.virDomain, "detachDeviceFlags"),
+    (libvirt.virDomain, "snapshotCreateXML"),
+    (libvirt.virDomain, "blockCommit"),
+    (libvirt.virDomain, "blockJobAbort"),
+    (libvirt.virDomainSnapshot, "delete"),
+)
+
+
+def main(kill_at, vm, source, vdisk, state):
+    """See the top of the file."""
+    _operations.register()
+    steps = Steps(EVENTS, kill_at)
+    request = AttachRequest(vm=vm, source_vm=source, vdisk=vdisk, wish=Wish(state), wait_timeout_s=60)
+    run.ensure(request, Context(Progress(), lambda text: None))
+    print(steps.count)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
