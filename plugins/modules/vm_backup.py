@@ -28,6 +28,8 @@ description:
   - Everything that would make the backup fail or useless is refused before the VM is touched. That includes disks on
     LVM, disks on ZFS together with snapshots, a managed-save image, and a target that is read-only, not mounted or
     too small.
+  - Refused while disks of the VM are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)). Disks of others that are
+    attached to this VM are left out.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -428,6 +430,12 @@ skipped_devices:
       type: str
       returned: success
       sample: LUN disks are passed through and not part of a backup
+attached_to:
+  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  returned: failure
+  type: list
+  elements: str
+  sample: [appliance]
 what:
   description: The object that the error is about.
   returned: failure

@@ -25,6 +25,7 @@ description:
     if its disks do not correspond.
   - Everything that the host lacks (pool, network or bridge, machine type, CPU, firmware, emulator, space) is named
     before the first byte is written.
+  - Not done over a VM whose disks are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)).
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -303,6 +304,12 @@ duration:
   returned: success
   type: float
   sample: 2.31
+attached_to:
+  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  returned: failure
+  type: list
+  elements: str
+  sample: [appliance]
 what:
   description: The object that the error is about.
   returned: failure

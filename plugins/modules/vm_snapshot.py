@@ -26,6 +26,7 @@ description:
   - After such a revert the VM goes on in the copy. The original is never deleted by this module; a warning names it when
     nothing needs it any more.
   - A run that was killed is finished or taken back by the next run of a changing module on that VM.
+  - Refused while disks of the VM are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)).
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -151,6 +152,12 @@ snapshots:
       type: bool
       returned: success
       sample: true
+attached_to:
+  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  returned: failure
+  type: list
+  elements: str
+  sample: [appliance]
 what:
   description: The object that the error is about.
   returned: failure

@@ -90,6 +90,12 @@ template:
       type: str
       returned: success
       sample: 1f0c6f6f2bb0e1d6d2ba5bb0a60c4b3e3a4bd1f7f24a53b7a7c1f2e6c0b3a5d9
+attached_to:
+  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  returned: failure
+  type: list
+  elements: str
+  sample: [appliance]
 what:
   description: The object that the error is about.
   returned: failure

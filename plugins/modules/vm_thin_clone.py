@@ -113,6 +113,12 @@ disks:
       type: str
       returned: success
       sample: qcow2
+attached_to:
+  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  returned: failure
+  type: list
+  elements: str
+  sample: [appliance]
 what:
   description: The object that the error is about.
   returned: failure

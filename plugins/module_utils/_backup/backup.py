@@ -22,7 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.request impo
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -75,6 +75,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
     retention.settle(place.directory, request.check_mode, context)
     if request.check_mode:
         domain, unsettled = recovery.foresee(conn, request.uri, request.vm, context)
+        receivers.refuse(conn, str(domain.UUIDString()), f"Backup of VM {domain.name()}", settled=False)
         archives = VmArchives(str(domain.UUIDString()))
         run = Run(conn, domain, place, request, context, Keeper(request, context), archives)
         from ansible_collections.kvmops.backup.plugins.module_utils._backup import run as making
@@ -91,6 +92,7 @@ def backup(request: BackupRequest, context: Context) -> dict[str, Any]:
         unmerged=unmerged,
     ) as (conn, domain):
         uuid = str(domain.UUIDString())
+        receivers.refuse(conn, uuid, f"Backup of VM {domain.name()}")
         merged: tuple[str, ...] = ()
         if not unmerged.texts and _vm_state.load(uuid).to_merge:  # what could not be merged just now need not be tried again
             from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles

@@ -15,7 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -108,6 +108,8 @@ def _unfit(disk: domain_xml.Disk, found: Template) -> str:
 
 
 def _judge(conn: Connection, domain: Domain, request: TemplateRequest, context: Context) -> dict[str, Any]:
+    doing = f"{'Marking' if request.present else 'Unmarking'} VM {domain.name()} as a template"
+    receivers.refuse(conn, str(domain.UUIDString()), doing, settled=not request.check_mode)
     found = find.of_domain(conn, domain)
     if not request.present:
         clones = find.clones_of(conn, found) if found.marked else []

@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._clones.template import require_fit
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, receivers, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -95,6 +95,7 @@ def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
 
 def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Context) -> dict[str, Any]:
     what = f"The thin clone {request.name} of {domain.name()}"
+    receivers.refuse(conn, str(domain.UUIDString()), what, settled=not request.check_mode)
     template = find.of_domain(conn, domain)
     if not template.marked:
         raise RefusedError(

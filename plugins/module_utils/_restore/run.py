@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain, receivers, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     connect_to_change,
@@ -53,14 +53,14 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
         if request.check_mode:
             for text in recovery.pending(request.uri, everywhere=True):
                 context.warn(text)
-            plan = _plan(conn, archive, configuration, request, context.progress)
+            plan = _draft(conn, archive, configuration, request, context.progress)
             for text in recovery.pending(request.uri, plan.replaced.uuid) if plan.replaced is not None else ():
                 context.warn(text)
             result = _predicted(plan)
         else:
             recovery.settle_host(conn, request.uri, context)
             conn = renewed(conn)
-            draft = _plan(conn, archive, configuration, request, context.progress)
+            draft = _draft(conn, archive, configuration, request, context.progress)
             replaced = draft.replaced.uuid if draft.replaced is not None else ""
             for vm in filter(None, (draft.name, draft.uuid, replaced)):
                 recovery.settle_host(conn, request.uri, context, vm)  # raises: what waits must not be overtaken
@@ -68,7 +68,7 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 if replaced:
                     recovery.settle_vm(conn, replaced, context)
                     conn = renewed(conn)
-                plan = _plan(conn, archive, configuration, request, context.progress)
+                plan = _draft(conn, archive, configuration, request, context.progress)
                 if plan.replaced is not None and plan.replaced.uuid != replaced:
                     raise BusyError(
                         f"The VM {plan.name}", "it has just been defined by somebody else", "Run the task again."
@@ -82,6 +82,29 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
         mended = f"{image.corruptions} corruptions and {image.leaks} leaked clusters"
         context.warn(f"{image.path} ({image.target}) was repaired: qemu-img has mended {mended}.")
     return {**_values(result, plan, request), **_conversion(configuration)}
+
+
+def _draft(
+    conn: Connection,
+    archive: Source | None,
+    configuration: Configuration,
+    request: RestoreRequest,
+    progress: Progress,
+) -> RestorePlan:
+    """The plan. Raises AttachedError, before any other reason, for a VM whose disks others have, also one that is undefined now."""
+    name = request.name or configuration.vm_name
+
+    def refuse(uuids: Collection[str]) -> None:
+        for uuid in uuids:
+            receivers.refuse(conn, uuid, f"Restoring VM {name}", settled=False)
+
+    try:
+        plan = _plan(conn, archive, configuration, request, progress)
+    except RefusedError:
+        refuse({str(each.UUIDString()) for each in conn.listAllDomains(0) if each.name() == name})
+        raise
+    refuse({plan.uuid, plan.replaced.uuid if plan.replaced is not None else plan.uuid})
+    return plan
 
 
 def _source(request: RestoreRequest, conn: Connection) -> contextlib.AbstractContextManager[tuple[Source | None, Configuration]]:

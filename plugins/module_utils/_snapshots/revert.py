@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, monitor, snapshots, views
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, monitor, receivers, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -120,7 +120,8 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
     )
     discarded, notes = _discarded(layers, {disk.path for disk in frozen})
     require_free(layers, [*discarded, *(disk.path for disk in frozen if internal and disk not in copied)], what)
-    root = _xml.parse(state.info.xml, what)
+    # files of disks that were attached from other VMs have changed since
+    root = _xml.parse(receivers.without_attached(state.info.xml), what)
     if internal:
         replaced = {each.base_path: (each.path, each.base_format) for each in fresh}
         state_xml, then = bookkeeping.replace_in_snapshot(state.info.xml, replaced), ""

@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Kvmop
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     Domain,
@@ -86,6 +86,8 @@ def _dispatch(run: _Run) -> dict[str, Any]:
         Wish.ABSENT: _absent,
         Wish.REVERTED: _reverted,
     }
+    doing = f"Snapshot {run.request.snapshot} of VM {run.found.vm_name}, {run.request.wish.value}"
+    receivers.refuse(run.conn, run.found.vm_uuid, doing, settled=not run.request.check_mode)
     _refuse_template(run)
     return acts[run.request.wish](run)
 
@@ -140,7 +142,8 @@ def plan_present(
         raise RefusedError(f"The VM {found.vm_name}", why, way_out)
     flags = libvirt.VIR_DOMAIN_XML_SECURE | (0 if found.running else libvirt.VIR_DOMAIN_XML_INACTIVE)
     new, excluded = [], []
-    for disk in domain_xml.parse(domain.XMLDesc(flags)).disks:
+    disks = domain_xml.parse(domain.XMLDesc(flags)).disks
+    for disk in disks:
         path = disk.path or layers.path_of(conn, disk)
         if disk.device in ("cdrom", "floppy") or disk.readonly:
             excluded.append(disk.target)
@@ -158,6 +161,13 @@ def plan_present(
         raise RefusedError(f"The VM {found.vm_name}", "it has no disk that a snapshot could freeze")
     memory_path = ""
     if request.memory:
+        held = next((disk for disk in disks if receivers.is_attached(disk)), None)
+        if held:
+            raise RefusedError(
+                f"The VM {found.vm_name}",
+                f"its memory would have {held.target} in it, a disk of another VM",
+                "Detach it first (kvmops.backup.vdisk_cross_attach with state: detached), or take it without memory.",
+            )
         directory = os.path.dirname(new[0].overlay_path)
         memory_path = _files.free_name(
             os.path.join(directory, _letters(found.vm_name)), f".{_letters(request.snapshot)}.memory"
@@ -251,6 +261,7 @@ def _reverted(run: _Run) -> dict[str, Any]:
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
     if not run.domain.isPersistent():
         raise RefusedError(f"The VM {found.vm_name}", "it is transient: there would be nothing left to revert")
+    _require_no_attached(found, request.snapshot)
     plan = revert.plan_revert(found, request.snapshot, run.domain.XMLDesc(flags), int(time.time()))
     snapshots.require_no_checkpoints(run.domain)  # it is off for a moment
     for text in plan.notes:
@@ -269,6 +280,20 @@ def _reverted(run: _Run) -> dict[str, Any]:
     finally:
         journal.close()
     return _result(found, layers.look(run.conn, run.domain), changed=True)
+
+
+def _require_no_attached(found: Layers, name: str) -> None:
+    """The VM can come back without the disks of other VMs that it held then. Raises RefusedError: a memory image has what the
+    guest had then, and libvirt itself reverts to internal snapshots."""
+    state = found.state(name)
+    if state is None or receivers.without_attached(state.info.xml) == state.info.xml:
+        return
+    if state.info.memory != "no" or any(disk.kind is Kind.INTERNAL for disk in state.disks):
+        raise RefusedError(
+            f"The snapshot {name} of {found.vm_name}",
+            "the VM held a disk of another VM then, and would come back with it, as that file is now",
+            "Take the data out of the snapshot's files by hand, or remove it.",
+        )
 
 
 def _stands_there(found: Layers, name: str) -> bool:
