@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     firmware_state,
     memory_blockers,
     place_rules,
+    receivers,
     snapshots,
     standing,
     storage,
@@ -67,13 +68,16 @@ def gather(
     except libvirt.libvirtError as error:
         raise translate(error, f"VM {domain.name()}") from error
     host = host or find.Host(conn)
+    now = domain_xml.parse(live or persistent)
+    attached = tuple(disk for disk in now.disks if receivers.is_attached(disk))
+    live, persistent = (receivers.without_attached(xml) if xml else "" for xml in (live, persistent))
     view = domain_xml.parse(live or persistent)
     view = replace(
         view,
         disks=tuple(_resolved(conn, disk) for disk in view.disks),
         nvram_path=firmware_state.nvram_path(conn, view),
     )
-    states = snapshots.tree(domain, secrets=secrets)
+    states = own_states(domain, secrets=secrets)
     state_disks = {state.name: _state_disks(state) for state in states}
     all_images = _images(conn, [*view.disks, *(disk for disks in state_disks.values() for disk in disks)])
     all_images = _as_defined(conn, view.disks, all_images)
@@ -84,6 +88,7 @@ def gather(
         name=view.name,
         uuid=view.uuid,
         running=running,
+        attached=attached,
         standing=standing.of(domain),
         memory_blockers=memory_blockers.of(domain) if running else (),
         unmerged=tuple(unmerged.still_there(domain)),
@@ -111,6 +116,12 @@ def gather(
         ),
         free_bytes={image.device_id: _free(image.path) for image in images.values() if not image.is_device},
     )
+
+
+def own_states(domain: Domain, *, secrets: bool) -> tuple[snapshots.Snapshot, ...]:
+    """The tree of snapshots, without the disks of other VMs that were attached then."""
+    states = snapshots.tree(domain, secrets=secrets)
+    return tuple(replace(each, xml=receivers.without_attached(each.xml)) for each in states)
 
 
 def _written(disks: Iterable[domain_xml.Disk], images: Mapping[str, Image]) -> list[str]:

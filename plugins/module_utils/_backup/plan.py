@@ -58,7 +58,8 @@ class VmFacts:
     of snapshots that an earlier run should have merged and could not. `shared`: files of its disks that
     another VM has too, with the name of that one (`find.shared`). `boot_files`: files of the host that its definitions name and
     QEMU loads. `unseen`: files of its disks that cannot be looked at, and why. `snapshot_files`: files beside its disks that are
-    named as those of our snapshots. `thin`: the template that it stands on, or is.
+    named as those of our snapshots. `thin`: the template that it stands on, or is. `attached`: disks of other VMs that it holds;
+    `view` and all definitions are without them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class VmFacts:
     unseen: Mapping[str, str] = field(default_factory=dict)
     snapshot_files: frozenset[str] = frozenset()
     thin: Thin = field(default_factory=Thin)
+    attached: tuple[Disk, ...] = ()
     free_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -339,6 +341,9 @@ def _skipped(
         Skipped(disk.target, judgement.reason) for disk, judgement in judgements if judgement.verdict is Verdict.SKIP
     ]
     skipped += [
+        Skipped(disk.target, "it is a disk of another VM, attached by vdisk_cross_attach") for disk in facts.attached
+    ]
+    skipped += [
         Skipped(target_name, "the disk is attached only at the next start of the VM")
         for target_name in definition.only_persistent(facts.persistent_xml, facts.live_xml)
     ]
@@ -520,6 +525,7 @@ def _keeps_memory_from_being_saved(facts: VmFacts) -> str:
     found += [
         f"the shared host directory {each.source} (virtiofs)" for each in view.filesystems if each.driver == "virtiofs"
     ]
+    found += [f"{disk.target}, a disk of another VM, which would be part of it" for disk in facts.attached]
     found += [f"a device or feature that QEMU cannot migrate ({reason})" for reason in facts.memory_blockers]
     return next(iter(found), "")
 
@@ -575,8 +581,9 @@ def _snapshot(
             )
             for disk in frozen
         ),
-        excluded_targets=tuple(
-            disk.target for disk, judgement in judgements if judgement.verdict is not Verdict.FREEZE
+        excluded_targets=(
+            *(disk.target for disk, judgement in judgements if judgement.verdict is not Verdict.FREEZE),
+            *(disk.target for disk in facts.attached),
         ),
         memory_path=_memory_path(facts, frozen, name) if consistency is Consistency.MEMORY else "",
         quiesce=consistency is Consistency.AGENT,

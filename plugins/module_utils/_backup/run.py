@@ -60,7 +60,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, ImageSource
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, snapshots, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Domain,
@@ -464,7 +464,7 @@ def _write(
     configuration = planned.configuration
     if taken and planned.snapshot and (planned.stays or planned.snapshot.memory_path):
         # the point's own snapshot is part of its tree
-        tree = snapshots.tree(run.domain, secrets=run.request.include_secrets)
+        tree = vm_facts.own_states(run.domain, secrets=run.request.include_secrets)
         configuration = replace(configuration, snapshots=in_archive(tree))
     if taken:
         time.sleep(_SETTLED_S)
