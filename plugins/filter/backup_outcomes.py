@@ -32,6 +32,13 @@ options:
     type: list
     elements: list
     default: []
+  attached:
+    description:
+      - What a VM is that was not backed up because its disks are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)),
+        V(skip) or V(fail).
+    type: str
+    choices: [skip, fail]
+    default: skip
 """
 
 EXAMPLES = r"""
@@ -43,8 +50,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - Rows with C(vm), C(result) (C(full), C(incremental), C(done already) or C(FAILED)), C(why), C(archive), C(bytes) and
-      C(warnings).
+    - Rows with C(vm), C(result) (C(full), C(incremental), C(done already), C(skipped) or C(FAILED)), C(why), C(archive),
+      C(bytes) and C(warnings).
   type: list
   elements: dict
 """

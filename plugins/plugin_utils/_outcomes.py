@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
-FAILED, NOTHING_NEW = "FAILED", "done already"
+FAILED, SKIPPED, NOTHING_NEW = "FAILED", "skipped", "done already"
 WARNINGS, WARNING_WIDTH = 5, 200  # shown below a row of the table
 
 
@@ -19,19 +19,20 @@ def outcomes(
     backups: Sequence[Mapping[str, Any]],
     verified: Sequence[Mapping[str, Any]] = (),
     unmatched: Sequence[Sequence[str]] = (),
+    attached: str = "skip",
 ) -> list[dict[str, Any]]:
     """One row ``{vm, result, why, archive, bytes, warnings}`` for each VM, failures first.
 
     `backups`: those of ``vm_backup_many``; `verified`: results of ``backup_verify``;
-    `unmatched`: for each host, the names that mean none of its VMs.
-    `result` is full, incremental, "done already" or FAILED.
+    `unmatched`: for each host, the names that mean none of its VMs. `attached`: "skip" or "fail", what a VM is that is not
+    backed up because other VMs have its disks. `result` is full, incremental, "done already", skipped or FAILED.
     """
     bad = _bad(verified)
-    rows = [_row(each, bad) for each in backups]
+    rows = [_row(each, bad, skips=attached == "skip") for each in backups]
     nowhere = [name for name in (unmatched[0] if unmatched else ()) if all(name in each for each in unmatched)]
     rows += [_failure(name, "no VM of this name is on any host of the play") for name in nowhere]
     rows += [_failure("", why) for path, why in bad.items() if path not in {row["archive"] for row in rows}]
-    return sorted(rows, key=lambda row: (row["result"] != FAILED, row["vm"]))
+    return sorted(rows, key=lambda row: (row["result"] != FAILED, row["result"] != SKIPPED, row["vm"]))
 
 
 def _bad(verified: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -50,10 +51,11 @@ def _bad(verified: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return bad
 
 
-def _row(backup: Mapping[str, Any], bad: Mapping[str, str]) -> dict[str, Any]:
+def _row(backup: Mapping[str, Any], bad: Mapping[str, str], *, skips: bool) -> dict[str, Any]:
     archive = (backup.get("archive") or {}).get("path", "")
     if backup.get("failed"):
-        result, why = FAILED, str(backup.get("msg") or backup.get("module_stderr") or "no message")
+        is_attached = backup.get("attached_to") is not None and skips
+        result, why = SKIPPED if is_attached else FAILED, str(backup.get("msg") or backup.get("module_stderr") or "no message")
     elif archive in bad:
         result, why = FAILED, bad[archive]
     else:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -71,6 +71,7 @@ class Vm:
     age_s: int | None
     state: State
     archives: tuple[Archive, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def points(self) -> list[Point]:
@@ -168,7 +169,16 @@ def _vm(
     else:
         state = State.LATE if age_s > limit_s else State.GOOD
     host, facts = found if found else ("", {})
-    return Vm(name, uuid, host, facts.get("state") == "running", limit_s, newest, age_s, state, tuple(archives))
+    running, told = facts.get("state") == "running", tuple(_about_attached(facts.get("attached") or ()))
+    return Vm(name, uuid, host, running, limit_s, newest, age_s, state, tuple(archives), told)
+
+
+def _about_attached(disks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What keeps the VM from being backed up."""
+    return [
+        f"{disk['target']} is attached to {disk['receiver']}{', past its lease' if disk['expired'] else ''}: no backups meanwhile"
+        for disk in disks
+    ]
 
 
 def _archive(entry: Mapping[str, Any], now: int) -> Archive:

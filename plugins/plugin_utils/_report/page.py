@@ -135,7 +135,7 @@ def _verified(vm: Vm, when: Callable[[int], str]) -> str:
 
 
 def _details(vm: Vm) -> str:
-    told = [f"{archive.path}: {text}" for archive in vm.archives for text in archive.warnings]
+    told = [*vm.warnings, *(f"{archive.path}: {text}" for archive in vm.archives for text in archive.warnings)]
     if not told:
         return ""
     rows = "".join(f"<li>{escape(text)}</li>" for text in told)

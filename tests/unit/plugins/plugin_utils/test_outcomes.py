@@ -92,3 +92,12 @@ def test_nothing_chosen_is_said() -> None:
 def test_one_line_for_each() -> None:
     rows = outcomes([{"vm": "a", "failed": True, "msg": "first\nsecond"}])
     assert table(rows) == ["a  FAILED    first second"]
+
+
+def test_a_vm_whose_disks_are_attached_to_others_is_skipped_or_failed() -> None:
+    told = [backup("web"), {"vm": "db", "failed": True, "msg": "attached to appliance", "attached_to": ["appliance"]}]
+    assert [(row["vm"], row["result"], row["why"]) for row in outcomes(told)] == [
+        ("db", "skipped", "attached to appliance"),
+        ("web", "full", "asked"),
+    ]
+    assert [row["result"] for row in outcomes(told, attached="fail")] == ["FAILED", "full"]

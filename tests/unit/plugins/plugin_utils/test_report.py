@@ -146,3 +146,13 @@ def test_metrics() -> None:
     assert f"kvmops_backup_silent_hosts{{{common}}} 1\n" in text
     for line in text.splitlines():
         assert re.fullmatch(r'# (HELP|TYPE) kvmops_backup_\w+ .+|kvmops_backup_\w+(\{.*"\})? -?\d+', line), line
+
+
+def test_what_is_attached_to_other_vms_is_told() -> None:
+    held = [{"target": "vda", "receiver": "appliance", "expired": expired} for expired in (False, True)]
+    (only,) = make(host([vm("a", attached=held)], [archive("a", NOW - 3600, 1)])).vms
+    assert only.warnings == (
+        "vda is attached to appliance: no backups meanwhile",
+        "vda is attached to appliance, past its lease: no backups meanwhile",
+    )
+    assert "past its lease" in page.render(make(host([vm("a", attached=held)], [])), title="t")
