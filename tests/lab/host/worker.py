@@ -46,8 +46,12 @@ class Worker:
         volumes: Sequence[str] = (),
         start: bool = True,
         beside: str = "/var/lib/libvirt/images",
+        ports: int = 0,
     ) -> None:
-        """A VM with small ext4 disks, below the directory ``beside``, and then block devices; see ``Lab.create_vm``."""
+        """A VM with small ext4 disks, below the directory ``beside``, and then block devices; see ``Lab.create_vm``.
+
+        ``ports`` are free for disks that are plugged in later.
+        """
         lab = self._labs.get(beside) or Lab(Path(f"{beside}/lab-{time.time_ns()}"), domain_type="kvm")
         self._labs[beside] = lab
         devices = "".join(
@@ -55,6 +59,7 @@ class Worker:
             f"<source dev='{volume}'/><target dev='vd{letter}'/></disk>"
             for volume, letter in zip(volumes, "wxyz")
         )
+        devices += "<controller type='pci' model='pcie-root-port'/>" * ports
         made = [Disk(image_format, size_mib=16)] * disks
         vm = lab.create_vm(name, made, agent=agent, freeze_mode="pause", extra_devices=devices, start=False)
         vm.domain.setAutostart(autostart)
@@ -86,6 +91,10 @@ class Worker:
         """Returns when the guest has written another line to each disk."""
         vm = self._hypervisor.vm(name)
         vm.wait_for_marker(vm.last_marker().number + 2)
+
+    def shell(self, name: str, script: str) -> str:
+        """Standard output of a script in the guest."""
+        return self._hypervisor.vm(name).agent.shell(script)
 
     def freeze_status(self, name: str) -> str:
         """``frozen`` or ``thawed``."""
