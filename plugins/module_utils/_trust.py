@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import grp
 import os
 import pwd
@@ -26,28 +27,68 @@ def doubt(path: str, opened: os.stat_result | None = None) -> str:
 
     Raises TargetError where the host's settings cannot be read.
     """
-    real = os.path.realpath(path)
-    owners = _owners(real)
-    try:
-        status = opened if opened is not None else os.stat(real)
-        now = os.stat(real)
-        if (status.st_dev, status.st_ino) != (now.st_dev, now.st_ino):
-            return "another file has its name by now"
-        why = _of_others(status, owners, real) or _on_mount_of_others(status, owners, real)
-        if why:
-            return f"it {why} ({_WAYS_OUT})"
-        for directory in _way(path):
-            status = os.lstat(directory)
-            if stat.S_ISLNK(status.st_mode):
-                why = "" if status.st_uid in owners else f"is a link of {name_of(status.st_uid)}"
-            elif status.st_mode & stat.S_ISVTX:  # nobody replaces the files of others there
-                why = "" if status.st_uid in owners else f"belongs to {name_of(status.st_uid)}"
-            else:
-                why = _of_others(status, owners, directory)
+    return Doubts().of(path, opened)
+
+
+class Doubts:
+    """The same of many files, for lists: settings, mounts and the way to a directory are looked at once."""
+
+    def __init__(self) -> None:
+        self._ways: dict[tuple[str, frozenset[int]], str] = {}
+        self._mounts: dict[tuple[str, int, frozenset[int]], str] = {}
+
+    def of(self, path: str, opened: os.stat_result | None = None) -> str:
+        """See doubt()."""
+        real = os.path.realpath(path)
+        owners = self._owners(real)
+        try:
+            status = opened if opened is not None else os.stat(real)
+            now = os.stat(real)
+            if (status.st_dev, status.st_ino) != (now.st_dev, now.st_ino):
+                return "another file has its name by now"
+            why = _of_others(status, owners, real) or self._on_mount(status, owners, real)
             if why:
-                return f"its directory {directory} {why} ({_WAYS_OUT})"
-    except OSError as error:
-        return f"whose it is cannot be told ({error.strerror})"
+                return f"it {why} ({_WAYS_OUT})"
+            if os.path.islink(path):
+                return _doubt_of_way(path, owners)
+            key = (os.path.dirname(path), owners)
+            if key not in self._ways:
+                self._ways[key] = _doubt_of_way(path, owners)
+            return self._ways[key]
+        except OSError as error:
+            return f"whose it is cannot be told ({error.strerror})"
+
+    @functools.cached_property
+    def _trusted(self) -> dict[str, frozenset[int]]:
+        return {os.path.realpath(place): uids for place, uids in _settings.trusted_owners().items()}
+
+    def _owners(self, real: str) -> frozenset[int]:
+        """Users whose files in this place count as ours."""
+        own = {0, os.geteuid()}
+        for place, uids in self._trusted.items():
+            if real.startswith(f"{place.rstrip('/')}/"):
+                own |= uids
+        return frozenset(own)
+
+    def _on_mount(self, status: os.stat_result, owners: frozenset[int], real: str) -> str:
+        # a file that is mounted over itself has another device than its directory, or the same owner
+        key = (os.path.dirname(real), status.st_dev, owners)
+        if key not in self._mounts:
+            self._mounts[key] = _on_mount_of_others(status, owners, real)
+        return self._mounts[key]
+
+
+def _doubt_of_way(path: str, owners: frozenset[int]) -> str:
+    for directory in _way(path):
+        status = os.lstat(directory)
+        if stat.S_ISLNK(status.st_mode):
+            why = "" if status.st_uid in owners else f"is a link of {name_of(status.st_uid)}"
+        elif status.st_mode & stat.S_ISVTX:  # nobody replaces the files of others there
+            why = "" if status.st_uid in owners else f"belongs to {name_of(status.st_uid)}"
+        else:
+            why = _of_others(status, owners, directory)
+        if why:
+            return f"its directory {directory} {why} ({_WAYS_OUT})"
     return ""
 
 
@@ -66,16 +107,6 @@ def name_of(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"the user {uid}"
-
-
-def _owners(real: str) -> frozenset[int]:
-    """Users whose files in this place count as ours."""
-    own = {0, os.geteuid()}
-    for directory, uids in _settings.trusted_owners().items():
-        place = os.path.realpath(directory)
-        if real.startswith(f"{place.rstrip('/')}/"):
-            own |= uids
-    return frozenset(own)
 
 
 def _of_others(status: os.stat_result, owners: frozenset[int], path: str) -> str:

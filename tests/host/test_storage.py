@@ -19,16 +19,25 @@ def web01(host: Machine) -> None:
 
 @pytest.fixture(scope="module")
 def exports(host: Machine) -> None:
-    """Two exports of this host; the first is mounted twice, as two hosts have it."""
+    """Two exports of this host. The second is also mounted from a network of its own, so that NFS sees another host there: two
+    mounts of one client share what the server has delegated to it, locks too."""
     host.ssh(
         "sudo mkdir -p /srv/nfs/squashed /srv/nfs/trusted /mnt/squashed /mnt/trusted /mnt/elsewhere"
         " && sudo chown nobody /srv/nfs/squashed && sudo chmod 700 /srv/nfs/squashed"
         " && sudo mkdir -p /etc/kvmops-backup && echo nobody /mnt/squashed | sudo tee /etc/kvmops-backup/trusted-owners >/dev/null"
         " && printf '%s\\n' '/srv/nfs/squashed 127.0.0.1(rw,fsid=1,root_squash,no_subtree_check)'"
-        " '/srv/nfs/trusted 127.0.0.1(rw,fsid=2,no_root_squash,no_subtree_check)' | sudo tee /etc/exports >/dev/null"
+        " '/srv/nfs/trusted 127.0.0.1(rw,fsid=2,no_root_squash,no_subtree_check)"
+        " 192.0.2.2(rw,fsid=2,no_root_squash,no_subtree_check)'"
+        " | sudo tee /etc/exports >/dev/null"
         " && sudo systemctl restart nfs-server"
-        " && for name in squashed trusted; do sudo mount -t nfs4 -o nosharecache 127.0.0.1:/srv/nfs/$name /mnt/$name; done"
-        " && sudo mount -t nfs4 -o nosharecache 127.0.0.1:/srv/nfs/trusted /mnt/elsewhere"
+        " && for name in squashed trusted; do sudo mount -t nfs4 127.0.0.1:/srv/nfs/$name /mnt/$name; done"
+    )
+    host.ssh(
+        "sudo ip netns add other && sudo ip link add here type veth peer name there netns other"
+        " && sudo ip addr add 192.0.2.1/24 dev here && sudo ip link set here up"
+        " && sudo ip netns exec other sh -c 'ip addr add 192.0.2.2/24 dev there && ip link set there up"
+        " && echo other >/sys/fs/nfs/net/nfs_client/identifier'"
+        " && sudo nsenter --net=/run/netns/other mount -t nfs4 192.0.2.1:/srv/nfs/trusted /mnt/elsewhere"
     )
 
 

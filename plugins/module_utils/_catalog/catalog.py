@@ -96,6 +96,11 @@ def _index(directory: str) -> index.Index:
     return index.Index(directory)
 
 
+@functools.lru_cache(maxsize=1)  # of one run; what is opened is asked about anew
+def _doubts() -> _trust.Doubts:
+    return _trust.Doubts()
+
+
 def _of_index(path: str) -> View | None:
     try:
         status = os.stat(path)
@@ -110,7 +115,7 @@ def _of_index(path: str) -> View | None:
         view,
         damaged=view.damaged or (found is not None and not found.ok),
         found=found,
-        distrust=_trust.doubt(path, status) if view.native else "",
+        distrust=_doubts().of(path, status) if view.native else "",
     )
 
 

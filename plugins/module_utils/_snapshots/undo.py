@@ -149,6 +149,7 @@ def _forget(plan: SnapshotPlan, work: Work, _targets: list[str]) -> None:
 
 
 def _unlink(work: Work, targets: list[str]) -> None:
+    files.forget_transient(work.domain)
     files.sync(work.conn.getURI(), work.merge.vm_name)
     for target in targets:
         _files.remove(work.overlay(target).overlay_path)

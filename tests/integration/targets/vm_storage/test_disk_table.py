@@ -14,7 +14,7 @@ from typing import Callable
 import libvirt
 import pytest
 
-from ansible_collections.kvmops.backup.tests.lab import fingerprint, lvm, zfs
+from ansible_collections.kvmops.backup.tests.lab import daemons, fingerprint, lvm, zfs
 from ansible_collections.kvmops.backup.tests.lab._run import run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, Lab, LabVm, make_image, make_iso
 
@@ -278,6 +278,9 @@ def test_a_transient_vm(lab: Lab, run_module) -> None:
     target = str(lab.path("backups"))
     done = run_module("vm_backup", vm="web", path=target, consistency="crash")
     assert any("transient" in text for text in done.warnings) and vm.is_running()
+    daemons.stop()
+    daemons.start()
+    assert not vm.domain.isPersistent(), "libvirt has defined it by a file that it wrote at the end of the merge"
     assert "transient" in run_module("vm_backup", vm="web", path=target, mode="auto", fails=True).message
     run_module("vm_restore", source=done["archive"]["path"], name="copy", path=str(lab.path("restored")))
     assert set(lab.adopt("copy").disks()) == {"vda"}

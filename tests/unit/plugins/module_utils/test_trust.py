@@ -220,3 +220,21 @@ def _fastest_s(use: Callable[[], None]) -> float:
         use()
         times.append(time.process_time() - begin)
     return min(times)
+
+
+def test_a_list_asks_once_about_a_place_and_about_each_file(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(_trust, "_doubt_of_way", lambda path, _owners: asked.append(path) or "")
+    monkeypatch.setattr(_trust, "_on_mount_of_others", lambda *_arguments: asked.append("mount") or "")
+    paths = [archive.with_name(f"{number}.tar") for number in range(5)]
+    for path in paths:
+        path.write_bytes(b"x")
+    os.chown(paths[3], MALLORY, MALLORY)
+    doubts = _trust.Doubts()
+    found = [doubts.of(str(path)) for path in paths]
+    assert asked == ["mount", str(paths[0])]
+    assert [bool(why) for why in found] == [False, False, False, True, False] and "belongs to" in found[3]
+    link = archive.with_name("link.tar")
+    link.symlink_to(paths[0])
+    doubts.of(str(link))
+    assert asked[-1] == str(link)

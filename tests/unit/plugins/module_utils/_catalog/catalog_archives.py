@@ -36,6 +36,7 @@ TIME = 1795309200
 def next_run() -> None:
     """Forgets what a run has in memory."""
     catalog._index.cache_clear()
+    catalog._doubts.cache_clear()
 
 
 class Told(Context):

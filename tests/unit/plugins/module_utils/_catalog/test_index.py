@@ -212,7 +212,7 @@ def test_whose_a_file_is_and_what_is_known_of_it_is_never_taken_from_there(
     opened.clear()
     verified.record(path, points, at=TIME, ok=False, coverage="full", lost=[TIME])
     assert not catalog.glance(path).good and catalog.glance(path).good_points == ()
-    monkeypatch.setattr(_trust, "doubt", lambda *_args: "it belongs to somebody")
+    monkeypatch.setattr(_trust.Doubts, "of", lambda *_args: "it belongs to somebody")
     assert not catalog.glance(path).ours
     catalog.sidecars.set_notes(path, "before the upgrade")
     assert listed(tmp_path)[0]["notes"] == "before the upgrade"

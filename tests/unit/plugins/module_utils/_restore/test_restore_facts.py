@@ -79,7 +79,7 @@ def test_a_vm_that_goes_away_while_all_are_looked_at_does_not_matter(
         error.err = (code, 10, "gone", 1, "", None, None, -1, -1)
         raise error
 
-    conn = SimpleNamespace(listAllDomains=lambda _flags: [SimpleNamespace(XMLDesc=gone)])
+    conn = SimpleNamespace(listAllDomains=lambda flags: [] if flags else [SimpleNamespace(XMLDesc=gone)])
     monkeypatch.setattr(facts, "_existing_vm", gone)
     if goes_on:
         assert find.templates(conn) == ()
