@@ -318,9 +318,7 @@ archive:
       returned: success
       sample: false
     incrementable:
-      description:
-        - Whether increments can be added to it, as RV(kvmops.backup.backup_info#module:archives[].incrementable) has it.
-        - Null where no backup was due (O(max_age)) and the archive was made incrementable, as the VM is not looked at then.
+      description: Whether increments can be added to it, as RV(kvmops.backup.backup_info#module:archives[].incrementable) has it.
       type: bool
       returned: success
       sample: false

@@ -120,12 +120,17 @@ def nothing_due(run: Run, merged: Sequence[str] = ()) -> dict[str, Any] | None:
         return None
     run.keeper.remove_old(run.place.directory, str(run.domain.UUIDString()))
     view, point = found
+    archive = archive_row(catalog.entry(view))
+    if archive["incrementable"] is None:
+        from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
+
+        archive["incrementable"], _why = Judge(run.request.uri, run.context, thorough=False)(view)
     return {
         "changed": bool(merged or run.keeper.removed),
         "mode": "none",
         "reason": f"point {point.timestamp} of {catalog.iso_time(point.timestamp)} is younger than max_age",
         "point": point.timestamp,
-        "archive": archive_row(catalog.entry(view)),
+        "archive": archive,
         **run.went(merged),
     }
 

@@ -137,7 +137,7 @@ def test_options_around_it(lab, run_module):
     assert predicted["archive"]["path"] == archive
     assert 0 < predicted["estimated_bytes"] < full["estimated_bytes"]
     young = backup(mode="auto", max_age="1h")
-    assert (young.changed, young["mode"], young["archive"]["incrementable"]) == (False, "none", None)
+    assert (young.changed, young["mode"], young["archive"]["incrementable"]) == (False, "none", True)
     more = backup(mode="incremental", consistency="crash")
     known[more["point"]] = chains.frozen_now(vm)
     again = run_module("vm_backup", vm="quiet", archive=archive, mode="auto")  # the archive tells the place
