@@ -19,12 +19,12 @@ options:
   compress_level:
     description:
       - Level of the zstd compression, 1 (fastest) to 19 (smallest).
-      - Level 2 is 1.6 times as fast as level 3 for 2 percent more bytes.
+      - Level 2 is 1.6 times as fast as level 3, and its output is 2 percent larger.
     type: int
     default: 2
   threads:
     description:
-      - How many threads compress and compute digests; V(0) means one per core.
+      - Number of threads that compress and compute digests; V(0) means one per core.
     type: int
     default: 0
 """
@@ -33,15 +33,16 @@ options:
 options:
   nice:
     description:
-      - How much lower than usual the CPU priority is while archives are written or read, V(19) being the lowest.
-      - Merges of a running VM are QEMU's work, to which this does not apply.
+      - How much to lower the CPU priority while archives are written or read. V(19) is the lowest priority.
+      - This does not apply to merges of a running VM, which QEMU does.
     type: int
     default: 0
   ionice:
     description:
-      - Class of the disk accesses meanwhile, as L(ionice, https://man7.org/linux/man-pages/man1/ionice.1.html) has it.
-        V(idle) waits for all others, V(best-effort) is the lowest level of the usual class. If not given, it is not changed.
-      - Works where the disk's I/O scheduler knows priorities (C(bfq), C(mq-deadline)).
+      - Class of the disk accesses meanwhile, as in L(ionice, https://man7.org/linux/man-pages/man1/ionice.1.html).
+        V(idle) waits for all other accesses. V(best-effort) is the lowest level of the usual class. If not given, the class
+        does not change.
+      - Only effective if the disk's I/O scheduler supports priorities (C(bfq), C(mq-deadline)).
     type: str
     choices: [best-effort, idle]
 """

@@ -31,9 +31,9 @@ attributes:
     description: Supports being run with the C(async) keyword.
     support: full
     details:
-      - Without the keyword the operation shows its progress in the output of the play every few seconds,
-        and is stopped and cleaned up when the play is stopped.
-      - With the keyword, and with C(ansible) run without the collection's action plugins, the progress stands in
+      - Without the keyword, the operation shows its progress in the output of the play every few seconds.
+        When the play is stopped, the operation stops and cleans up.
+      - With the keyword, or if C(ansible) runs without the collection's action plugins, the progress is in
         C(/run/kvmops-backup/status/) on the host.
 """
 

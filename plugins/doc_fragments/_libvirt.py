@@ -10,9 +10,10 @@ class ModuleDocFragment:
 options:
   uri:
     description:
-      - The libvirt connection on the host that the module runs on. Another host's, such as C(qemu+ssh://kvm02/system), is refused,
-        as the files of its VMs are not here.
-      - VMs of C(qemu:///system) are changed as root only (C(become)), so that every run finds the locks and journals of the others.
+      - The libvirt connection on the host that the module runs on. A connection to another host, such as
+        C(qemu+ssh://kvm02/system), is refused, because the files of that host's VMs are not on this host.
+      - To change VMs of C(qemu:///system), the module must run as root (C(become)), so that all runs see each other's locks and
+        journals.
     type: str
     default: qemu:///system
 requirements:

@@ -15,13 +15,12 @@ description:
   - Compresses or uncompresses an archive. The old file stays until the new one is durable and verified. Points,
     protection and notes carry over.
   - Protects an archive from deletion, and keeps notes with it.
-  - Deletes an archive. The last good archive of its VM in that directory, the last one of a template that archives of
-    thin clones there need, a protected one, and a file that cannot be read as an archive are only deleted with
-    O(force).
-  - Good archives are those that this collection has made and in which no damage is known. An archive of this
-    collection that is damaged is not a good one, so that it is deleted without O(force).
+  - Deletes an archive. Only with O(force) does it delete a protected archive, the last good archive of its VM in that directory,
+    the last archive of a template that archives of thin clones there need, or a file that cannot be read as an archive.
+  - An archive is good if this collection made it and no damage is known in it. A damaged archive of this collection is
+    not good and is deleted without O(force).
   - Refuses files that are not named like an archive, and read-only places.
-  - While another operation is at work on the VM it fails and names the holder. To delete, it waits for a run of
+  - Fails while another operation is at work on the VM, and names the holder of the lock. A deletion waits for a run of
     retention in the same directory.
 extends_documentation_fragment:
   - kvmops.backup._attributes
@@ -39,43 +38,43 @@ attributes:
 options:
   archive:
     description:
-      - Path of the archive. Its name ends with C(.tar) or C(.tar.zst); other files are refused, whatever the other
+      - Path of the archive. Its name ends with C(.tar) or C(.tar.zst). Other files are refused, whatever the other
         options are.
-      - When O(compressed) is given, the archive is also found under the name that it has after the change, so that a
-        second run of the same task finds nothing to do.
+      - With O(compressed), the archive is also found under the name that it has after the change, so that a
+        second run of the same task changes nothing.
     type: path
     required: true
   state:
     description:
-      - V(absent) deletes the archive. It is no error if it is not there.
+      - V(absent) deletes the archive. It is no error if the archive does not exist.
     type: str
     choices: [present, absent]
     default: present
   compressed:
     description:
-      - Whether the archive shall be compressed. It is left as it is if not given.
-      - The name of the file gains or loses the ending C(.zst).
+      - Whether the archive is to be compressed. If not given, the compression does not change.
+      - The file name gains or loses the suffix C(.zst).
     type: bool
   protected:
     description:
-      - Whether the archive shall be protected from deletion. It is left as it is if not given.
-      - What cannot be read as an archive is refused.
+      - Whether the archive is to be protected from deletion. If not given, the protection does not change.
+      - A file that cannot be read as an archive is refused.
     type: bool
   notes:
     description:
-      - Text to keep with the archive. An empty text removes it; it is left as it is if not given.
-      - What cannot be read as an archive is refused.
+      - Text to keep with the archive. An empty text removes the notes. If not given, the notes do not change.
+      - A file that cannot be read as an archive is refused.
     type: str
   trust:
     description:
-      - Whether to convert an archive that another user of the host can have written. The result belongs to the user who
-        runs, and counts as ours from then on, with all that its definitions name on the host.
+      - Whether to compress or uncompress an archive that another user of the host can have written. The result belongs to
+        the user who runs the module. From then on it counts as ours, with everything that its definitions name on the host.
     type: bool
     default: false
   force:
     description:
-      - Whether to delete an archive although it is protected or the last good one of its VM, or a file that cannot be
-        read as an archive. A read error may be gone tomorrow, so look at the reason first.
+      - Whether to delete a protected archive, the last good archive of a VM, or a file that cannot be
+        read as an archive. A read error may be temporary, so check the reason first.
     type: bool
     default: false
 seealso:
@@ -107,27 +106,27 @@ archive:
   type: dict
   contains:
     path:
-      description: Its path; a new one after compression.
+      description: Path of the archive; compression changes it.
       type: str
       returned: success
       sample: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar.zst
     size:
-      description: Its size in bytes. In check mode that before compression.
+      description: Size of the archive in bytes. In check mode, the size before compression.
       type: int
       returned: success
       sample: 973078528
     compressed:
-      description: Whether it is compressed; null where the file cannot be read.
+      description: Whether the archive is compressed; null if the file cannot be read.
       type: bool
       returned: success
       sample: true
     protected:
-      description: Whether it is protected.
+      description: Whether the archive is protected.
       type: bool
       returned: success
       sample: false
     notes:
-      description: The notes kept with it.
+      description: The notes kept with the archive.
       type: str
       returned: success
       sample: ''
@@ -137,12 +136,12 @@ what:
   type: str
   sample: Archive /srv/backup/web01.tar
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: it is protected
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: "Take the protection away (protected: false), or delete it all the same with force: true."

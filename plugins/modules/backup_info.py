@@ -14,13 +14,12 @@ author:
 description:
   - Lists archives and shows the configuration of any point in them.
   - Takes milliseconds for archives of this collection, plain or compressed, whatever their size. A foreign compressed
-    archive is read once in full; the result is kept in C(/var/cache/kvmops-backup).
-  - A damaged or half archive is listed with a warning and does not hide the others. A directory that cannot be read
+    archive is read once in full; the result is cached in C(/var/cache/kvmops-backup).
+  - A damaged or incomplete archive is listed with a warning and does not hide the others. A directory that cannot be read
     is an error, never an empty list.
-  - Bytes of a file name that are not UTF-8 are shown as C(%FC) in all results and messages of this collection; a path
-    shown like this may be handed back to any option that takes a path.
-  - Warns where a run that was interrupted has left something on the VM of an archive; the next run that changes the VM puts
-    it right.
+  - All results and messages of this collection show bytes of a file name that are not UTF-8 as C(%FC). Every option that
+    takes a path accepts a path in this form.
+  - Warns if an interrupted run left something on the VM of an archive. The next run that changes the VM settles it.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -33,34 +32,34 @@ options:
     type: path
   pool:
     description:
-      - Storage pool whose archives are meant.
+      - Storage pool that holds the archives.
     type: str
   path:
     description:
-      - Directory whose archives are meant.
+      - Directory that holds the archives.
       - Without O(archive), O(pool) and O(path), the archives in all active directory pools of the host are listed.
     type: path
   vm:
     description:
       - Only archives of the VM of this name or UUID.
-      - Archives belong to a VM by UUID. Those made before it was renamed are its own, those of another VM that had
-        this name are not. Where no VM of this name is on the host, the names in the archives decide.
+      - Archives belong to a VM by UUID. Archives made before the VM was renamed belong to it; archives of another VM that
+        had this name do not. If the host has no VM of this name, the names in the archives decide.
     type: str
   point:
     description:
       - Show the configuration of this point instead of the newest one.
-      - Archives that have no such point are left out of the list. With O(archive) it is an error.
+      - Archives without this point are left out of the list. With O(archive), a missing point is an error.
     type: int
   refresh:
     description:
-      - Read foreign compressed archives again instead of using what is kept from the last time, and whatever else takes
-        reading again to be known (RV(archives[].incrementable), the content of a thin clone's template).
+      - Read foreign compressed archives again instead of using the cache. Also read everything that is needed to find out
+        RV(archives[].incrementable) and the content of a thin clone's template.
     type: bool
     default: false
   query:
     description:
       - A JMESPath expression over the result, for example V(archives[?size > `1000000000`].path).
-        What it selects is returned as RV(matches). Needs C(python3-jmespath) on the host.
+        RV(matches) returns what it selects. Needs C(python3-jmespath) on the host.
     type: str
 requirements:
   - jmespath (C(python3-jmespath)) for O(query)
@@ -100,7 +99,7 @@ archives:
       returned: success
       sample: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
     vm:
-      description: C(name) and C(uuid) of the VM at the newest point; null where the file cannot be read.
+      description: C(name) and C(uuid) of the VM at the newest point; null if the file cannot be read.
       type: dict
       returned: success
       sample: {name: web01, uuid: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11}
@@ -110,92 +109,92 @@ archives:
       returned: success
       sample: 2147494400
     compressed:
-      description: Whether it is compressed; null where the file cannot be read.
+      description: Whether the archive is compressed; null if the file cannot be read.
       type: bool
       returned: success
       sample: false
     not_ours:
       description:
-        - Why the archive counts for nothing in retention, O(kvmops.backup.vm_backup#module:max_age), mode V(auto) and
-          the report. Unless it was converted from another product's package, it is restored as a foreign one then. Empty
-          for an archive of ours, which this collection has made and no other user of the host can have written.
+        - Why the archive does not count in retention, O(kvmops.backup.vm_backup#module:max_age), mode V(auto) and
+          the report. Such an archive is restored as a foreign one, unless it was converted from another product's package.
+        - Empty if the archive is ours, that is if this collection made it and no other user of the host can have written it.
       type: str
       returned: success
       sample: it belongs to mallory
     conversion:
       description:
-        - For a package, and an archive that was converted from one, the name of the package and what becomes of its hardware;
-          otherwise null.
+        - For a package, and for an archive that was converted from one, the name of the package and the changes to its
+          hardware; otherwise null.
       type: dict
       returned: success
       sample: {"source": "router.ova", "replaced": [], "ignored": []}
     files:
       description:
-        - For a package, the files that it names, whether each is there now, and its size. Empty for archives.
+        - For a package, the files that it names, each with its size and whether it exists. Empty for archives.
       type: list
       elements: dict
       returned: success
       sample: [{"name": "disk1.vmdk", "present": true, "size": 973078528}]
     incrementable:
       description:
-        - Whether increments can be added, found out by looking at the VM. The warnings say why not.
-        - Null where that is not known, as the VM is not on this host, or as more of its files than one looks at in passing
-          would have to be read again (O(refresh) does).
+        - Whether increments can be added, as an examination of the VM shows. If not, the warnings say why.
+        - Null if it is not known, because the VM is not on this host, or because too much of its files would have to be read
+          again. O(refresh) reads them.
       type: bool
       returned: success
       sample: false
     incrementable_reason:
       description:
-        - The one of RV(archives[].warnings) that says why no increment can be added, or why that is not known. Empty where there
-          is nothing to say.
+        - The element of RV(archives[].warnings) that says why no increment can be added, or why this is not known. Empty if
+          increments can be added.
       type: str
       returned: success
       sample: "no increment can be added: its cycle has ended"
     template:
-      description: Whether it is the archive of a template.
+      description: Whether this is the archive of a template.
       type: bool
       returned: success
       sample: false
     requires:
       description:
-        - The template that the point of a thin clone needs, V(null) for any other VM. That the host has none, that it
-          differs, or that its disks do not correspond is among RV(archives[].warnings).
+        - The template that the point of a thin clone needs; V(null) for any other VM. RV(archives[].warnings) says if the
+          host has no such template, if the template differs, or if its disks do not correspond.
       type: dict
       returned: success
       contains:
         uuid:
-          description: Its UUID when the backup was made.
+          description: UUID of the template when the backup was made.
           type: str
           returned: success
           sample: 5c1f5c54-6a1e-4f7e-9d55-0c9f4c3c4f11
         name:
-          description: Its name when the backup was made.
+          description: Name of the template when the backup was made.
           type: str
           returned: success
           sample: debian12
     protected:
-      description: Whether it is protected from deletion.
+      description: Whether the archive is protected from deletion.
       type: bool
       returned: success
       sample: false
     notes:
-      description: The notes kept with it.
+      description: The notes kept with the archive.
       type: str
       returned: success
       sample: before the upgrade
     points:
-      description: The points in it, oldest first.
+      description: The points in the archive, oldest first.
       type: list
       elements: dict
       returned: success
       contains:
         point:
-          description: Unix time of the point, its name in O(point).
+          description: Unix time of the point. O(point) takes this number.
           type: int
           returned: success
           sample: 1795309200
         time:
-          description: The same as ISO 8601 text in UTC.
+          description: The time of the point as ISO 8601 text in UTC.
           type: str
           returned: success
           sample: '2026-11-22T01:00:00Z'
@@ -205,7 +204,7 @@ archives:
           returned: success
           sample: full
         consistency:
-          description: What the point shows; C(agent), C(memory), C(crash) or C(off). Null in a foreign archive.
+          description: Consistency of the point, C(agent), C(memory), C(crash) or C(off). Null in a foreign archive.
           type: str
           returned: success
           sample: agent
@@ -216,27 +215,27 @@ archives:
           sample: 2147483648
     digest:
       description:
-        - Digest of the newest point. It stands for every byte of the points if RV(archives[].digest_algorithm) is cryptographic,
-          see O(kvmops.backup.vm_backup#module:digest). Null for archives that this collection has not made.
+        - Digest of the newest point. If RV(archives[].digest_algorithm) is cryptographic, it covers every byte of the points,
+          see O(kvmops.backup.vm_backup#module:digest). Null for archives that this collection did not make.
       type: str
       returned: success
       sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     digest_algorithm:
-      description: What the bytes in the archive are protected with; null as RV(archives[].digest).
+      description: The hash that protects the archive's bytes; null if RV(archives[].digest) is null.
       type: str
       returned: success
       choices: [xxh3-128, sha256, blake2b-256]
       sample: sha256
     verified:
       description:
-        - What the last M(kvmops.backup.backup_verify) on this host has found; null where nothing is known. C(time), C(ok),
-          C(coverage), C(points) that there were then, those of them that damage has cost (C(lost)), and whether nothing was
-          added since (C(current)).
+        - The result of the last M(kvmops.backup.backup_verify) on this host; null if there is none. It has C(time), C(ok),
+          C(coverage), the C(points) that the archive had then, the points that were C(lost) to damage, and whether nothing
+          was added since (C(current)).
       type: dict
       returned: success
       sample: {time: '2026-11-22T06:00:00Z', ok: true, coverage: full, points: [1795309200], lost: [], current: true}
     config:
-      description: The configuration of the chosen point; null where the file cannot be read.
+      description: The configuration of the chosen point; null if the file cannot be read.
       type: dict
       returned: success
       contains:
@@ -297,7 +296,7 @@ archives:
               returned: success
               sample: /var/lib/libvirt/images/web01.qcow2
             pool:
-              description: Former pool, where known.
+              description: Former pool, if known.
               type: str
               returned: success
               sample: default
@@ -312,14 +311,14 @@ archives:
               returned: success
               sample: virtio
             size:
-              description: Size that the guest sees in bytes; null where it is not known.
+              description: Size in bytes that the guest sees; null if it is not known.
               type: int
               returned: success
               sample: 21474836480
             members:
               description:
-                - Names of the files in the archive that hold it, the lowest layer first; empty if it is not in the
-                  archive.
+                - Names of the files in the archive that hold the disk, the lowest layer first; empty if the disk is not in
+                  the archive.
               type: list
               elements: str
               returned: success
@@ -338,7 +337,7 @@ archives:
           sample: [{mac: '52:54:00:12:34:56', type: network, source: default, model: virtio}]
         boot_files:
           description:
-            - Files of the host that QEMU loads for the VM, each with C(path), C(kind), and C(member) (null where it is not in
+            - Files of the host that QEMU loads for the VM, each with C(path), C(kind), and C(member) (null if the file is not in
               the archive).
           type: list
           elements: dict
@@ -358,7 +357,7 @@ archives:
       returned: success
       sample: [{name: before-upgrade, parent: '', current: true}]
     warnings:
-      description: What is wrong with the archive, what it lacks, or what was not checked.
+      description: Faults of the archive, things that it lacks, and things that were not checked.
       type: list
       elements: str
       returned: success
@@ -374,12 +373,12 @@ what:
   type: str
   sample: Archive /srv/backup/web01.tar
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: it is protected
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: "Take the protection away (protected: false), or delete it all the same with force: true."

@@ -12,17 +12,17 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Looks at the archives in a place and removes those that no rule keeps. The rules apply to each VM by itself; an archive
-    belongs to a VM by UUID. The age of an archive is that of its newest point.
-  - The counting rules are those of Proxmox. They are applied in the order last, hourly, daily, weekly, monthly, yearly; each
-    looks only at what the rules before it have left, keeps the newest archive of a period, and does not count periods
-    without one. Weeks are ISO weeks; hours, days and weeks are those of the host's time zone.
-  - Never removed, whatever the rules say, are the last good archive of a VM, protected archives
+  - Removes the archives in a place that no rule keeps. The rules apply to each VM separately; an archive
+    belongs to a VM by UUID. The age of an archive is the age of its newest point.
+  - The counting rules are those of Proxmox, in the order last, hourly, daily, weekly, monthly, yearly. Each rule considers
+    only the archives that the rules before it did not keep, keeps the newest archive of each period, and does not count
+    periods without an archive. Weeks are ISO weeks; hours, days and weeks are in the host's time zone.
+  - Whatever the rules say, the module never removes the last good archive of a VM, protected archives
     (M(kvmops.backup.backup_archive)), archives that are being written, restored or verified, the archive that
     M(kvmops.backup.vm_backup) with C(mode=auto) would continue, the archive of a template that a kept archive of a thin
-    clone needs, and whatever is not surely an archive made by this collection.
-  - Protected and damaged archives, and those dated in the future, are not counted by any rule. A damaged one goes when it
-    is older than everything that the rules keep.
+    clone needs, and every file that is not certainly an archive made by this collection.
+  - No rule counts protected archives, damaged archives and archives dated in the future. A damaged archive is removed when
+    it is older than everything that the rules keep.
   - Nothing is removed when the place cannot be listed.
 extends_documentation_fragment:
   - kvmops.backup._attributes
@@ -41,54 +41,54 @@ attributes:
 options:
   pool:
     description:
-      - Storage pool of type directory, file system or network file system with the archives.
+      - Storage pool (directory, file system or network file system) that holds the archives.
       - One of O(pool) and O(path) is required.
     type: str
   path:
     description:
-      - Directory with the archives. Directories below it are not looked at.
+      - Directory that holds the archives. Subdirectories are not searched.
       - One of O(pool) and O(path) is required.
     type: path
   vm:
     description:
-      - Name or UUID of the VM whose archives O(keep_last) to O(keep_days) are about. The default is all VMs.
-      - It does not narrow O(free_space) down.
+      - Name or UUID of the VM that the O(keep_last) to O(keep_yearly) rules apply to. The default is all VMs.
+      - This option does not restrict O(free_space).
     type: str
   keep_last:
     description:
-      - Keep the newest so many archives of a VM. Alone it means at most so many.
-      - V(0) in this and every other rule is as if it were not given. Without any rule nothing is removed.
+      - Keep this many of a VM's newest archives. Without other rules, no more are kept.
+      - In this and every other rule, V(0) is the same as not giving the rule. Without any rule, nothing is removed.
     type: int
   keep_days:
     description:
-      - Remove archives whose newest point is older than so many days, also where another rule would keep them.
+      - Remove archives whose newest point is older than this many days, even if another rule would keep them.
     type: int
   keep_hourly:
     description:
-      - Keep the newest archive of each of so many hours.
+      - Keep the newest archive of each hour, for this many hours.
     type: int
   keep_daily:
     description:
-      - Keep the newest archive of each of so many days.
+      - Keep the newest archive of each day, for this many days.
     type: int
   keep_weekly:
     description:
-      - Keep the newest archive of each of so many ISO weeks.
+      - Keep the newest archive of each ISO week, for this many ISO weeks.
     type: int
   keep_monthly:
     description:
-      - Keep the newest archive of each of so many months.
+      - Keep the newest archive of each month, for this many months.
     type: int
   keep_yearly:
     description:
-      - Keep the newest archive of each of so many years.
+      - Keep the newest archive of each year, for this many years.
     type: int
   free_space:
     description:
-      - Remove archives, the oldest first and of whatever VM, until so much is free in the place, for example V(200G). It
-        takes archives that the other rules keep, but none of those that are never removed, nor the newest good one of a VM.
-      - Fails and removes nothing at all where what may go would not be enough. Fails too where that gave back less than
-        expected, as under snapshots of the file system; warnings tell what went then.
+      - Remove the oldest archives, of any VM, until this much space is free in the place, for example V(200G). This includes
+        archives that the other rules keep, but not those that are never removed, nor the newest good archive of a VM.
+      - If removing all permitted archives would not be enough, the module fails and removes nothing. It also fails if the
+        removal freed less than expected, as under snapshots of the file system; warnings then list the removed archives.
     type: str
 seealso:
   - module: kvmops.backup.vm_backup
@@ -127,7 +127,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 kept:
-  description: What stays in the place, and why. With O(vm) only the archives of that VM.
+  description: The archives that stay in the place, and why. With O(vm), only the archives of that VM.
   returned: success
   type: list
   elements: dict
@@ -138,12 +138,12 @@ kept:
       returned: success
       sample: /srv/backup/web01_20261122T010000Z_6f1a2b3c.tar
     reason:
-      description: Why it stays.
+      description: Why the archive stays.
       type: str
       returned: success
       sample: it is number 1 of 3 (keep_last)
 removed:
-  description: What was removed (in check mode would be), and why.
+  description: The archives that were removed (in check mode, that would be removed), and why.
   returned: success
   type: list
   elements: dict
@@ -154,12 +154,12 @@ removed:
       returned: success
       sample: /srv/backup/web01_20261015T010000Z_6f1a2b3c.tar
     reason:
-      description: Why it goes.
+      description: Why the archive is removed.
       type: str
       returned: success
       sample: it is older than 30 days (keep_days)
 freed_bytes:
-  description: Bytes that the removal gives back. Blocks shared with other files are not counted.
+  description: Bytes that the removal frees. Blocks shared with other files are not counted.
   returned: success
   type: int
   sample: 2147494400
@@ -169,12 +169,12 @@ what:
   type: str
   sample: The directory /srv/backup
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: 2.0 TiB cannot be had
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: Nothing was removed. Free space by other means, unprotect archives, or ask for less.

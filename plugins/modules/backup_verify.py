@@ -12,13 +12,13 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Reads every byte of archives and checks it against its digest. Damage is named by archive, member and byte range,
-    together with the points that are lost with it.
-  - Says what was covered. Archives of this collection carry digests of everything. Foreign archives carry none, so
-    that only their structure can be checked, and the checksums of the compression where there are some.
-  - Of a place, an archive that is deleted or converted meanwhile is left out with a warning. One that cannot be checked
-    because it is in use, or whose images cannot be opened because there is no room, costs nothing of the rest. The
-    module fails at the end then and says which, also without O(fail_on_damage).
+  - Reads every byte of archives and checks it against its digest. Damage is reported by archive, member and byte range,
+    together with the points that are lost.
+  - Reports what was covered. Archives of this collection have digests of everything. Foreign archives have none, so
+    that only their structure can be checked, and the checksums of the compression if there are any.
+  - In a place, an archive that is deleted or converted meanwhile is left out with a warning. If an archive cannot be checked
+    because it is in use, or its images cannot be opened for lack of space, the others are checked all the same. The
+    module then fails at the end and names the archive, even without O(fail_on_damage).
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -34,23 +34,23 @@ options:
     type: path
   pool:
     description:
-      - Storage pool whose archives are meant.
+      - Storage pool that holds the archives.
     type: str
   path:
     description:
-      - Directory whose archives are meant.
+      - Directory that holds the archives.
     type: path
   vm:
     description:
       - Only archives of the VM of this name or UUID.
-      - Archives belong to a VM by UUID. Those made before it was renamed are its own, those of another VM that had
-        this name are not. Where no VM of this name is on the host, the names in the archives decide.
+      - Archives belong to a VM by UUID. Archives made before the VM was renamed belong to it; archives of another VM that
+        had this name do not. If the host has no VM of this name, the names in the archives decide.
     type: str
   deep:
     description:
-      - Open every disk image as well. C(qemu-img check) must find nothing, and each layer's chain must be complete.
-      - The images of plain archives are opened inside the archive. Those of compressed ones are extracted to sparse
-        temporary files in C(/var/tmp) one disk at a time, which needs that much space.
+      - Open every disk image as well. C(qemu-img check) must find no errors, and each layer's chain must be complete.
+      - Images in plain archives are opened inside the archive. Images in compressed archives are extracted to sparse
+        temporary files in C(/var/tmp), one disk at a time, which needs the space of one disk.
     type: bool
     default: false
   fail_on_damage:
@@ -60,17 +60,17 @@ options:
     default: true
   expected_digest:
     description:
-      - What RV(kvmops.backup.vm_backup#module:archive.digest) was when the archive was made with
-        O(kvmops.backup.vm_backup#module:digest=sha256), from a place that whoever may write to the archive cannot write to.
-      - A text for O(archive), or a map of archives (paths or file names) to digests. An archive of the map that is not there
-        is an error.
-      - If none of the archive's points has this digest, somebody changed the archive, whatever else fits in it, and the module
-        fails. Points that were added later are not covered, which is warned of.
-      - Refused for archives with digests of another kind, which find damage and no forgery.
+      - The value of RV(kvmops.backup.vm_backup#module:archive.digest) when the archive was made with
+        O(kvmops.backup.vm_backup#module:digest=sha256). Keep it where nobody who may write to the archive can write.
+      - A text for O(archive), or a map of archives (paths or file names) to digests. If an archive of the map does not exist,
+        the module fails.
+      - If none of the archive's points has this digest, somebody changed the archive, even if everything else in it is
+        consistent, and the module fails. Points that were added later are not covered; a warning says so.
+      - Refused for archives with digests of another kind, because those find damage but no forgery.
     type: raw
   threads:
     description:
-      - How many threads decompress and compute digests; V(0) means one per core.
+      - Number of threads that decompress and compute digests; V(0) means one per core.
     type: int
     default: 0
 seealso:
@@ -99,7 +99,7 @@ RETURN = r"""
 archives:
   description:
     - The archives that were checked.
-    - Also returned when the module fails because of damage, or because archives of a place, or the images in one, could
+    - Also returned if the module fails because of damage, or because archives of a place, or images in an archive, could
       not be checked.
   returned: success, or failure because of damage or of archives that could not be checked
   type: list
@@ -117,7 +117,7 @@ archives:
       sample: true
     coverage:
       description:
-        - C(full), every byte was checked against a digest. C(partial), some were. C(structure), the archive carries
+        - C(full) if every byte was checked against a digest, C(partial) if some bytes were, C(structure) if the archive has
           no digests.
       type: str
       returned: success
@@ -128,12 +128,12 @@ archives:
       returned: success
       sample: 2147483648
     unchecked_bytes:
-      description: Bytes that nothing vouches for.
+      description: Bytes that have no digest to check them against.
       type: int
       returned: success
       sample: 0
     lost:
-      description: The points that damage has cost; the others can be restored.
+      description: The points that are lost to damage; the others can be restored.
       type: list
       elements: int
       returned: success
@@ -160,7 +160,7 @@ archives:
           returned: success
           sample: 4194304
         points:
-          description: The points that are lost with it.
+          description: The points that are lost with the range.
           type: list
           elements: int
           returned: success
@@ -176,12 +176,12 @@ what:
   type: str
   sample: Archive /srv/backup/web01.tar
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: it is protected
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: "Take the protection away (protected: false), or delete it all the same with force: true."

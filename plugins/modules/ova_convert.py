@@ -12,17 +12,17 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Converts a VM in an OVF 1.0 package, as VMware, VirtualBox and others export them, into an archive that
-    M(kvmops.backup.vm_restore) restores. The package is an OVA, a directory, or the descriptor (C(.ovf)) in one.
-  - The disks are read where they are, inside the OVA, and become qcow2 images in the archive in one pass. Nothing is
-    unpacked, only files that are compressed with gzip take temporary space.
-  - Hardware of other products is replaced by what KVM has, or left out. Each replaced and each ignored thing is a line of
-    the result, which the archive keeps. Check the VM's configuration before its first start.
-  - The digests of a manifest are checked while the files are read; a file that is not what the manifest says is an error.
+  - Converts a VM in an OVF package, as VMware, VirtualBox and other products export it, into an archive that
+    M(kvmops.backup.vm_restore) restores. The package is an OVA, a directory, or the descriptor (C(.ovf)) in a directory.
+  - The disks are read inside the OVA and become qcow2 images in the archive in one pass. Nothing is
+    unpacked; only files that are compressed with gzip take temporary space.
+  - Hardware of other products is replaced by hardware that KVM has, or left out. RV(replaced) and RV(ignored) list all
+    changes, and the archive keeps both lists. Check the VM's configuration before its first start.
+  - The digests of a manifest are checked while the files are read. A file that differs from the manifest is an error.
   - Scripts, properties and licences in a package are ignored.
-  - Packages are not trusted. What no honest package holds is refused in bounded memory and time, and no file outside of
+  - Packages are not trusted. Malicious packages are refused in bounded memory and time, and no file outside of
     the package is opened.
-  - The archive belongs to no VM of this host, retention never removes it. It has no former places.
+  - The archive belongs to no VM of this host, so retention never removes it. It has no former places.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -37,65 +37,66 @@ attributes:
   idempotent:
     support: full
     details:
-      - The archive that the same package has become earlier with the same options is found by its content, whatever the
-        package is called now. Options that only say how the archive is written do not matter.
+      - No change if an archive exists that was made from the same package with the same options. The content of the package
+        counts, not its name. Options that only say how the archive is written do not count.
 options:
   src:
     description:
-      - The package, an C(.ova), an C(.ovf) or a directory with one C(.ovf) in it.
+      - Path of the package, which is an C(.ova), an C(.ovf), or a directory with one C(.ovf).
     type: path
     required: true
     aliases: [source]
   pool:
     description:
-      - Storage pool that takes the archive. Without O(pool) and O(path) it goes to the directory that holds the package.
+      - Storage pool to write the archive to. Without O(pool) and O(path), it is the directory that holds the package.
     type: str
   path:
     description:
-      - Directory that takes the archive.
+      - Directory to write the archive to.
     type: path
   compress:
     description:
-      - Whether the archive is compressed. If not given, it is not, and an archive that is there already may be either.
+      - Whether to write a compressed archive. If not given, the archive is not compressed, and an existing archive may be
+        compressed or not.
     type: bool
   name:
     description:
-      - Name of the VM, instead of the one in the package. Needed where that is no name for a VM.
+      - Name of the VM, instead of the name in the package. Required if that name is not valid for a VM.
     type: str
   system:
     description:
-      - Id or name of the virtual system, where the package has several.
+      - ID or name of the virtual system, if the package has several.
     type: str
   configuration:
     description:
-      - Id of the configuration (deployment option), where the package has some. The package's default if not given.
+      - ID of the configuration (deployment option), if the package has any. If not given, it is the package's default.
     type: str
   disk_bus:
     description:
-      - Bus of all disks. If not given, the guest's IDE disks stay on IDE where the machine has it, and other disks are put on
-        SATA, for which a guest needs no special drivers. A guest that has drivers for virtio is faster with V(virtio) or
-        V(scsi).
+      - Bus of all disks. If not given, IDE disks stay on IDE if the machine type has it, virtio-scsi disks stay on SCSI, and
+        other disks are put on SATA, for which a guest needs no special drivers. A guest with virtio drivers is faster with
+        V(virtio) or V(scsi).
     type: str
     choices: [sata, scsi, virtio, ide]
   nic_model:
     description:
-      - Model of all network cards. If not given, one that the guest most likely has a driver for.
+      - Model of all network cards. If not given, a model is chosen that the guest most likely has a driver for.
     type: str
     choices: [virtio, e1000e, e1000, rtl8139, pcnet]
   networks:
     description:
-      - Maps names of networks in the package to those of this host. Names that are not mapped stay as they are, and
-        M(kvmops.backup.vm_restore) can map them as well.
+      - Maps names of networks in the package to names of this host. Names that are not mapped do not change;
+        M(kvmops.backup.vm_restore) can map them later.
     type: dict
     default: {}
   firmware:
     description:
-      - Firmware of the VM, instead of the one that the package says.
+      - Firmware of the VM, instead of the firmware that the package names.
     type: str
     choices: [bios, efi]
   machine:
     description:
-      - Machine type of the VM. If not given, V(q35) for VMs with EFI, and V(pc) for others.
+      - Machine type of the VM. If not given, it is V(q35) for VMs with EFI, and V(pc) for others.
     type: str
     choices: [pc, q35]
 seealso:
@@ -139,22 +140,22 @@ archive:
   type: dict
   contains:
     path:
-      description: Its path. In check mode the time in it is that of the check.
+      description: Path of the archive. In check mode, the time in the name is the time of the check.
       type: str
       returned: success
       sample: /srv/backup/router_20261122T010000Z_6f1a2b3c.tar.zst
     size:
-      description: Its size in bytes; null in check mode.
+      description: Size of the archive in bytes; null in check mode.
       type: int
       returned: success
       sample: 973078528
     compressed:
-      description: Whether it is compressed.
+      description: Whether the archive is compressed.
       type: bool
       returned: success
       sample: true
 point:
-  description: The point in the archive, a unix time.
+  description: The point in the archive, a Unix time.
   returned: success, when not in check mode
   type: int
   sample: 1795309200
@@ -164,29 +165,29 @@ vm:
   type: dict
   sample: {"name": "router", "uuid": "6f1a2b3c-8d5e-5f90-a1b2-c3d4e5f60718"}
 replaced:
-  description: What of the hardware was replaced, and by what.
+  description: The hardware that was replaced, and its replacement.
   returned: success
   type: list
   elements: dict
   sample: [{"from": "Hard disk 1 on lsilogic", "to": "sata disk sda", "note": "needs no drivers that the guest may lack"}]
 ignored:
-  description: What of the package was ignored, and why.
+  description: The parts of the package that were ignored, and why.
   returned: success
   type: list
   elements: dict
   sample: [{"item": "vmw:Config tools.syncTimeWithHost", "note": "an option of VMware Tools"}]
 estimated_bytes:
-  description: How large the archive is at most; 0 for a compressed one.
+  description: Maximum size of the archive; 0 for a compressed one.
   returned: check mode
   type: int
   sample: 2147483648
 bytes_written:
-  description: How many bytes were written.
+  description: Number of bytes written.
   returned: changed, when not in check mode
   type: int
   sample: 973078528
 duration:
-  description: How many seconds it took.
+  description: Seconds that the conversion took.
   returned: changed, when not in check mode
   type: float
   sample: 12.4
@@ -196,12 +197,12 @@ what:
   type: str
   sample: package /srv/appliances/router.ova
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: disk1.vmdk is not what its manifest says
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: Copy or download the package again.

@@ -12,8 +12,9 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Lists what M(kvmops.backup.vdisk_cross_attach) has attached, as the original disks that can be passed back to it.
-  - Warns of what is not attached any more, which the next changing run frees, and of leases that are over.
+  - Lists the disks that M(kvmops.backup.vdisk_cross_attach) has attached. Each is listed as the original disk, which can be
+    passed back to that module.
+  - Warns of disks that receivers no longer have, which the next changing run frees, and of leases that are over.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -21,11 +22,11 @@ extends_documentation_fragment:
 options:
   another_domain:
     description:
-      - Name or UUID of a receiver. All if not given.
+      - Name or UUID of a receiver. If not given, all receivers.
     type: str
   source_vm:
     description:
-      - Name or UUID of a VM whose disks are attached. All if not given.
+      - Name or UUID of a VM whose disks are attached. If not given, all such VMs.
     type: str
 seealso:
   - module: kvmops.backup.vdisk_cross_attach
@@ -47,14 +48,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vdisks:
-  description: The disks that are attached.
+  description: The attached disks.
   returned: success
   type: list
   elements: dict
   contains:
     id:
       description:
-        - Id of the disk in its own VM, see M(kvmops.backup.vm_info).
+        - ID of the disk in its own VM, see M(kvmops.backup.vm_info).
         - It can be passed back as O(kvmops.backup.vdisk_cross_attach#module:vdisk).
       type: str
       returned: success
@@ -65,74 +66,75 @@ vdisks:
       returned: success
       sample: web01.qcow2
     path:
-      description: Its path as it is without the snapshot.
+      description: Path of the disk when the VM has no snapshot of this collection.
       type: str
       returned: success
       sample: /var/lib/libvirt/images/web01.qcow2
     target:
-      description: Its target in its own VM.
+      description: Target of the disk in its own VM.
       type: str
       returned: success
       sample: vda
     size:
-      description: Its size in bytes, as a guest sees it.
+      description: Size of the disk in bytes, as a guest sees it.
       type: int
       returned: success
       sample: 21474836480
     pool:
-      description: Name of the pool that it lies in; empty for none.
+      description: Name of the pool that the disk is in; empty if it is in no pool.
       type: str
       returned: success
       sample: default
     status:
       description:
-        - C(attached); C(detaching) where a guest was asked to let it go and has not yet; C(gone) where the receiver
-          does not have it any more, and the next run frees it.
+        - C(attached); C(detaching) if the guest was asked to release the disk and has not done so yet; C(gone) if the receiver
+          no longer has the disk, and the next run frees it.
       type: str
       returned: success
       sample: attached
     shareable:
-      description: Whether several VMs may write to it. Never, as such disks are refused.
+      description: Whether several VMs may write to the disk. Always false, because such disks are refused.
       type: bool
       returned: success
       sample: false
     thin_clone:
-      description: Name of the thin clone that it belongs to, where it was named by the disk of its template; else empty.
+      description: Name of the thin clone that the disk belongs to, if it was named by the disk of its template; otherwise empty.
       type: str
       returned: success
       sample: ''
     domain:
-      description: The VM that it belongs to, with C(id) (UUID) and C(name).
+      description: The VM that the disk belongs to, with C(id) (UUID) and C(name).
       type: dict
       returned: success
       sample: {id: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11, name: web01}
     receiver:
-      description: The VM that it is attached to, with C(id) (UUID) and C(name).
+      description: The receiver, with C(id) (UUID) and C(name).
       type: dict
       returned: success
       sample: {id: 0a0d3f3c-19f4-4d4a-8a6b-7a4e4c1f5b0e, name: appliance}
     attached_as:
       description:
-        - How the receiver has it. C(target) in its definition, C(path) of the file that it reads, C(serial) and C(by_id),
-          the link that udev makes in its guest. A guest may have another name than C(target) for it, so go by C(by_id).
+        - The disk in the receiver, with the C(target) in the receiver's definition, the C(path) of the file that is read, the
+          C(serial), and C(by_id), the link that udev makes in the guest. Identify the disk by C(by_id), because its name in
+          the guest can differ from C(target).
       type: dict
       returned: success
       sample: {target: vdb, path: /var/lib/libvirt/images/web01.qcow2, serial: kvmops1f0c6f6f2bb0e1,
                by_id: /dev/disk/by-id/virtio-kvmops1f0c6f6f2bb0e1}
     moment:
-      description: Unix time of what it shows.
+      description: Unix time of the content that the disk shows.
       type: int
       returned: success
       sample: 1795309200
     consistency:
       description:
-        - C(agent) where the file systems were frozen by the guest agent, C(crash) for a state as after a power failure,
-          C(off) where the VM was off. Empty for a template.
+        - C(agent) if the guest agent froze the file systems, C(crash) for a state as after a power failure, C(off) if the VM
+          was off. Empty for a template.
       type: str
       returned: success
       sample: agent
     lease:
-      description: Until when it is attached, in UTC; empty for as long as nobody detaches it.
+      description: End of the lease in UTC; empty without a lease.
       type: str
       returned: success
       sample: '2026-11-22T04:00:00Z'
@@ -142,12 +144,12 @@ what:
   type: str
   sample: The VM web01
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: the disk is its own
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: Name another VM as vm.

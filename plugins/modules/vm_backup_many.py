@@ -13,27 +13,27 @@ author:
   - kvmops.backup contributors (@kvmops)
 description:
   - Runs M(kvmops.backup.vm_backup) for each VM of a list, several at a time, with the progress of all of them in the output
-    of the play. A VM that fails never stops the others; the task fails at the end and names those that did.
-  - When the play is stopped, all backups under way are stopped and cleaned up.
+    of the play. A VM that fails never stops the others. The task fails at the end and names the failed VMs.
+  - When the play is stopped, all running backups are stopped and cleaned up.
   - The role P(kvmops.backup.weekly_backup#role) uses it.
 extends_documentation_fragment:
   - kvmops.backup._attributes.many
 options:
   vms:
     description:
-      - One element for each backup, with the options of M(kvmops.backup.vm_backup). C(vm) is required in each.
+      - One element for each backup, with the options of M(kvmops.backup.vm_backup). Each requires C(vm).
     type: list
     elements: dict
     required: true
   defaults:
     description:
-      - Options of M(kvmops.backup.vm_backup) for all of them; what an element of O(vms) says goes before.
+      - Options of M(kvmops.backup.vm_backup) for all backups. The options in an element of O(vms) override them.
     type: dict
     default: {}
   at_once:
     description:
-      - How many run at the same time; V(0) for all. Others that write to the same place are not counted, see
-        O(kvmops.backup.vm_backup#module:max_parallel) for that.
+      - How many backups of this task run at the same time; V(0) means all.
+        O(kvmops.backup.vm_backup#module:max_parallel) also counts the backups of other tasks that write to the same place.
     type: int
     default: 0
 seealso:
@@ -58,7 +58,7 @@ RETURN = r"""
 backups:
   description:
     - The results of M(kvmops.backup.vm_backup) in the order of O(vms), each with C(vm), C(failed), C(changed) and
-      C(warnings); C(msg) says why one failed.
+      C(warnings). C(msg) says why a backup failed.
   returned: success or failure
   type: list
   elements: dict

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_info
-short_description: List the virtual machines of a host with the facts that a backup policy chooses by
+short_description: List the virtual machines of a host with the facts that a backup policy needs
 version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Lists libvirt/QEMU virtual machines, chosen by name, UUID, glob, or by an expression over their facts.
-  - Warns where a run that was interrupted has left something on one of them; the next run that changes the VM puts it right.
+  - Lists libvirt/QEMU virtual machines, selected by name, UUID, glob, or an expression over their facts.
+  - Warns if an interrupted run left something on one of the VMs. The next run that changes the VM settles it.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.info
@@ -21,12 +21,12 @@ extends_documentation_fragment:
 options:
   vms:
     description:
-      - Names, UUIDs and globs (V(*), V(?), V([abc])) of virtual machines. All of the host if not given, none if it is empty.
+      - Names, UUIDs and globs (V(*), V(?), V([abc])) of virtual machines. If not given, all VMs of the host; if empty, none.
     type: list
     elements: str
   select:
     description:
-      - Only those for which this JMESPath expression over one element of RV(vms) is true, for example
+      - Only the VMs for which this JMESPath expression over an element of RV(vms) is true, for example
         V(state == 'running' && autostart). Needs C(python3-jmespath) on the host.
     type: str
 requirements:
@@ -70,32 +70,32 @@ vms:
       returned: success
       sample: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11
     title:
-      description: Title; empty without one.
+      description: Title; empty if there is none.
       type: str
       returned: success
       sample: Web server
     state:
-      description: State as C(virsh list) has it, such as C(running), C(paused) or C(shut off).
+      description: State as C(virsh list) shows it, such as C(running), C(paused) or C(shut off).
       type: str
       returned: success
       sample: running
     persistent:
-      description: Whether it has a definition that outlives it.
+      description: Whether the VM is persistent, not transient.
       type: bool
       returned: success
       sample: true
     autostart:
-      description: Whether it starts with the host.
+      description: Whether the VM starts with the host.
       type: bool
       returned: success
       sample: true
     template:
-      description: Whether it is marked as a template.
+      description: Whether the VM is marked as a template.
       type: bool
       returned: success
       sample: false
     managed_save:
-      description: Whether it has a managed-save image.
+      description: Whether the VM has a managed-save image.
       type: bool
       returned: success
       sample: false
@@ -120,15 +120,15 @@ vms:
       returned: success
       sample: pc-q35-7.2
     agent:
-      description: Whether it has the channel of a guest agent.
+      description: Whether the VM has the channel for a guest agent.
       type: bool
       returned: success
       sample: true
     disks:
       description:
         - Disks and drives, each with C(id), C(target), C(device), C(type), C(path), C(format), C(bus) and C(serial).
-        - C(id) is made of the UUID of the VM and the path of the disk. Snapshots, and backups that keep theirs, do not change
-          it. An empty drive has none.
+        - C(id) is derived from the UUID of the VM and the path of the disk. Snapshots do not change it, not even those that
+          incrementable backups leave. An empty drive has no C(id).
       type: list
       elements: dict
       returned: success
@@ -137,8 +137,8 @@ vms:
            path: /var/lib/libvirt/images/web01.qcow2, format: qcow2, bus: virtio, serial: ''}
     attached:
       description:
-        - Disks of it that are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)), each with C(target), C(receiver) and
-          C(expired), whether its lease is over.
+        - Disks of the VM that are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)), each with C(target), C(receiver)
+          and C(expired), which says whether the lease is over.
       type: list
       elements: dict
       returned: success
@@ -156,13 +156,13 @@ vms:
       returned: success
       sample: []
     snapshots:
-      description: Names of its snapshots.
+      description: Names of the VM's snapshots.
       type: list
       elements: str
       returned: success
       sample: [kvmops-1795309200]
 unmatched:
-  description: Those of O(vms) that no VM of the host fits.
+  description: The elements of O(vms) that match no VM of the host.
   returned: success
   type: list
   elements: str
@@ -173,12 +173,12 @@ what:
   type: str
   sample: Option select
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: Unknown function
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: See https://jmespath.org for the language.

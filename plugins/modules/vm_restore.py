@@ -12,20 +12,20 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Puts a virtual machine back from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
+  - Restores a virtual machine from an archive of M(kvmops.backup.vm_backup), or from a foreign C(.tar) or
     C(.tar.zst) of qcow2 images and a libvirt domain XML. A bare domain C(.xml) becomes a VM without disks.
-  - Of an OVF package (C(.ova), C(.ovf)) it makes what M(kvmops.backup.ova_convert) and a restore would make of it, without
-    an archive in between.
-  - The snapshots of the point come back with it, internal and external, with and without memory, and can be reverted
-    to with M(kvmops.backup.vm_snapshot).
-  - Every byte is checked against its digest while it is written (foreign archives carry none). A damaged point never
+  - Restores an OVF package (C(.ova), C(.ovf)) directly, with the same result as M(kvmops.backup.ova_convert) and a restore
+    of its archive.
+  - Restores the snapshots of the point too, internal and external, with and without memory. M(kvmops.backup.vm_snapshot)
+    can revert to them.
+  - Every byte is checked against its digest while it is written (foreign archives have no digests). A damaged point never
     becomes a VM, and a failed restore leaves nothing behind.
-  - A template comes back as a template. A thin clone is put on the template of this host whose disks have the content
-    that it was made on, whatever its name and place. It is refused if there is no template, if the template differs, or
-    if its disks do not correspond.
-  - Everything that the host lacks (pool, network or bridge, machine type, CPU, firmware, emulator, space) is named
-    before the first byte is written.
-  - Not done over a VM whose disks are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)).
+  - A template is restored as a template. A thin clone is put on the template of this host whose disks have the content
+    that the clone stood on, whatever the template's name and place. The restore is refused if there is no template, if the
+    template differs, or if its disks do not correspond.
+  - Before the first byte is written, the module names everything that the host lacks (pool, network or bridge, machine type,
+    CPU, firmware, emulator, space).
+  - Refused over a VM whose disks are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)).
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -43,26 +43,26 @@ attributes:
   idempotent:
     support: full
     details:
-      - No change if the VM exists and was restored from that point. One that has gone on since is only taken back with
+      - No change if the VM exists and was restored from that point. A VM that has changed since is restored again only with
         O(force) and while it is off; otherwise a warning says so.
 options:
   source:
     description:
       - Path on the host of the archive, of an OVF package (C(.ova), C(.ovf)), or of a libvirt domain C(.xml).
-      - Packages, and archives that were converted from one, have no former paths. Files of an C(.ovf) are only taken from
-        the directory that it is in.
+      - Packages, and archives that were converted from packages, have no former paths. The files of an C(.ovf) are only read
+        from its own directory.
     type: path
     required: true
     aliases: [src]
   point:
     description:
-      - The point to restore, as RV(kvmops.backup.backup_info#module:archives[].points[].point) names it.
-      - The newest one if not given.
+      - The point to restore, as in RV(kvmops.backup.backup_info#module:archives[].points[].point).
+      - If not given, it is the newest point.
     type: int
   pool:
     description:
       - Storage pool to restore all disks to.
-      - Without O(pool) and O(path), disks go to their former paths. Where the former pool is gone, read-only or too
+      - Without O(pool) and O(path), disks go to their former paths. If the former pool does not exist, is read-only or is too
         full, its disks go together to the place that holds the archive.
     type: str
   path:
@@ -71,58 +71,59 @@ options:
     type: path
   name:
     description:
-      - Name of the restored VM. The VM's own if not given.
+      - Name of the restored VM. If not given, it is the VM's own name.
     type: str
   uuid:
     description:
       - UUID of the restored VM. V(keep), V(new) or a UUID.
-      - If not given, it is kept, but new when O(name) is new or the original still exists.
+      - If not given, the UUID is kept, unless O(name) is new or the original still exists.
     type: str
   mac:
     description:
       - MAC addresses of the restored VM.
-      - If not given, they are kept, but new when O(name) is new or the original still exists.
+      - If not given, they are kept, unless O(name) is new or the original still exists.
     type: str
     choices: [keep, new]
   networks:
     description:
-      - Names of networks and bridges in the archive, and those of this host to use instead.
+      - Maps names of networks and bridges in the archive to names of this host.
     type: dict
     default: {}
   disk_images:
     description:
-      - Only for foreign archives, where neither names nor formats tell which image belongs to which disk; nothing is
-        restored then until this option says it. The error lists the images with their format and size.
-      - Target names of disks (V(vda)) and the names of their images in the archive. An empty name leaves the disk out.
-      - Disks that are not named here are told by their names as always.
+      - Only for foreign archives. Required if neither names nor formats show which image belongs to which disk; the error lists
+        the images with their format and size.
+      - Maps target names of disks (V(vda)) to the names of their images in the archive. An empty name leaves the disk out.
+      - The images of all other disks are found by their names.
     type: dict
     default: {}
   disks:
     description:
-      - Only for an C(.ovf). If V(false), the VM is defined without any disk, whether the files are there or not.
+      - Only for an C(.ovf). If V(false), the VM is defined without any disk, whether the files exist or not.
     type: bool
     default: true
   system:
     description:
-      - Only for packages. Id or name of the virtual system, where there are several.
+      - Only for packages. ID or name of the virtual system, if there are several.
     type: str
   configuration:
     description:
-      - Only for packages. Id of the configuration (deployment option). The package's default if not given.
+      - Only for packages. ID of the configuration (deployment option). If not given, it is the package's default.
     type: str
   disk_format:
     description:
-      - V(keep) restores each disk in the format it had, raw disks as sparse raw files. V(qcow2) makes all of them
-        qcow2. Layers of snapshots are qcow2 in any case.
+      - V(keep) restores each disk in its former format, raw disks as sparse raw files. V(qcow2) restores all disks as
+        qcow2. Layers of snapshots are always qcow2.
     type: str
     choices: [keep, qcow2]
     default: keep
   flatten:
     description:
       - Whether to make one standalone image of each disk, as it was at the point, and to leave all snapshots out.
-      - If V(false), every snapshot of the point is restored and can be reverted to; one with a memory image resumes
-        the guest. The disks of the VM are then fresh overlays where a snapshot holds the layer below.
-      - Takes the space of the layers twice while it runs. Of a thin clone, the image holds what it needs of its template.
+      - If V(false), every snapshot of the point is restored and can be reverted to; a snapshot with a memory image resumes
+        the guest. If a snapshot holds a disk's top layer, the VM gets a new overlay above it.
+      - Needs twice the space of the layers during the restore. The image of a thin clone includes the data that it needs from
+        the template.
     type: bool
     default: false
   start:
@@ -132,38 +133,38 @@ options:
     default: false
   start_reduced:
     description:
-      - Whether O(start) starts the VM also where something of its definition was left out because the archive is not
-        ours to trust (see O(trust)). Otherwise such a restore is refused before anything is written.
+      - Whether O(start) starts the VM even if a part of its definition was left out because the archive is not ours (see
+        O(trust)). Otherwise such a restore is refused before anything is written.
     type: bool
     default: false
   trust:
     description:
-      - Whether to take the source as ours although it is a foreign archive, a Domain XML, or an archive that another user
+      - Whether to treat the source as ours although it is a foreign archive, a Domain XML, or an archive that another user
         of the host can have written.
-      - What is ours to trust may use what its definition names on the host. From other sources only what is on a list of
-        harmless elements and attributes comes along, and nothing that names a file, device or socket of the host; the
-        rest is in RV(skipped_devices). The page C(docs/SECURITY.md) of the collection has the rules.
-      - An archive is ours if it was made by this collection, belongs to root or to the user who runs, no other can write
-        to it, and this holds for every directory on the way to it (sticky ones may be written to by all). Users whose
-        archives count as ours in a place of their own, as on NFS with C(root_squash), are set on the host with
+      - A source that is ours may use everything that its definition names on the host. From other sources, only a list of
+        harmless elements and attributes is restored, and nothing that names a file, device or socket of the host.
+        RV(skipped_devices) lists the rest. The page C(docs/SECURITY.md) of the collection has the rules.
+      - An archive is ours if this collection made it, it belongs to root or to the user who runs the module, no other user
+        can write to it, and the same holds for every directory on the path (sticky directories may be world-writable). To
+        declare users whose archives count as ours in a place, as on NFS with C(root_squash), set
         C(hypervisor_trusted_owners) of the role P(kvmops.backup.hypervisor#role).
-      - Also whether to restore into a directory in which every user of the host may replace files; without it that is refused.
+      - Also whether to restore to a directory in which every user of the host may replace files. Otherwise this is refused.
     type: bool
     default: false
   force:
     description:
-      - Whether to replace an existing VM of that name or UUID, and existing files. The old ones stay as they are
-        until the new ones are complete and durable.
+      - Whether to replace an existing VM of that name or UUID, and existing files. The old files do not change
+        until the new files are complete and durable.
       - A running VM and a VM with a managed-save image are never replaced.
     type: bool
     default: false
   repair:
     description:
-      - Whether to restore images that QEMU had marked as corrupt before they were backed up. The restored copy is repaired
-        with C(qemu-img check -r all), never the archive; RV(repaired) and warnings say what was mended. What the guest has
-        in such an image may be damaged all the same.
-      - Without it such an image is refused. One that was only not closed (reference counts that are written late) is
-        repaired in any case, as QEMU itself does.
+      - Whether to restore images that QEMU had marked as corrupt before the backup. C(qemu-img check -r all) repairs the
+        restored copy, never the archive. RV(repaired) and warnings say what was repaired. The guest's data in such an image
+        may still be damaged.
+      - Without this option, such an image is refused. An image that was merely not closed (C(lazy_refcounts)) is always
+        repaired, as QEMU itself does.
     type: bool
     default: false
 seealso:
@@ -214,12 +215,12 @@ vm:
   type: dict
   contains:
     name:
-      description: Its name.
+      description: Name of the VM.
       type: str
       returned: success
       sample: web01
     uuid:
-      description: Its UUID.
+      description: UUID of the VM.
       type: str
       returned: success
       sample: 6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11
@@ -229,7 +230,7 @@ point:
   type: int
   sample: 1795309200
 disks:
-  description: The restored disks, and CD images where they had to be restored.
+  description: The restored disks, and the CD images that had to be restored.
   returned: success
   type: list
   elements: dict
@@ -267,35 +268,35 @@ skipped_devices:
       returned: success
       sample: sdb
     reason:
-      description: Why it was left out.
+      description: Why the device was left out.
       type: str
       returned: success
       sample: the LUN is not present on this host
 replaced:
-  description: What of another product's hardware was replaced. Empty for archives of VMs of libvirt.
+  description: Hardware of another product that was replaced. Empty for archives of libvirt VMs.
   returned: success
   type: list
   elements: dict
   sample: [{"from": "Hard disk 1 on lsilogic", "to": "sata disk sda", "note": "needs no drivers that the guest may lack"}]
 ignored:
-  description: What of another product's package was ignored.
+  description: Parts of another product's package that were ignored.
   returned: success
   type: list
   elements: dict
   sample: [{"item": "vmw:Config tools.syncTimeWithHost", "note": "an option of VMware Tools"}]
 repaired:
-  description: Images of which the restored copy was repaired (O(repair)), and how many faults were mended.
+  description: Images whose restored copy was repaired (O(repair)), and the number of repaired faults.
   returned: success
   type: list
   elements: dict
   sample: [{target: vda, path: /var/lib/libvirt/images/web01.qcow2, corruptions: 2, leaks: 1}]
 bytes_written:
-  description: Bytes written to disks; blocks shared with the archive through reflinks are not counted.
+  description: Bytes written to disks. Blocks shared with the archive through reflinks are not counted.
   returned: success
   type: int
   sample: 2147483648
 estimated_bytes:
-  description: Space that the restored files may need at most, the base of the check for free space.
+  description: Maximum space that the restored files need. The check for free space uses it.
   returned: success
   type: int
   sample: 2147483648
@@ -305,7 +306,7 @@ duration:
   type: float
   sample: 2.31
 attached_to:
-  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  description: Names of the receivers of this VM's disks (M(kvmops.backup.vdisk_cross_attach)), if these caused the error.
   returned: failure
   type: list
   elements: str
@@ -316,12 +317,12 @@ what:
   type: str
   sample: Archive /srv/backup/web01.tar
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: it is protected
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: "Take the protection away (protected: false), or delete it all the same with force: true."

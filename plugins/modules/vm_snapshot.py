@@ -12,20 +12,20 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - New snapshots (other products call them saved states) are external, every disk is frozen in its file and the guest
-    goes on in an overlay beside it.
+  - New snapshots (other products call them saved states) are external. Every disk is frozen in its file, and the guest
+    writes to an overlay beside it.
   - Removing works for all kinds, external and internal, with and without memory, on branches and in the middle of a
-    chain, whether the VM runs or is off. Layers are merged one disk at a time with explicit base and top, so that a thin
-    clone is never merged into its template. What would lose an internal snapshot that shall stay is refused.
-  - Reverting works for all kinds on every supported libvirt, also where libvirt itself cannot revert external ones.
-    The VM is off afterwards, or resumes with its memory if the snapshot has it.
-  - Reverting loses what the VM has been since, disks and memory, unless it is saved by a snapshot. The active
+    chain, whether the VM is running or off. Layers are merged one disk at a time with explicit base and top, so a thin
+    clone is never merged into its template. A removal that would lose an internal snapshot that is to stay is refused.
+  - Reverting works for all kinds on every supported libvirt, even if libvirt itself cannot revert to external snapshots.
+    Afterwards the VM is off, or resumes with its memory if the snapshot has it.
+  - Reverting discards the state of the VM since the snapshot, disks and memory, unless another snapshot holds it. The active
     overlays are deleted, unless a snapshot needs them. The file of a disk that has no overlay is never deleted.
-  - An internal snapshot whose image others stand on by now is reverted to in a copy of that image, so that the others
-    stay what they are. That takes the room of the image, except on file systems with reflinks.
-  - After such a revert the VM goes on in the copy. The original is never deleted by this module; a warning names it when
+  - If other images stand on the image of an internal snapshot, the revert is done in a copy of that image, so that the other
+    images do not change. The copy needs the space of the image, except on file systems with reflinks.
+  - After such a revert, the VM continues in the copy. This module never deletes the original; a warning names it when
     nothing needs it any more.
-  - A run that was killed is finished or taken back by the next run of a changing module on that VM.
+  - The next run of a changing module on the VM finishes or undoes a run that was killed.
   - Refused while disks of the VM are attached to other VMs (M(kvmops.backup.vdisk_cross_attach)).
 extends_documentation_fragment:
   - kvmops.backup._attributes
@@ -41,8 +41,8 @@ attributes:
   idempotent:
     support: partial
     details:
-      - Full for V(present) and V(absent), which go by the name. V(reverted) is no change only where the VM is off, on
-        a snapshot without memory, and has not been started since.
+      - Full for V(present) and V(absent), which compare names. V(reverted) is no change only if the snapshot has no memory, and
+        the VM is off, stands on the snapshot and has not been started since.
 options:
   vm:
     description:
@@ -57,11 +57,11 @@ options:
     required: true
   state:
     description:
-      - V(present) takes the snapshot if there is none of that name; an existing one is left as it is. Refused while another
-        VM of the host has a disk of this one too, as both would lose what they write.
-      - V(absent) removes it and merges its layers. Other snapshots stay usable.
-      - V(reverted) brings the VM back to it. What the VM has been since is lost.
-      - A snapshot that a backup made for its increments is removed or reverted like any other. It ends the chain of
+      - V(present) takes the snapshot if there is none of that name. An existing snapshot does not change. Refused if another
+        VM of the host uses a disk of this VM too, because both would lose what they write.
+      - V(absent) removes the snapshot and merges its layers. Other snapshots stay usable.
+      - V(reverted) reverts the VM to the snapshot. The state of the VM since then is lost.
+      - A snapshot that a backup made for its increments is removed or reverted to like any other. This ends the chain of
         that archive, and the next backup is a full.
     type: str
     choices: [present, absent, reverted]
@@ -74,25 +74,25 @@ options:
     default: false
   quiesce:
     description:
-      - Whether the file systems of the running guest are frozen through its agent while a new snapshot is taken.
-      - Refused without an agent that can do it, and together with O(memory).
+      - Whether the guest agent freezes the file systems of the running guest while a new snapshot is taken.
+      - Refused without an agent that can freeze file systems, and together with O(memory).
     type: bool
     default: false
   description:
     description:
-      - Text for people, kept with a new snapshot.
+      - Free text, kept with a new snapshot.
     type: str
   bandwidth:
     description:
       - Write at most this many bytes per second to the disks of the VM while layers are merged, for example V(50M). V(0) means
-        no limit. Should the guest itself write so fast that the merge does not come nearer to its end by half of that, it is
-        raised. A merge that a killed run has left is given about an hour.
+        no limit. If the guest writes so fast that the merge progresses by less than half of the limit, the limit is raised. A
+        merge that a killed run left is finished in about an hour, whatever the limit.
     type: str
     default: '0'
   wait_timeout:
     description:
-      - How long to wait for another operation on the same VM to end, for example V(30m). With V(0) the module
-        fails at once and names the holder.
+      - How long to wait for another operation on the same VM to end, for example V(30m). With V(0), the module
+        fails at once and names the holder of the lock.
     type: str
     default: '0'
 seealso:
@@ -122,38 +122,38 @@ EXAMPLES = r"""
 
 RETURN = r"""
 snapshots:
-  description: The snapshots that the VM has now (check mode, would have), parents before children.
+  description: The snapshots that the VM has (in check mode, would have), parents before children.
   returned: success
   type: list
   elements: dict
   contains:
     name:
-      description: Its name.
+      description: Name of the snapshot.
       type: str
       returned: success
       sample: before-upgrade
     parent:
-      description: The snapshot that it was taken upon, empty for none.
+      description: Name of the parent snapshot; empty if there is none.
       type: str
       returned: success
       sample: installed
     current:
-      description: Whether it is the one that the VM has gone on from.
+      description: Whether this is the current snapshot, which the VM continued from.
       type: bool
       returned: success
       sample: true
     memory:
-      description: Whether it has the memory of the VM.
+      description: Whether the snapshot has the memory of the VM.
       type: bool
       returned: success
       sample: false
     external:
-      description: Whether its disks are frozen in files of their own, not inside a qcow2.
+      description: Whether the snapshot is external, with its disks frozen in separate files and not inside a qcow2 file.
       type: bool
       returned: success
       sample: true
 attached_to:
-  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  description: Names of the receivers of this VM's disks (M(kvmops.backup.vdisk_cross_attach)), if these caused the error.
   returned: failure
   type: list
   elements: str
@@ -164,12 +164,12 @@ what:
   type: str
   sample: The VM web01
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: a backup job is at work on it
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: Wait until it has finished.

@@ -12,11 +12,11 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - A template is a virtual machine with the mark of this collection in its metadata. Thin clones stand on its disks, so
-    it stays off and untouched as long as it has any.
-  - The backup of a thin clone holds the clone's own layers only and names the template by the content of its disks.
-    The restore refuses to put the clone on anything else.
-  - A template has full backups only, and no snapshots.
+  - A template is a virtual machine that is marked in its metadata. Thin clones stand on its disks, so the template must stay
+    off and unchanged as long as it has clones.
+  - The backup of a thin clone holds only the clone's own layers, and identifies the template by the content of its disks.
+    A restore refuses to put the clone on any other content.
+  - A template gets full backups only, and no snapshots.
   - See C(docs/TEMPLATES.md) of the collection.
 extends_documentation_fragment:
   - kvmops.backup._attributes
@@ -26,7 +26,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - The digest is returned only if it is known without reading the disks.
+      - Returns the digest only if it is known without reading the disks.
   diff_mode:
     support: none
   idempotent:
@@ -39,16 +39,16 @@ options:
     required: true
   state:
     description:
-      - V(present) marks it. Refused for a VM that is running, has a managed-save image or snapshots, or has a disk
-        that is no qcow2 or raw file. The content of its disks is read once for the digest.
-      - V(absent) takes the mark away. Refused while thin clones on this host stand on its disks.
+      - V(present) marks the VM as a template. Refused for a VM that is running, has a managed-save image or snapshots, or has
+        a disk that is not a qcow2 or raw file. The content of its disks is read once for the digest.
+      - V(absent) removes the mark. Refused while thin clones on this host stand on the VM's disks.
     type: str
     choices: [present, absent]
     default: present
   wait_timeout:
     description:
-      - How long to wait for another operation on the same VM to end, for example V(30m). With V(0) the module
-        fails at once and names the holder.
+      - How long to wait for another operation on the same VM to end, for example V(30m). With V(0), the module
+        fails at once and names the holder of the lock.
     type: str
     default: '0'
 seealso:
@@ -74,24 +74,24 @@ template:
   type: dict
   contains:
     uuid:
-      description: Its UUID.
+      description: UUID of the VM.
       type: str
       returned: success
       sample: 5c1f5c54-6a1e-4f7e-9d55-0c9f4c3c4f11
     name:
-      description: Its name.
+      description: Name of the VM.
       type: str
       returned: success
       sample: debian12
     digest:
       description:
-        - One digest over the content of all its disks as a guest sees it, in order. The same however they are stored.
-        - V(null) where it is not known without reading them (check mode, O(state=absent)), and for a template that is running.
+        - One digest of the content of all disks in order, as a guest sees it. It does not depend on how the disks are stored.
+        - V(null) if it is not known without reading the disks (check mode, O(state=absent)), and for a running template.
       type: str
       returned: success
       sample: 1f0c6f6f2bb0e1d6d2ba5bb0a60c4b3e3a4bd1f7f24a53b7a7c1f2e6c0b3a5d9
 attached_to:
-  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  description: Names of the receivers of this VM's disks (M(kvmops.backup.vdisk_cross_attach)), if these caused the error.
   returned: failure
   type: list
   elements: str
@@ -102,12 +102,12 @@ what:
   type: str
   sample: The VM debian12
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: it is running, and clones cannot stand on disks that change
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: Shut it down first.

@@ -12,11 +12,11 @@ version_added: 0.1.0
 author:
   - kvmops.backup contributors (@kvmops)
 description:
-  - Defines a new virtual machine whose disks are empty overlays on the disks of a template, with a name, a UUID, MAC
-    addresses and a copy of the NVRAM of its own. Takes seconds and no space.
-  - All of it or nothing. What a killed run has left is taken back by the next run of M(kvmops.backup.vm_restore) or of
-    this module.
-  - Host devices and LUNs of the template are left out where another VM has them. A TPM begins empty.
+  - Defines a new virtual machine whose disks are empty overlays on the disks of a template. The clone has its own name, UUID,
+    MAC addresses and copy of the NVRAM. This takes seconds and almost no space.
+  - The clone is made completely or not at all. The next run of M(kvmops.backup.vm_restore) or of this module undoes what a
+    killed run left.
+  - Host devices and LUNs of the template are left out if another VM uses them. The clone's TPM is empty at first.
 extends_documentation_fragment:
   - kvmops.backup._attributes
   - kvmops.backup._attributes.progress
@@ -31,7 +31,7 @@ attributes:
   idempotent:
     support: full
     details:
-      - No change if a VM of that name exists and has a disk on each of the template's. It may have other disks too.
+      - No change if a VM of that name exists and has an overlay on each of the template's disks. It may have other disks too.
 options:
   template:
     description:
@@ -46,7 +46,7 @@ options:
   pool:
     description:
       - Storage pool for the clone's disks.
-      - Without O(pool) and O(path) they are made beside those of the template.
+      - Without O(pool) and O(path), they are created beside the template's disks.
     type: str
   path:
     description:
@@ -54,13 +54,13 @@ options:
     type: path
   start:
     description:
-      - Whether the clone shall run.
+      - Whether the clone is to run.
     type: bool
     default: false
   wait_timeout:
     description:
-      - How long to wait for another operation on the template to end, for example V(30m). With V(0) the module
-        fails at once and names the holder.
+      - How long to wait for another operation on the template to end, for example V(30m). With V(0), the module
+        fails at once and names the holder of the lock.
     type: str
     default: '0'
 seealso:
@@ -83,38 +83,38 @@ vm:
   type: dict
   contains:
     name:
-      description: Its name.
+      description: Name of the clone.
       type: str
       returned: success
       sample: web01
     uuid:
-      description: Its UUID. In check mode, one that it could get.
+      description: UUID of the clone. In check mode, an example of a new UUID.
       type: str
       returned: success
       sample: 0a0d3f3c-19f4-4d4a-8a6b-7a4e4c1f5b0e
 disks:
-  description: Its disks.
+  description: Disks of the clone.
   returned: success
   type: list
   elements: dict
   contains:
     target:
-      description: Its target in the definition.
+      description: Target of the disk in the definition.
       type: str
       returned: success
       sample: vda
     path:
-      description: Where it is.
+      description: Path of the disk.
       type: str
       returned: success
       sample: /var/lib/libvirt/images/web01-vda.qcow2
     format:
-      description: Its format.
+      description: Format of the disk.
       type: str
       returned: success
       sample: qcow2
 attached_to:
-  description: Names of the VMs that have disks of this one (M(kvmops.backup.vdisk_cross_attach)), where that is the reason.
+  description: Names of the receivers of this VM's disks (M(kvmops.backup.vdisk_cross_attach)), if these caused the error.
   returned: failure
   type: list
   elements: str
@@ -125,12 +125,12 @@ what:
   type: str
   sample: The thin clone web01
 why:
-  description: The reason of the error.
+  description: The reason for the error.
   returned: failure
   type: str
   sample: debian12 is not marked as a template
 hint:
-  description: What to do now.
+  description: What to do about it.
   returned: failure
   type: str
   sample: Mark it with kvmops.backup.vm_template.
