@@ -17,7 +17,7 @@ description:
   - Reports what was covered. Archives of this collection have digests of everything. Foreign archives have none, so
     that only their structure can be checked, and the checksums of the compression if there are any.
   - In a place, an archive that is deleted or converted meanwhile is left out with a warning. If an archive cannot be checked
-    because it is in use, or its images cannot be opened for lack of space, the others are checked all the same. The
+    because it is in use, or its images cannot be opened for lack of space, the others are still checked. The
     module then fails at the end and names the archive, even without O(fail_on_damage).
 extends_documentation_fragment:
   - kvmops.backup._attributes
