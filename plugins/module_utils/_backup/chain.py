@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""Does a VM still stand on an archive's newest point, and if not, why. Pure; `standing` gathers what it needs.
+"""Does a VM still stand on an archive's newest point, and if not, why. Pure; `chain_facts` gathers what it needs.
 
 A wrong "yes" would make a wrong increment, so everything that the point says about the VM is compared: identity,
 snapshots with their creation data, where the VM is in their tree, disks, what each disk stands on, sizes, and the bytes of every
