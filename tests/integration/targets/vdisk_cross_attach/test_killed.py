@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import appliance
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab.modules import module_argv
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 import subprocess
 
-import appliance
 import libvirt
 import pytest
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
 from ansible_collections.kvmops.backup.tests.lab import daemons, markers, truth
 from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import appliance
 import pytest
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import appliance
 import pytest
 
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
 from ansible_collections.kvmops.backup.tests.lab import zfs
 from ansible_collections.kvmops.backup.tests.lab._run import LabError, run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_image

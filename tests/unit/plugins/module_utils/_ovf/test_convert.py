@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import packages
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
@@ -39,6 +38,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import archive 
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.convert import convert
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
 
 HERE = Path(__file__).parent
 MAX_RSS_KIB = 300 * 1024

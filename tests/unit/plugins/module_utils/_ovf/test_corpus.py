@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
-import packages
 import pytest
 from lxml import etree
 
@@ -27,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf.convert import 
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
 
 CORPUS = packages.corpus()
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")

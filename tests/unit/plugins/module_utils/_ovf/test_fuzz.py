@@ -14,7 +14,6 @@ import tarfile
 import time
 from pathlib import Path
 
-import packages
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -30,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import (
     vmdk,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package, PackageFile
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
 
 EXHAUSTIVE = float(os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE") or 0)
 SEED = int(os.environ.get("KVMOPS_BACKUP_SEED", "0")) or random.randrange(2**32)

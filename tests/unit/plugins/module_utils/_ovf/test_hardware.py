@@ -7,10 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import packages
 import pytest
 from lxml import etree
-from packages import BASE, CPU, LSI, MEMORY, item
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
@@ -21,6 +19,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor, hardware
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf.packages import BASE, CPU, LSI, MEMORY, item
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 

@@ -10,11 +10,11 @@ import tarfile
 import time
 from pathlib import Path
 
-import packages
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
 
 FILES = {"vm.ovf": packages.descriptor(), "disk1.vmdk": b"d" * 70_000, "vm.mf": packages.manifest({"disk1.vmdk": b"x"})}
 

@@ -12,13 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import packages
 import pytest
 from lxml import etree
-from packages import BASE, CPU, DISK, LSI, MEMORY, item
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor, hardware
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf.packages import (
+    BASE,
+    CPU,
+    DISK,
+    LSI,
+    MEMORY,
+    item,
+)
 
 CORPUS = packages.corpus()
 EXHAUSTIVE = bool(os.environ.get("KVMOPS_BACKUP_EXHAUSTIVE"))

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import packages
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _libraries
@@ -20,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import 
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import AsQcow2Source
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import vmdk
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import PackageFile
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
 
 GRAIN = packages.GRAIN_BYTES
 DATA = packages.content((5 << 20) + 512 * 3, grains=(0, 1, 5, 40, 80))
