@@ -103,3 +103,4 @@ def test_a_place_where_others_may_put_files(
             assert path.is_symlink() or path.name.startswith("taken-")
             path.unlink()
     assert run_module("vm_restore", trust=True, **wishes).changed
+    assert set(lab.adopt("copy").disks()) == {"vda", "vdb"}
