@@ -9,12 +9,19 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _capabilities, _filenames, _journal, _locks, _mounts
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, reader, sidecars, trash, verify
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
+    convert,
+    partials,
+    reader,
+    sidecars,
+    trash,
+    verify,
+)
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
@@ -30,15 +37,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import conn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 OPERATION = "backup_archive"
-
-
-@dataclass(frozen=True)
-class ConversionFacts:
-    """What the journal of a conversion says. ``partial``: the unfinished archive; ``place``: tells its directory (`_mounts`)."""
-
-    archive: str
-    partial: str = ""
-    place: Optional[Mapping[str, Any]] = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,7 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
         )
     _writable_place(os.path.dirname(archive), request.uri)
     context.progress.about(os.path.basename(archive))
-    if request.check_mode:
-        for found in _journal.Journal.peek(_left_by_us):
-            partial = found.facts(ConversionFacts).partial
-            if partial:
-                context.warn(f"A dead run has left {partial}; the next run outside check mode removes it")
-    else:
-        for gone in settle():
-            context.put_right(f"removed {gone}")
+    partials.settle(OPERATION, context, check_mode=request.check_mode)
     retention.settle(os.path.dirname(archive), request.check_mode, context)
     path = _existing(archive, request.compressed)
     if path is None:
@@ -117,23 +108,6 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
     if request.diff:
         result["diff"] = {"before": before.result(), "after": after.result()}
     return result
-
-
-def settle() -> list[str]:
-    """Removes the partial files of conversions whose process has died; returns the paths."""
-    removed = []
-    for found in _journal.Journal.left_behind(_left_by_us):
-        journal = found.journal(ConversionFacts)
-        partial = journal.facts.partial
-        if partial:
-            trash.remove_partial(partial, journal.facts.place)
-            removed.append(partial)
-        journal.done()
-    return removed
-
-
-def _left_by_us(found: _journal.Remains) -> bool:
-    return found.head.operation == OPERATION
 
 
 def _writable_place(directory: str, uri: str) -> None:
@@ -218,7 +192,7 @@ def _apply(before: ArchiveState, after: ArchiveState, request: ChangeRequest, co
 
 def _convert(path: str, request: ChangeRequest, context: Context) -> None:
     _capabilities.probe(os.path.dirname(path))
-    journal = _journal.Journal.open(os.path.dirname(path), OPERATION, ConversionFacts(path))
+    journal = _journal.Journal.open(os.path.dirname(path), OPERATION, partials.PartialFacts(path))
 
     def on_partial(partial: str) -> None:
         journal.record(partial=partial, place=_mounts.identity(os.path.dirname(partial)))

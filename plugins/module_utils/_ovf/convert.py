@@ -10,21 +10,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import (
     _capabilities,
     _filenames,
     _files,
     _journal,
+    _json,
     _locks,
     _mounts,
     _paths,
     _version,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import names, reader, trash
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import names, partials, reader
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Conversion
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import (
@@ -51,28 +51,12 @@ OPERATION = "ova_convert"
 _OVERHEAD_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class ConvertFacts:
-    """What the journal of a conversion says. ``partial``: the unfinished archive; ``place``: tells its directory (`_mounts`)."""
-
-    archive: str
-    partial: str = ""
-    place: Optional[Mapping[str, Any]] = None
-
-
 def convert(request: ConvertRequest, context: Context) -> dict[str, Any]:
     """The result of ``ova_convert``. Raises KvmopsError; nothing that is visible has changed then."""
     source = _filenames.absolute(request.source)
     context.progress.about(os.path.basename(source))
     directory = _target(request, source)
-    if request.check_mode:
-        for found in _journal.Journal.peek(_left_by_us):
-            partial = found.facts(ConvertFacts).partial
-            if partial:
-                context.warn(f"A dead run has left {partial}; the next run outside check mode removes it")
-    else:
-        for gone in settle():
-            context.put_right(f"removed {gone}")
+    partials.settle(OPERATION, context, check_mode=request.check_mode)
     with Package(source) as package:
         described = opened.describe(package, request.choice)
         key = hashlib.sha256(f"{described.descriptor_digest}\n{directory}\n{request.told}".encode()).hexdigest()[:32]
@@ -97,23 +81,6 @@ def convert(request: ConvertRequest, context: Context) -> dict[str, Any]:
             "after": "\n".join([described.hardware.domain_xml, *hardware.lines(report), ""]),
         }
     return {**result, "replaced": report.replaced, "ignored": report.ignored}
-
-
-def settle() -> list[str]:
-    """Removes the partial files of conversions whose process has died; returns the paths."""
-    removed = []
-    for found in _journal.Journal.left_behind(_left_by_us):
-        journal = found.journal(ConvertFacts)
-        partial = journal.facts.partial
-        if partial:
-            trash.remove_partial(partial, journal.facts.place)
-            removed.append(partial)
-        journal.done()
-    return removed
-
-
-def _left_by_us(found: _journal.Remains) -> bool:
-    return found.head.operation == OPERATION
 
 
 def _target(request: ConvertRequest, source: str) -> str:
@@ -217,7 +184,7 @@ class _Known:
     def _load(self) -> dict[str, Any]:
         try:
             with open(self._path, encoding="ascii") as file:
-                known = json.load(file)
+                known = _json.parse(file.read())
             return known if isinstance(known, dict) else {}
         except (OSError, ValueError):
             return {}
@@ -284,7 +251,7 @@ def _write(made: opened.Opened, directory: str, request: ConvertRequest, context
     while os.path.lexists(os.path.join(directory, archive)):
         timestamp += 1
         archive = _name(made, request, timestamp)
-    journal = _journal.Journal.open(directory, OPERATION, ConvertFacts(os.path.join(directory, archive)))
+    journal = _journal.Journal.open(directory, OPERATION, partials.PartialFacts(os.path.join(directory, archive)))
 
     def on_partial(partial: str) -> None:
         journal.record(partial=partial, place=_mounts.identity(os.path.dirname(partial)))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _journal, _locks, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, sidecars
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, partials, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import change as change_module
@@ -441,7 +441,7 @@ def test_a_partial_file_of_a_dead_run_goes_with_the_next(tmp_path: Path, own_dir
     path = write(tmp_path)
     partial = tmp_path / f".{path.name}.zst.partial-abc"
     partial.write_bytes(b"half")
-    journal = _journal.Journal.open(str(tmp_path), change_module.OPERATION, change_module.ConversionFacts(str(path)))
+    journal = _journal.Journal.open(str(tmp_path), change_module.OPERATION, partials.PartialFacts(str(path)))
     journal.record(partial=str(partial))
     assert run(path, told, protected=False)["changed"] is False  # the run is alive: its file is left alone
     assert partial.exists()

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _operations, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.partials import PartialFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.trash import TrashFacts
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.change import ConversionFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
@@ -206,7 +206,7 @@ def test_the_facts_of_every_operation_can_be_read_again(monkeypatch: pytest.Monk
     _operations.register()
     kinds: list[Any] = [operation.facts for operation in operations.known().values()]
     assert len(kinds) >= 5
-    kinds += [TrashFacts, ConversionFacts]
+    kinds += [TrashFacts, PartialFacts]
     while kinds:
         kind = kinds.pop()
         origin, inner = typing.get_origin(kind), typing.get_args(kind)
