@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
 def _groups(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Jobs]]]:
     source = file_jobs.make_source(_WORK, size_bytes(arguments.size, "--size"))
     large_bytes = size_bytes(arguments.large, "--large")
-    yield "ext4", lambda: file_jobs.plain_on(source, _WORK, "ext4", (1.5, 1.0), None)
+    yield "ext4", lambda: file_jobs.plain_on(source, _WORK, "ext4", (1.7, 1.0), None)
     yield "xfs", lambda: file_jobs.on_reflinks(source, _WORK, "xfs")
     yield "btrfs", lambda: file_jobs.on_reflinks(source, _WORK, "btrfs")
     yield "compressed", lambda: file_jobs.compressed(source, _WORK)

@@ -58,10 +58,15 @@ class Contender:
 
 @dataclass(frozen=True)
 class Goal:
-    """We are `ratio` times as fast as `contender` (its index)."""
+    """We are `ratio` times as fast as `contender` (its index), or need at most `at_most_s`, however large the data are."""
 
     contender: int
-    ratio: float
+    ratio: float = 0.0
+    at_most_s: float = 0.0
+
+    def reached(self, ratio: float, ours_s: float) -> bool:
+        """Whether that is so."""
+        return ours_s <= self.at_most_s if self.at_most_s else ratio >= self.ratio
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _restore(lab: Lab, vm: LabVm, work: Path) -> Jobs:
             Contender("vm_restore", (restore,), ours, True, durable=True, before=undefine, after=undefine),
             Contender("virtnbdrestore", (peer_restore,), theirs, True, before=undefine, after=undefine),
         ),
-        (Goal(1, 3.0),),
+        (Goal(1, 3.5),),
         (archive, *files(peer)),
         check=equal,
     )
@@ -116,7 +116,7 @@ def increments(source: Source, directory: Path) -> Jobs:
                     helpers=_qemu_of(peer),
                 ),
             ),
-            (Goal(1, 1.0),),
+            (Goal(1, 2.5),),
             check=lambda: _restores(lab, ours, Path(full["archive"]["path"]), work / "restored"),
         )
 
