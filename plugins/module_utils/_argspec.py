@@ -16,6 +16,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kvmops.backup.plugins.module_utils import _deps, _names, _text
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import (
     Context,
     Progress,
@@ -65,8 +66,8 @@ def run_module(
     params = {**module.params, "check_mode": module.check_mode, "diff": module._diff}
     told: set[str] = set()
 
-    def warn(text: str) -> None:
-        text = _text.printable(text)
+    def warn(notice: Notice) -> None:
+        text = _text.printable(notice.text)
         if text not in told:
             told.add(text)
             module.warn(text)

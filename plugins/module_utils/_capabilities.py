@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _ofd
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _PREFIX = ".kvmops-backup-probe-"
@@ -51,14 +52,14 @@ class Capabilities:
         return ""
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[Notice, ...]:
         """What is no obstacle and worth knowing: clauses about the file system."""
         found = []
         if self.mode & 0o077:
             found.append(f"it gives every file the mode {self.mode:04o}: keep other users out of the directory")
         if not self.locks:
             found.append("it has no locks: two hosts that write to one archive there do not notice each other")
-        return tuple(found)
+        return tuple(Notice(Code.WEAK_FILE_SYSTEM, text) for text in found)
 
 
 class _NoVerdict(Exception):

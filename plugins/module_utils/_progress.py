@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _paths, _text
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice, Warn
 
 SCHEMA = 1
 # The directory that the action plugin shares with the module: `status.json`, `cancel`, `heartbeat`
@@ -170,13 +171,13 @@ class Context:
     """
 
     progress: Progress
-    warn: Callable[[str], None]
+    warn: Warn
     settled: list[str] = field(default_factory=list)
 
     def put_right(self, text: str) -> None:
         """Something that a dead run left has been put right."""
         self.settled.append(text)
-        self.warn(f"left by an earlier run and put right: {text}")
+        self.warn(Notice(Code.PUT_RIGHT, f"left by an earlier run and put right: {text}"))
 
 
 def _remove_left_behind(directory: str) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _json, _locks, _ofd, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 NAME = ".kvmops-backup-slots"
@@ -140,16 +141,16 @@ def _place(directory: str, limit: int, context: Context) -> tuple[int, str]:
     except OSError as error:
         not_shared = error.strerror or str(error)
         if isinstance(error, _NotOursError):
-            context.warn(f"{path} is not used to count backups at work, as {not_shared}. Remove it.")
+            text = f"{path} is not used to count backups at work, as {not_shared}. Remove it."
+            context.warn(Notice(Code.ONE_HOST_ONLY, text))
         status = os.stat(directory)
         locks = os.path.join(_paths.state_dir(), "locks")
         os.makedirs(locks, mode=0o700, exist_ok=True)
         path = os.path.join(locks, f"slots-{status.st_dev:x}-{status.st_ino:x}")
         fd = _open(path)
     if not_shared and limit:
-        context.warn(
-            f"max_parallel counts the backups of this host only: no locks can be shared in {directory} ({not_shared})"
-        )
+        text = f"max_parallel counts the backups of this host only: no locks can be shared in {directory} ({not_shared})"
+        context.warn(Notice(Code.ONE_HOST_ONLY, text))
     return fd, path
 
 

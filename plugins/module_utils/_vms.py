@@ -54,10 +54,10 @@ def info(request: VmsRequest, context: Context) -> dict[str, Any]:
     known = [facts for facts in (_facts(conn, domain) for domain in conn.listAllDomains()) if facts]
     named, unmatched = choose(known, request.vms)
     chosen = select(named, request.select) if request.select else named
-    for text in pending(request.uri, *(facts["uuid"] for facts in chosen), everywhere=True):
-        context.warn(text)
-    for text in reminders(*(facts["uuid"] for facts in chosen)):
-        context.warn(text)
+    for notice in pending(request.uri, *(facts["uuid"] for facts in chosen), everywhere=True):
+        context.warn(notice)
+    for notice in reminders(*(facts["uuid"] for facts in chosen)):
+        context.warn(notice)
     return {"vms": sorted(chosen, key=lambda facts: str(facts["name"])), "unmatched": unmatched}
 
 

@@ -417,8 +417,8 @@ def _info(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
     judge, about = Judge(uri, context, thorough=thorough), AboutTemplate(uri, context, thorough=thorough)
     result = info(InfoRequest.of(params), context, judge, about)
     uuids = sorted({each["vm"]["uuid"] for each in result["archives"] if each["vm"]})
-    for text in pending(uri, *uuids, everywhere=True):
-        context.warn(text)
+    for notice in pending(uri, *uuids, everywhere=True):
+        context.warn(notice)
     return result
 
 

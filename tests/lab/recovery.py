@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.tests.lab import daemons
@@ -20,6 +21,6 @@ def settle(uuid: str) -> list[str]:
     return context.settled
 
 
-def pending(uuid: str) -> list[str]:
+def pending(uuid: str) -> list[Notice]:
     """What settle() would look at."""
     return recovery.pending(daemons.URI, uuid)

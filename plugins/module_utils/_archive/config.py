@@ -39,6 +39,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 
 MAX_BYTES = 8 * 2**20
 MAX_TEXT = 4 * 2**20  # of a definition or a snapshot: what libvirt takes
@@ -156,7 +157,7 @@ def _encode(configuration: Configuration) -> tuple[bytes, str]:
     for skipped in configuration.skipped:
         _child(own, "skipped", {"device": skipped.device, "reason": _free(skipped.reason)})
     for warning in configuration.warnings:
-        _child(own, "warning", {}, _free(warning))
+        _child(own, "warning", {}, _free(warning.text))
     if configuration.parent_digest:
         _child(own, "parent", {"point": str(configuration.parent_point), "digest": configuration.parent_digest})
     if configuration.conversion:
@@ -378,7 +379,7 @@ def _decode_own(own: etree._Element, what: str) -> Configuration:
             for e in own.iterchildren(_PREFIX + "snapshot", _PREFIX + "saved-state")  # the latter from before 0.1.0
         ),
         skipped=tuple(Skipped(e.get("device") or "", e.get("reason") or "") for e in own.findall(_PREFIX + "skipped")),
-        warnings=tuple(e.text or "" for e in own.findall(_PREFIX + "warning")),
+        warnings=tuple(Notice(Code.RECORDED, e.text or "") for e in own.findall(_PREFIX + "warning")),
         created=own.get("created") or "",
         tool_version=own.get("tool") or "",
         digest_algorithm=own.get("digest-algorithm") or "",

@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.layers import named_file
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import QCOW2_MAGIC, ReadAt, probe
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 _ROLES = {".memory": Role.MEMORY, ".iso": Role.ISO, ".nvram": Role.NVRAM}
@@ -148,11 +149,11 @@ def complete(
     own = [disk for disk in disks if disk.device == "disk"]
     _check_said(said, own, found)
     members: list[Member] = []
-    warnings = [f"member {name} is left out: {why}" for name, why in found.bad.items()]
+    warnings = [Notice(Code.LEFT_OUT, f"member {name} is left out: {why}") for name, why in found.bad.items()]
     pairs = pair(own, images, said)
     warnings += pairs.warnings
     undecided = _undecided(pairs.undecided, [images[name] for name in pairs.choices])
-    warnings += [f"{undecided}; a restore has to be told by disk_images"] if undecided else []
+    warnings += [Notice(Code.UNDECIDED, f"{undecided}; a restore has to be told by disk_images")] if undecided else []
     written = {entry.name: entry.mtime for entry in entries}
     for disk in own:
         top = pairs.tops.get(disk.target)
@@ -160,17 +161,19 @@ def complete(
         if top and not newest and disk.target not in {*pairs.named, *said} and len(layers) > 1:
             then = _top_then(layers, written, configuration.timestamp)
             if then:
-                pairs.tops[disk.target], how = then, f"was matched with {then} by time only"
+                pairs.tops[disk.target] = then
+                code, how = Code.MATCHED_BY_GUESS, f"was matched with {then} by time only"
             else:
                 del pairs.tops[disk.target]
-                how = "has no layer that is old enough for this point"
-            warnings.append(f"disk {disk} {how}")
+                code, how = Code.LEFT_OUT, "has no layer that is old enough for this point"
+            warnings.append(Notice(code, f"disk {disk} {how}"))
     for disk in own:
         top = pairs.tops.get(disk.target)
         if top:
             layers = chain(top, images)
             if layers[0].parent and layers[0].parent not in images:
-                warnings.append(f"{layers[0].name} needs {layers[0].parent}, which is not in the archive")
+                text = f"{layers[0].name} needs {layers[0].parent}, which is not in the archive"
+                warnings.append(Notice(Code.LEFT_OUT, text))
             if len(layers) == 1 and disk.format == "raw":  # a raw disk is stored as qcow2 there too
                 layers = [replace(layers[0], original_format="raw")]
             members += [
@@ -178,11 +181,12 @@ def complete(
                 for m in layers
             ]
         elif disk not in pairs.undecided:
-            warnings.append(f"disk {disk} is not in the archive")
+            warnings.append(Notice(Code.LEFT_OUT, f"disk {disk} is not in the archive"))
     shown = set(pairs.tops.values())
     for member in images.values() if newest else ():
         if member.parent in shown and member.name not in shown:
-            warnings.append(f"{member.name} stands on {member.parent}, which the configuration shows, and is left out")
+            text = f"{member.name} stands on {member.parent}, which the configuration shows, and is left out"
+            warnings.append(Notice(Code.LEFT_OUT, text))
     for entry in entries:
         name = entry.name
         role = _ROLES.get(os.path.splitext(name)[1].lower())

@@ -9,6 +9,8 @@ import functools
 from dataclasses import dataclass
 from enum import Enum
 
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
+
 FORMAT_VERSION = 1
 CHUNK_BYTES = 4 * 2**20
 
@@ -155,7 +157,7 @@ class Configuration:
     provides: tuple[TemplateDisk, ...] = ()
     snapshots: tuple[SnapshotNode, ...] = ()
     skipped: tuple[Skipped, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     created: str = ""
     tool_version: str = ""
     format_version: int = FORMAT_VERSION

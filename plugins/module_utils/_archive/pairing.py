@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Callable, Optional, TypeVar
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 
 IMAGE_SUFFIXES = (".qcow2", ".snapshot", ".raw", ".img")
 _WORD = re.compile(r"[^\W_]+")
@@ -50,7 +51,7 @@ class Pairs:
 
     tops: dict[str, str] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
     undecided: list[Disk] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
 
@@ -81,7 +82,8 @@ def pair(disks: Sequence[Disk], images: Mapping[str, Member], said: Mapping[str,
     if all(scores[disk][leaf] == _NONE for disk in disks for leaf in leaves):
         for disk, leaf in _by_format(left, [images[leaf] for leaf in leaves]).items():
             found.tops[disk.target] = leaf
-            found.warnings.append(f"disk {disk} was matched with {leaf}, since no other fits; no name tells")
+            text = f"disk {disk} was matched with {leaf}, since no other fits; no name tells"
+            found.warnings.append(Notice(Code.MATCHED_BY_GUESS, text))
         left = [disk for disk in left if disk.target not in found.tops]
         leaves = [leaf for leaf in leaves if leaf not in found.tops.values()]
     if leaves:
@@ -119,7 +121,7 @@ def _take(disk: Disk, leaf: str, images: Mapping[str, Member], found: Pairs) -> 
     may_be_overlay = not by_whole and os.path.splitext(disk.path)[1].lower() not in ("", *IMAGE_SUFFIXES)
     if may_be_overlay and any(_evidence(disk, member.name)[2] for member in layers):
         how = f"was matched with {leaf} by the beginning of its name only; it may be newer than that"
-        found.warnings.append(f"disk {disk} {how}")
+        found.warnings.append(Notice(Code.MATCHED_BY_GUESS, f"disk {disk} {how}"))
 
 
 def _free_leaves(images: Mapping[str, Member], tops: Collection[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import trash
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 
@@ -32,7 +33,9 @@ def settle(operation: str, context: Context, *, check_mode: bool) -> None:
         for found in Journal.peek(lambda remains: remains.head.operation == operation):
             partial = found.facts(PartialFacts).partial
             if partial:
-                context.warn(f"A dead run has left {partial}; the next run outside check mode removes it")
+                context.warn(
+                    Notice(Code.TO_PUT_RIGHT, f"A dead run has left {partial}; the next run outside check mode removes it")
+                )
         return
     for found in Journal.left_behind(lambda remains: remains.head.operation == operation):
         journal = found.journal(PartialFacts)

@@ -23,6 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader impo
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import is_zero
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 FULL, PARTIAL, STRUCTURE = "full", "partial", "structure"
@@ -39,7 +40,7 @@ class Report:
     checked_bytes: int
     unchecked_bytes: int
     damage: tuple[Damage, ...]
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int = 0, attempts: int = 3) -> Report:
@@ -101,7 +102,8 @@ class _Verification:
         else:
             coverage = FULL if self._unchecked == 0 else PARTIAL
         damage = tuple(_merged(self._damage))
-        return Report(not damage, coverage, self._checked, self._unchecked, damage, tuple(notices))
+        told = tuple(Notice(Code.NOT_COVERED, text) for text in notices)
+        return Report(not damage, coverage, self._checked, self._unchecked, damage, told)
 
     def _with_followers(self, broken: BrokenPoint) -> tuple[int, ...]:
         """A broken point and those that stand on it, and on them."""

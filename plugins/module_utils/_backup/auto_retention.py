@@ -14,6 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.request impo
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Archive, Rules
 from ansible_collections.kvmops.backup.plugins.module_utils._slots import Slot
@@ -103,7 +104,7 @@ class Keeper:
         except CancelledError:
             raise
         except (KvmopsError, OSError) as error:
-            self._context.warn(f"No old archives were removed: {error}")
+            self._context.warn(Notice(Code.NOT_REMOVED, f"No old archives were removed: {error}"))
 
     def _look(self, directory: str, of_vm: str = "") -> retention.RetentionPlace:
         uri, context = self._request.uri, self._context

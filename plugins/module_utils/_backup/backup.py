@@ -29,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     again,
     connect_to_change,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
@@ -162,7 +163,7 @@ def _ended(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     if texts and (run.unmerged.urgent or run.request.unmerged is OnUnmerged.FAIL):
         raise published(KvmopsError(f"Merging snapshots of VM {run.domain.name()}", "; ".join(texts)), result)
     for text in texts:
-        run.context.warn(text)
+        run.context.warn(Notice(Code.UNMERGED, text))
     return result
 
 

@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image.source import
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image, snapshots, views
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice, Warn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evidence, VmState
@@ -132,7 +133,7 @@ def open_source(path: str, from_raw: bool) -> ImageSource:
     return RawAsQcow2Source(path) if from_raw else FileSource(path)
 
 
-def open_memory(path: str, warn: Callable[[str], None] = lambda _text: None) -> ImageSource:
+def open_memory(path: str, warn: Warn = lambda _notice: None) -> ImageSource:
     """The bytes that an external memory image has as a member: without secrets."""
     what = f"The memory image {path}"
     try:
@@ -141,7 +142,7 @@ def open_memory(path: str, warn: Callable[[str], None] = lambda _text: None) -> 
             raw = header + file.read(memory_image.head_bytes(header, what) - len(header))
         head = memory_image.without_secrets(memory_image.parse(raw, what), what)
     except (RefusedError, HostileError) as error:  # of a kind that nobody can look into
-        warn(f"The archive may hold the passwords of the VM's displays: {error}")
+        warn(Notice(Code.SECRETS_STORED, f"The archive may hold the passwords of the VM's displays: {error}"))
         return FileSource(path)
     except OSError as error:
         raise SourceError(what, f"it cannot be read ({error.strerror})") from error

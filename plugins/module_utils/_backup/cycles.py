@@ -25,6 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain, again
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots, merge
@@ -75,7 +76,8 @@ def clear_old(
     if not names:
         return ()
     for path in ended:
-        context.warn(f"{path} cannot be continued any more: the snapshots that it stands on are being merged")
+        text = f"{path} cannot be continued any more: the snapshots that it stands on are being merged"
+        context.warn(Notice(Code.NO_INCREMENT, text))
     state = _vm_state.load(facts.uuid)
     begun = [backup_snapshots.first_point(each.states) for each in served.values() if not set(each.states) & set(names)]
     others = tuple(full for full in begun if not state.why_ended(full))
@@ -110,9 +112,8 @@ def served_archives(
         elif _is_gone(path):
             stands = False
         elif not same_place:
-            context.warn(
-                f"{', '.join(names)} stay on the VM: they serve {path}, and its directory cannot be looked at now"
-            )
+            text = f"{', '.join(names)} stay on the VM: they serve {path}, and its directory cannot be looked at now"
+            context.warn(Notice(Code.SNAPSHOT_STAYS, text))
         found[path] = Served(tuple(names), stands, same_place, needs)
     return found
 

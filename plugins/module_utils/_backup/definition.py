@@ -10,11 +10,12 @@ from copy import deepcopy
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 
 _RUNTIME_ONLY = ("alias", "backingStore", "mirror", "privateData")
 
 
-def of_point(persistent_xml: str, live_xml: str) -> tuple[str, tuple[str, ...]]:
+def of_point(persistent_xml: str, live_xml: str) -> tuple[str, tuple[Notice, ...]]:
     """The definition of a point, and warnings about where the running VM differs from it.
 
     `persistent_xml` "" for a transient VM, `live_xml` "" for one that is off. Targets tell which disk is which.
@@ -22,9 +23,8 @@ def of_point(persistent_xml: str, live_xml: str) -> tuple[str, tuple[str, ...]]:
     if not live_xml:
         return persistent_xml, ()
     if not persistent_xml:
-        return _without_runtime(live_xml), (
-            "the VM is transient: it has no persistent definition, the running one is kept",
-        )
+        transient = "the VM is transient: it has no persistent definition, the running one is kept"
+        return _without_runtime(live_xml), (Notice(Code.NOT_AS_DEFINED, transient),)
     root, live = _xml.parse(persistent_xml, "persistent definition"), _xml.parse(live_xml, "live definition")
     devices = root.find("devices")
     if devices is None:
@@ -41,7 +41,7 @@ def of_point(persistent_xml: str, live_xml: str) -> tuple[str, tuple[str, ...]]:
             warnings.append(
                 f"disk {target} will have another source after the next start; the backup has the present one"
             )
-    return _xml.text(root), tuple(warnings)
+    return _xml.text(root), tuple(Notice(Code.NOT_AS_DEFINED, text) for text in warnings)
 
 
 def only_persistent(persistent_xml: str, live_xml: str) -> tuple[str, ...]:

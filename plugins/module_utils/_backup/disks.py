@@ -15,6 +15,7 @@ from enum import Enum
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind, Use, objection
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.storage import described
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 
 
 class Verdict(str, Enum):
@@ -28,13 +29,18 @@ class Verdict(str, Enum):
     NOTHING = "nothing"
 
 
+_KEY_NOT_STORED = Notice(
+    Code.KEY_NOT_STORED, "the disk is encrypted; its key is not part of the backup: keep it elsewhere"
+)
+
+
 @dataclass(frozen=True)
 class Judgement:
     """The verdict on a disk; `reason` says why it is skipped or refused, `warning` what else a person should know."""
 
     verdict: Verdict
     reason: str = ""
-    warning: str = ""
+    warning: Notice | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def _data(
         return Judgement(
             Verdict.REFUSE, f"{image.path} is a block device with qcow2 on it; raw block devices and files work"
         )
-    warning = "the disk is encrypted; its key is not part of the backup: keep it elsewhere" if disk.encrypted else ""
+    warning = _KEY_NOT_STORED if disk.encrypted else None
     if disk.readonly:
         return Judgement(Verdict.COPY, warning=warning)
     if disk.shareable:

@@ -32,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.boot_files 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
@@ -142,10 +143,10 @@ class BackupPlan:
         return self.base.path if self.base else os.path.join(self.directory, self.archive_name)
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[Notice, ...]:
         """What a person should know before and after the run."""
         skipped = (f"{each.device} is not in the backup: {each.reason}" for each in self.configuration.skipped)
-        return (*self.configuration.warnings, *skipped)
+        return (*self.configuration.warnings, *(Notice(Code.LEFT_OUT, text) for text in skipped))
 
 
 def plan(
@@ -198,9 +199,11 @@ def plan(
     stored = members.of_point(sources, judgements, timestamp, base)
     compressed = base.compressed if base else request.compress
     warnings = [*fallback, *differences]
-    warnings += [f"disk {disk.name}: {judgement.warning}" for disk, judgement in judgements if judgement.warning]
+    warnings += [each.warning.about(f"disk {disk.name}") for disk, each in judgements if each.warning]
     if facts.tpm_path and facts.view.tpm_encrypted:
-        warnings.append("the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
+        warnings.append(
+            Notice(Code.KEY_NOT_STORED, "the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
+        )
     warnings += _space(facts, target, compressed, stored.new, consistency, snapshot, what)
     warnings += _space_to_merge(facts) if stays else []
     warnings += _about_marks(facts, {*(each.path for each in stored.new), *(each.former_path for each in stored.kept)})
@@ -286,32 +289,36 @@ def _refuse_unfit(target: TargetFacts, archive: str, added_bytes: int, base: Bas
         )
 
 
-def _about_standing_alone(facts: VmFacts) -> list[str]:
+def _about_standing_alone(facts: VmFacts) -> list[Notice]:
     """Warnings about what keeps increments from being made at all."""
-    warnings = []
+    texts = []
     if facts.shared:
         why, way_out = find.why_not_beside(facts.shared), find.way_out_of_sharing(facts.shared)
-        warnings.append(f"nothing can be added to this archive: {why}. {way_out}")
+        texts.append(f"{why}. {way_out}")
     if facts.checkpoints:
         why = snapshots.why_not_beside(facts.checkpoints)
         way_out = snapshots.way_out_of_checkpoints(facts.name, facts.checkpoints)
-        warnings.append(f"nothing can be added to this archive: the VM is off: {why}. {way_out}")
-    return warnings
+        texts.append(f"the VM is off: {why}. {way_out}")
+    return [Notice(Code.NO_INCREMENT, f"nothing can be added to this archive: {text}") for text in texts]
 
 
-def _about_marks(facts: VmFacts, paths: AbstractSet[str]) -> list[str]:
+def _about_marks(facts: VmFacts, paths: AbstractSet[str]) -> list[Notice]:
     """Warnings about images of the backup that QEMU has marked."""
     images = [image for path, image in facts.images.items() if path in paths]
-    warnings = [
+    corrupt = [
         f"QEMU has marked {image.path} as corrupt: it is stored as it is, and a restore needs 'repair: true'. {_repair(image.path)}"
         for image in images
         if image.corrupt
     ]
-    return warnings + [
+    not_closed = [
         f"{image.path} was not closed by the QEMU that wrote to it last: it is stored as it is, and its reference counts are "
         "renewed by the next QEMU, or by a restore"
         for image in images
         if image.dirty and not image.corrupt and not facts.running
+    ]
+    return [
+        *(Notice(Code.IMAGE_CORRUPT, text) for text in corrupt),
+        *(Notice(Code.IMAGE_NOT_CLOSED, text) for text in not_closed),
     ]
 
 
@@ -319,13 +326,12 @@ def _repair(path: str) -> str:
     return f"Repair it while the VM is off: qemu-img check -r all {path}"
 
 
-def _about_templates(facts: VmFacts, request: BackupRequest) -> list[str]:
-    warnings = [
-        f"{path} belongs to the VM {name}, which is no template or has snapshots: what is in it goes into the archive too"
-        for path, name in facts.thin.foreign.items()
-    ]
+def _about_templates(facts: VmFacts, request: BackupRequest) -> list[Notice]:
+    why = "which is no template or has snapshots: what is in it goes into the archive too"
+    others = facts.thin.foreign.items()
+    warnings = [Notice(Code.OTHERS_DISK, f"{path} belongs to the VM {name}, {why}") for path, name in others]
     if facts.thin.marked and request.incrementable and request.mode is Mode.FULL:
-        warnings.append("the VM is a template, so the archive is not incrementable")
+        warnings.append(Notice(Code.NO_INCREMENT, "the VM is a template, so the archive is not incrementable"))
     return warnings
 
 
@@ -473,13 +479,14 @@ def _below(facts: VmFacts, path: str) -> list[Image]:
     return found
 
 
-def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Consistency, list[str]]:
+def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Consistency, list[Notice]]:
     """What will be reached, and a warning where that is less than could be expected."""
     if not facts.running:
         return Consistency.OFF, []
     trouble = []
     if facts.standing is Standing.IO_ERROR:
-        trouble = [f"{facts.standing.value}: mend that (often there is no space left), then: virsh resume {facts.name}"]
+        why = f"{facts.standing.value}: mend that (often there is no space left), then: virsh resume {facts.name}"
+        trouble = [Notice(Code.GUEST_STOPPED, why)]
     if wish is ConsistencyWish.CRASH:
         return Consistency.CRASH, trouble
     if facts.standing is not Standing.RUNS and wish is not ConsistencyWish.AGENT:
@@ -489,7 +496,7 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
             raise RefusedError(
                 f"{what} with consistency memory", why, f"Let it run (virsh resume {facts.name}) or use crash."
             )
-        return Consistency.CRASH, [f"{why}; its disks are as after a power failure", *trouble]
+        return Consistency.CRASH, [Notice(Code.LOWER_CONSISTENCY, f"{why}; its disks are as after a power failure"), *trouble]
     if wish is ConsistencyWish.AGENT and facts.agent is not AgentState.OK:
         raise RefusedError(
             f"{what} with consistency agent", facts.agent.value, "Use auto, memory or crash, or mend the agent."
@@ -505,9 +512,8 @@ def _consistency(facts: VmFacts, wish: ConsistencyWish, what: str) -> tuple[Cons
         )
     expected = (AgentState.NO_CHANNEL, AgentState.OK)
     if wish is ConsistencyWish.AUTO and facts.agent not in expected:
-        return Consistency.MEMORY, [
-            f"{facts.agent.value}: the backup has a memory image instead of frozen file systems"
-        ]
+        why = f"{facts.agent.value}: the backup has a memory image instead of frozen file systems"
+        return Consistency.MEMORY, [Notice(Code.LOWER_CONSISTENCY, why)]
     return Consistency.MEMORY, []
 
 
@@ -608,26 +614,25 @@ def _space(
     consistency: Consistency,
     snapshot: SnapshotPlan | None,
     what: str,
-) -> list[str]:
+) -> list[Notice]:
     """Warnings about space on both sides. Raises TargetError where the archive cannot fit."""
     need = _needed_bytes(facts, target, compressed, planned_members, consistency)
-    warnings = [f"the file system of {target.directory}: {each}" for each in target.can.warnings]
+    warnings = [each.about(f"the file system of {target.directory}") for each in target.can.warnings]
     certain = need - (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
     if need > target.free_bytes:
         figures = f"about {human_bytes(need)} are needed and {human_bytes(target.free_bytes)} are free"
         if certain > target.free_bytes and not compressed:
             raise TargetError(f"{what} to {target.directory}", figures, target.hint)
         # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
-        warnings.append(f"{target.directory} may be too small: {figures}, before compression")
+        warnings.append(Notice(Code.SPACE, f"{target.directory} may be too small: {figures}, before compression"))
     elif not (target.can.keeps_holes or compressed):
         whole = sum(facts.images[each.path].size_bytes for each in planned_members if each.path in facts.images)
         if whole > target.free_bytes:
             figures = (
                 f"with the holes of the images {human_bytes(whole)}, and {human_bytes(target.free_bytes)} are free"
             )
-            warnings.append(
-                f"{target.directory} may be too small, as its file system does not seem to keep holes: {figures}"
-            )
+            text = f"{target.directory} may be too small, as its file system does not seem to keep holes: {figures}"
+            warnings.append(Notice(Code.SPACE, text))
     return warnings + (_space_beside(facts, snapshot) if snapshot else [])
 
 
@@ -650,7 +655,7 @@ def _needed_bytes(
     return need + (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
 
 
-def _space_beside(facts: VmFacts, snapshot: SnapshotPlan) -> list[str]:
+def _space_beside(facts: VmFacts, snapshot: SnapshotPlan) -> list[Notice]:
     """Warnings about the file systems that take what the guest writes while the copy runs."""
     beside: dict[int, str] = {}
     for overlay in snapshot.overlays:
@@ -665,13 +670,12 @@ def _space_beside(facts: VmFacts, snapshot: SnapshotPlan) -> list[str]:
         holds_memory = snapshot.memory_path and path == snapshot.overlays[0].base_path
         free = facts.free_bytes.get(device, 0) - (facts.view.memory_bytes if holds_memory else 0)
         if free < _LOW_SPACE_BYTES:
-            warnings.append(
-                f"only {human_bytes(max(free, 0))} are free beside {path}: what the guest writes meanwhile goes there"
-            )
+            text = f"only {human_bytes(max(free, 0))} are free beside {path}: what the guest writes meanwhile goes there"
+            warnings.append(Notice(Code.SPACE, text))
     return warnings
 
 
-def _space_to_merge(facts: VmFacts) -> list[str]:
+def _space_to_merge(facts: VmFacts) -> list[Notice]:
     """Warnings about file systems on which a merge of all layers could need more than there is."""
     needed: dict[int, int] = {}
     for image in facts.images.values():
@@ -682,7 +686,6 @@ def _space_to_merge(facts: VmFacts) -> list[str]:
         free = facts.free_bytes.get(device, 0)
         if size > free:
             path = next(each.path for each in facts.images.values() if each.backing_path and each.device_id == device)
-            warnings.append(
-                f"merging the layers beside {path} may need up to {human_bytes(size)} there, and {human_bytes(free)} are free"
-            )
+            text = f"merging the layers beside {path} may need up to {human_bytes(size)} there, and {human_bytes(free)} are free"
+            warnings.append(Notice(Code.SPACE, text))
     return warnings

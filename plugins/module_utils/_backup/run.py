@@ -65,6 +65,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent impor
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Domain,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     snapshot,
@@ -77,9 +78,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._vm_state import Evi
 _ATTEMPTS = 3  # a VM may be started or stopped while it is copied; more often in a row is no accident
 _SETTLED_S = 0.02  # the clock of file times ticks: what was written just before the freeze must not look like now
 _ENDLESS_BYTES = 2**62
-_SNAPSHOT_WARNING = (
+_SNAPSHOT_STAYS = Notice(
+    Code.SNAPSHOT_STAYS,
     "the VM has snapshots now: it cannot be migrated live or undefined plainly until they are deleted "
-    "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's chain"
+    "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's chain",
 )
 
 _Writer = Union[ArchiveWriter, ArchiveAppender]
@@ -111,7 +113,7 @@ def made(run: Run, begin: float, merged: tuple[str, ...]) -> dict[str, Any]:
             planned, done, cleared = _attempt(replace(run, slot=slot))
         except KvmopsError:
             for each in run.keeper.removed:
-                context.warn(f"{each.path} was removed before the backup failed: {each.reason}")
+                context.warn(Notice(Code.REMOVED, f"{each.path} was removed before the backup failed: {each.reason}"))
             raise
     merged += cleared
     limited = _reaches_limit(planned, request)
@@ -132,12 +134,11 @@ def _afterwards(run: Run, planned: BackupPlan, done: _Done, *, limited: bool) ->
         try:
             sidecars.set_notes(done.archive.path, request.notes)
         except KvmopsError as error:  # what follows is worth more than its notes
-            context.warn(f"The archive has no notes: {error}")
+            context.warn(Notice(Code.NO_NOTES, f"The archive has no notes: {error}"))
     distrust = _trust.doubt(done.archive.path)
     if distrust:
-        context.warn(
-            f"{done.archive.path} will not count as ours: {distrust}. Later runs make a full each time, and retention spares it."
-        )
+        text = f"{done.archive.path} will not count as ours: {distrust}. Later runs make a full each time, and retention spares it."
+        context.warn(Notice(Code.FOREIGN, text))
     if done.stuck is not None and planned.snapshot:
         if isinstance(done.stuck, (SplitViewError, CancelledError)):
             raise done.stuck
@@ -148,7 +149,7 @@ def _afterwards(run: Run, planned: BackupPlan, done: _Done, *, limited: bool) ->
             run.conn, run.domain, planned.vm_uuid, done.archive.path, deletes, context, run.unmerged
         )
     elif planned.stays and planned.base is None:
-        context.warn(_SNAPSHOT_WARNING)
+        context.warn(_SNAPSHOT_STAYS)
     run.keeper.remove_old(planned.directory, planned.vm_uuid)
     return merged
 
@@ -163,7 +164,7 @@ def predicted(run: Run, begin: float, *, unsettled: bool) -> dict[str, Any]:
     uuid = str(run.domain.UUIDString())
     left = [unmerge.name(each) for each in _vm_state.load(uuid).to_merge]
     if left:
-        run.context.warn(f"the next run will merge what an earlier one could not: {', '.join(left)}")
+        run.context.warn(Notice(Code.UNMERGED, f"the next run will merge what an earlier one could not: {', '.join(left)}"))
     unchanged = nothing_due(run)
     if unchanged:
         return unchanged
@@ -198,7 +199,7 @@ def _facts(run: Run, *, agent: bool) -> VmFacts:
 def _decide(run: Run, facts: VmFacts) -> mode.ModeDecision:
     views = run.archives.views(run.place.directory)
     for path, why in run.archives.distrusted.items():
-        run.context.warn(f"{path} is not ours and counts for nothing: {why}")
+        run.context.warn(Notice(Code.FOREIGN, f"{path} is not ours and counts for nothing: {why}"))
     decision = mode.decide(
         run.conn, run.domain, facts, run.place.directory, views, run.request, int(time.time()), run.context
     )
@@ -257,7 +258,8 @@ def _attempt(run: Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
         except QuiesceError as error:
             if number == _ATTEMPTS or not agent or request.consistency is not ConsistencyWish.AUTO:
                 raise
-            context.warn(f"{error}; the backup has a memory image instead of frozen file systems")
+            text = f"{error}; the backup has a memory image instead of frozen file systems"
+            context.warn(Notice(Code.LOWER_CONSISTENCY, text))
             agent = False
         except ArchiveError as error:
             if number == _ATTEMPTS or planned.base is None or request.mode is not Mode.AUTO:
@@ -266,7 +268,8 @@ def _attempt(run: Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
         except SourceError as error:
             if number == _ATTEMPTS or planned.running or planned.snapshot or not run.domain.isActive():
                 raise
-            context.warn(f"{error}; the VM was started meanwhile, so it is backed up as a running one")
+            text = f"{error}; the VM was started meanwhile, so it is backed up as a running one"
+            context.warn(Notice(Code.NOT_AS_DEFINED, text))
     raise AssertionError("the loop returns or raises")
 
 
@@ -280,7 +283,7 @@ def _warn_of_length(run: Run, facts: VmFacts, planned: BackupPlan) -> None:
     target, layers = cycles.longest_chain(facts)
     text = cycles.about_length(target, layers + int(planned.stays), facts.name)
     if text:
-        run.context.warn(text)
+        run.context.warn(Notice(Code.MANY_LAYERS, text))
 
 
 def _standing_alone(run: Run, facts: VmFacts, why: str) -> BackupPlan:
@@ -378,7 +381,7 @@ def _remember(run: Run, planned: BackupPlan, done: _Done, proved: Mapping[str, E
     try:
         _vm_state.save(planned.vm_uuid, replace(state, frozen={**kept, **proved, **done.copied}))
     except KvmopsError as error:
-        run.context.warn(f"{error} The next increment will read the VM's frozen files again.")
+        run.context.warn(Notice(Code.READ_AGAIN, f"{error} The next increment will read the VM's frozen files again."))
 
 
 def _new_archive(run: Run, planned: BackupPlan, journal: Journal[BackupFacts]) -> ArchiveWriter:
@@ -509,8 +512,8 @@ def _result(
     planned: BackupPlan, done: _Done | None, begin: float, context: Context, *, incrementable: bool
 ) -> dict[str, Any]:
     """The module's return values; without `done` those of check mode."""
-    for text in planned.warnings:
-        context.warn(text)
+    for notice in planned.warnings:
+        context.warn(notice)
     result: dict[str, Any] = {
         "changed": True,
         "mode": planned.configuration.mode,

@@ -13,6 +13,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 #: Whether an archive can be continued (None: not known here), and why not.
@@ -36,7 +37,7 @@ def info(
     """
     selection = request.selection
     views: list[View] = []
-    unreadable: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
     for path in select.paths(selection, context):
         try:
             if request.refresh:
@@ -47,18 +48,21 @@ def info(
         except ArchiveError as error:
             if selection.archive:
                 raise
-            unreadable.append(catalog.unreadable(path, str(error)))
+            unreadable[path] = str(error)
     if selection.vm:
         views = select.of_vm(views, selection.vm, select.vm_on_host(selection, context))
-        for entry in unreadable:
-            context.warn(f"{entry['path']} is not listed, as nobody knows whose it is: {entry['warnings'][0]}")
-        unreadable = []
+        for path, why in unreadable.items():
+            context.warn(Notice(Code.NOT_LOOKED_AT, f"{path} is not listed, as nobody knows whose it is: {why}"))
+        unreadable = {}
     views = select.without_twins(views)
     if request.point is not None and not selection.archive:
         views = [view for view in views if any(point.timestamp == request.point for point in view.points)]
     views.sort(key=lambda view: (view.newest.vm_name, view.newest.vm_uuid, view.newest.timestamp, view.path))
     result: dict[str, Any] = {
-        "archives": [_entry(view, request.point, judge, about_template) for view in views] + unreadable
+        "archives": [
+            *(_entry(view, request.point, judge, about_template) for view in views),
+            *(catalog.unreadable(path, why) for path, why in unreadable.items()),
+        ]
     }
     if request.query:
         result["matches"] = _matches(request.query, result)

@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
@@ -151,7 +152,7 @@ def settle(directory: str, check_mode: bool, context: Context) -> None:
     """Removes what earlier runs have left in a directory to be removed; in check mode only says so."""
     if check_mode:
         for path in trash.pending(directory):
-            context.warn(f"An earlier run has left {path} to be removed; the next run does that")
+            context.warn(Notice(Code.TO_PUT_RIGHT, f"An earlier run has left {path} to be removed; the next run does that"))
         return
     _capabilities.sweep(directory)
     for path in trash.settle(directory):
@@ -182,7 +183,7 @@ def look(directory: str, uri: str, context: Context, continued: Continued, of_vm
             raise
         except KvmopsError as error:
             why = f"perhaps the archive of a thin clone in another place needs it ({error})"
-            context.warn(f"Archives of templates stay: {error}")
+            context.warn(Notice(Code.NOT_REMOVED, f"Archives of templates stay: {error}"))
             archives = [replace(each, in_use=why) if each.provides else each for each in archives]
     archives.sort(key=lambda each: each.path)
     return RetentionPlace(directory, tuple(archives), {view.path: view for view in single}, twins, evidence, continued)
@@ -281,7 +282,8 @@ def carry_out(
                 for path in (*place.twins.get(archive.path, ()), archive.path):
                     _remove(path, place.evidence[path])
             except (BusyError, ArchiveError) as error:
-                context.warn(f"{archive.path} was not removed although it should be ({reason}): {error}")
+                text = f"{archive.path} was not removed although it should be ({reason}): {error}"
+                context.warn(Notice(Code.NOT_REMOVED, text))
                 stuck.add(archive.path)
                 continue
             removed.append(Removed(archive.path, reason, archive.frees_bytes))
@@ -365,7 +367,7 @@ def _refuse_too_little(directory: str, wanted_bytes: int, removed: Sequence[Remo
     if free >= wanted_bytes:
         return
     for each in removed:
-        context.warn(f"{each.path} was removed: {each.reason}")
+        context.warn(Notice(Code.REMOVED, f"{each.path} was removed: {each.reason}"))
     raise TargetError(
         f"The directory {directory}",
         f"{human_bytes(wanted_bytes)} are wanted and {human_bytes(free)} are free, although {len(removed)} archives were removed",
@@ -390,7 +392,7 @@ def _uuids(request: RetentionRequest, place: RetentionPlace, context: Context) -
     selection = request.selection
     own = select.of_vm(list(place.views.values()), request.vm, select.vm_on_host(selection, context))
     if not own:
-        context.warn(f"No archive in {place.directory} belongs to a VM {request.vm}")
+        context.warn(Notice(Code.NOTHING_FOUND, f"No archive in {place.directory} belongs to a VM {request.vm}"))
     return {view.newest.vm_uuid for view in own}
 
 

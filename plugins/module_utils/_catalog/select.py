@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 _DIRECTORY_POOLS = ("dir", "fs", "netfs")
@@ -37,7 +38,7 @@ def paths(selection: Selection, context: Context) -> list[str]:
         try:
             found += mounted([directory])
         except NotMountedError as error:
-            context.warn(str(error))
+            context.warn(Notice(Code.NOT_MOUNTED, str(error)))
     return found
 
 
@@ -86,7 +87,7 @@ def vm_on_host(selection: Selection, context: Context) -> str:
     except RefusedError:
         return ""
     except KvmopsError as error:
-        context.warn(f"Whose archives they are was told by the names in them only. {error}")
+        context.warn(Notice(Code.NOT_LOOKED_AT, f"Whose archives they are was told by the names in them only. {error}"))
         return ""
 
 

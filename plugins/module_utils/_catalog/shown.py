@@ -86,7 +86,7 @@ def _warnings(point: Configuration) -> list[str]:
     """What the point lacks, what was noted when it was made, and what only a host can tell."""
     view = domain.parse(point.domain_xml)
     told = [
-        *point.warnings,
+        *map(str, point.warnings),
         *(f"{skipped.device} is not in the archive: {skipped.reason}" for skipped in point.skipped),
     ]
     skipped_devices = {skipped.device for skipped in point.skipped}

@@ -32,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image import probe, qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import FileSink
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 
@@ -53,7 +54,8 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     if not selected:
         selection = request.selection
         whose = f"of {selection.vm} " if selection.vm else ""
-        context.warn(f"Nothing was checked: no archive {whose}is in {selection.pool or selection.path}")
+        text = f"Nothing was checked: no archive {whose}is in {selection.pool or selection.path}"
+        context.warn(Notice(Code.NOTHING_FOUND, text))
     with request.priority.lowered():
         found = _all_checked(selected, request, context)
     result: dict[str, Any] = {"archives": found.archives}
@@ -87,7 +89,7 @@ def _all_checked(selected: Sequence[str], request: VerifyRequest, context: Conte
             if os.path.lexists(path):
                 found.not_checked.append(error)
             else:
-                context.warn(f"{path} is not checked: it is not there any more")
+                context.warn(Notice(Code.NOT_LOOKED_AT, f"{path} is not checked: it is not there any more"))
     return found
 
 
@@ -102,7 +104,7 @@ def _selected(selection: Selection, context: Context) -> Iterator[str]:
         try:
             views.append(catalog.glance(path))
         except ArchiveError as error:
-            context.warn(f"{path} is not checked, as nobody knows whose it is: {error}")
+            context.warn(Notice(Code.NOT_LOOKED_AT, f"{path} is not checked, as nobody knows whose it is: {error}"))
     for view in select.of_vm(views, selection.vm, select.vm_on_host(selection, context)):
         yield view.path
 
@@ -119,11 +121,11 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
         size = os.stat(path).st_size
         report = archive_verify.Report(False, archive_verify.STRUCTURE, 0, size, (Damage("", 0, size, (), str(error)),))
     for notice in report.notices:
-        context.warn(f"{path}: {notice}")
+        context.warn(notice.about(path))
     damage = list(report.damage)
     if not request.deep:
         for text in _marked(path):
-            context.warn(f"{path}: {text}")
+            context.warn(Notice(Code.IMAGE_CORRUPT, f"{path}: {text}"))
     if request.deep:
         try:
             for fault in _check_images(path, {item.member for item in damage}, request.threads, context):
@@ -136,7 +138,8 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
         view = catalog.look(path)
         points = view.points
         if view.distrust:
-            context.warn(f"{path} is not ours, so that its digests prove nothing of who made it: {view.distrust}")
+            text = f"{path} is not ours, so that its digests prove nothing of who made it: {view.distrust}"
+            context.warn(Notice(Code.FOREIGN, text))
     lost = sorted({point for item in damage for point in item.points})
     verified.record(path, points, at=int(time.time()), ok=not damage, coverage=report.coverage, lost=lost)
     if damage:
@@ -205,7 +208,7 @@ def _changed(
         return ArchiveError(f"Archive {path}", why, "Trust no point of it; restore from another archive.")
     newer = [point.timestamp for point in points if point.timestamp > found.timestamp]
     if newer:
-        context.warn(f"{path}: the expected digest does not cover {_points(newer)}, added later")
+        context.warn(Notice(Code.NOT_COVERED, f"{path}: the expected digest does not cover {_points(newer)}, added later"))
     return None
 
 
@@ -288,7 +291,8 @@ def _image_fault(reader: ArchiveReader, member: Member, threads: int, context: C
     if found.ok:
         return ""
     if info.dirty:  # QEMU makes its reference counts anew when it opens it, and a restore does
-        context.warn(f"{reader.path}: {member.name} was not closed when it was backed up: a restore renews its reference counts")
+        text = f"{reader.path}: {member.name} was not closed when it was backed up: a restore renews its reference counts"
+        context.warn(Notice(Code.IMAGE_NOT_CLOSED, text))
         return ""
     return f"qemu-img check: {found.corruptions} corruptions, {found.errors} errors, {found.leaks} leaked clusters"
 

@@ -23,6 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark, requirement
@@ -125,7 +126,8 @@ def _judge(conn: Connection, domain: Domain, request: TemplateRequest, context: 
         return {"changed": found.marked, "template": _value(found, known)}
     if found.marked and (found.running or found.suspended):
         state = "is running" if found.running else "has a managed-save image"
-        context.warn(f"the template {found.name} {state}: what it writes changes what its clones stand on")
+        text = f"the template {found.name} {state}: what it writes changes what its clones stand on"
+        context.warn(Notice(Code.TEMPLATE_IN_USE, text))
         return {"changed": False, "template": _value(found, None)}
     found = require_fit(conn, domain)
     content = requirement.known_disks(found) if request.check_mode else requirement.disks(found, context.progress)

@@ -77,8 +77,8 @@ def thin_clone(request: CloneRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_thin_clone``; the module's return values. Raises KvmopsError; nothing has changed then."""
     conn = connect_to_change(request.uri)
     if request.check_mode:
-        for text in recovery.pending(request.uri, everywhere=True):
-            context.warn(text)
+        for notice in recovery.pending(request.uri, everywhere=True):
+            context.warn(notice)
         domain, _unsettled = recovery.foresee(conn, request.uri, request.template, context)
         return _clone(conn, domain, request, context)
     recovery.settle_host(conn, request.uri, context)
@@ -111,8 +111,8 @@ def _clone(conn: Connection, domain: Domain, request: CloneRequest, context: Con
         planned = _plan(conn, domain, template, request)
     except RefusedError as error:
         raise RefusedError(what, error.why, error.hint) from error
-    for text in (*planned.warnings, *(f"{item.device} is left out: {item.reason}" for item in planned.skipped)):
-        context.warn(text)
+    for notice in (*planned.warnings, *planned.left_out):
+        context.warn(notice)
     if not request.check_mode:
         with locks(planned.name, planned.uuid):
             run_restore(conn, None, planned, context.progress, request.uri, source=f"template {template.uuid}")

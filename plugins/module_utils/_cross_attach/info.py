@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import
 from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.request import InfoRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import connect
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 
@@ -33,9 +34,9 @@ def info(request: InfoRequest, context: Context) -> dict[str, Any]:
         ]
         if held or not record.attachments:
             for text in plan.pending(record, seen):
-                context.warn(f"The next run that changes the VM will put right: {text}")
-            for text in plan.about_leases(record, time.time()):
-                context.warn(text)
+                context.warn(Notice(Code.TO_PUT_RIGHT, f"The next run that changes the VM will put right: {text}"))
+            for notice in plan.about_leases(record, time.time()):
+                context.warn(notice)
         found += [describe(record, each, plan.status(each, seen[each.serial])) for each in held]
     return {"vdisks": found}
 

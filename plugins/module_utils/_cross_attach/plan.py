@@ -18,6 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules
     PlaceKind,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.disk_ids import VmDisk
 
 _FORMATS = ("qcow2", "raw")
@@ -240,11 +241,14 @@ def about_freed(record: Record, freed: Freed) -> str:
     return f"{freed.attachment.target} of {record.source_name} is free again: {freed.why}"
 
 
-def about_leases(record: Record, now: float) -> list[str]:
+def about_leases(record: Record, now: float) -> list[Notice]:
     """Warnings about attachments whose time is over."""
     return [
-        f"{each.target} of {record.source_name} is still attached to {each.receiver_name}, past its lease: detach it, or run "
-        "vdisk_cross_attach with state: reconciled and expired: true"
+        Notice(
+            Code.LEASE_OVER,
+            f"{each.target} of {record.source_name} is still attached to {each.receiver_name}, past its lease: detach it, or run "
+            "vdisk_cross_attach with state: reconciled and expired: true",
+        )
         for each in record.attachments
         if each.expired(now)
     ]

@@ -49,6 +49,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     renewed,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers, snapshot
@@ -260,7 +261,7 @@ def _freeze(run: _Run, domain: Domain, record: Record) -> Record:
         except QuiesceError as error:
             if request.consistency is not ConsistencyWish.AUTO:
                 raise
-            context.warn(f"{error}; the disks are attached as after a power failure")
+            context.warn(Notice(Code.LOWER_CONSISTENCY, f"{error}; the disks are attached as after a power failure"))
             quiesce = False
             taken = snapshot.take(run.conn, domain, replace(planned, quiesce=False), journal)
         consistency = "agent" if quiesce else "crash" if running else "off"
@@ -304,7 +305,7 @@ def _quiesce(domain: Domain, wish: ConsistencyWish, context: Context) -> bool:
     if wish is ConsistencyWish.AGENT and state is not agent.AgentState.OK:
         raise RefusedError(f"The VM {domain.name()}", state.value, "Use consistency auto or crash, or mend the agent.")
     if wish is ConsistencyWish.AUTO and state not in (agent.AgentState.OK, agent.AgentState.OFF):
-        context.warn(f"{state.value}: the disks are attached as after a power failure")
+        context.warn(Notice(Code.LOWER_CONSISTENCY, f"{state.value}: the disks are attached as after a power failure"))
     return state is agent.AgentState.OK
 
 
@@ -348,7 +349,7 @@ def _finished(run: _Run) -> bool:
     try:
         chosen = choose.choose(run.conn, request.vdisk, request.source_vm, request.thin_clone).disk
     except RefusedError as error:
-        run.context.warn(f"nothing is attached by that name, and no disk has it: {error}")
+        run.context.warn(Notice(Code.NOTHING_FOUND, f"nothing is attached by that name, and no disk has it: {error}"))
         return False
     record = _attachments.load(chosen.vm_uuid)
     if record is None or record.attachments:
@@ -414,10 +415,8 @@ def _keep_clone(run: _Run, record: Record, detached: Attachment) -> Record:
         stays = each.stays or detached.attached_path.startswith(f"{each.mounted}/")
         clones.append(replace(each, stays=stays))
         if stays:
-            run.context.warn(
-                f"the ZFS clone {each.clone} was detached by its own name and stays; {each.snapshot} cannot be removed "
-                f"before it. Remove it: zfs destroy {each.clone}"
-            )
+            text = f"the ZFS clone {each.clone} was detached by its own name and stays; {each.snapshot} cannot be removed before it"
+            run.context.warn(Notice(Code.LAYERS_STAY, f"{text}. Remove it: zfs destroy {each.clone}"))
     record = _attachments.with_clones(record, clones)
     _attachments.save(record)
     return record
@@ -446,7 +445,7 @@ def _reconciled(run: _Run) -> dict[str, Any]:
         left = {each.serial for each in after.attachments} if after else set()
         done += [info.describe(record, each, "detached") for each in record.attachments if each.serial not in left]
     for each in errors[1:]:
-        run.context.warn(str(each))
+        run.context.warn(Notice(Code.CANNOT_PUT_RIGHT, str(each)))
     if errors:
         errors[0].values = {**errors[0].values, "vdisks": done, "changed": bool(changed or done)}
         raise errors[0]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments, _filenames, _locks, _ownership, _xml
@@ -30,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     unless_gone,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice, Warn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import LastingOperation
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
@@ -57,7 +57,7 @@ def of_vm(conn: Connection, uuid: str, progress: Progress) -> list[str]:
 def _tried(conn: Connection, record: Record, progress: Progress) -> list[str]:
     done: list[str] = []
     with suppress(KvmopsError):
-        done += reconcile(conn, record, progress, done.append)
+        done += reconcile(conn, record, progress, lambda notice: done.append(notice.text))
     return done
 
 
@@ -74,7 +74,7 @@ def _other(conn: Connection, uuid: str, progress: Progress) -> list[str]:
     return []
 
 
-def reconcile(conn: Connection, record: Record, progress: Progress, warn: Callable[[str], None]) -> list[str]:
+def reconcile(conn: Connection, record: Record, progress: Progress, warn: Warn) -> list[str]:
     """Free what no receiver has any more, under the source's lock; after the last one, the snapshot goes. What was done.
 
     Raises KvmopsError where the snapshot cannot go yet: the record stays.
@@ -89,7 +89,7 @@ def reconcile(conn: Connection, record: Record, progress: Progress, warn: Callab
     return done
 
 
-def _end(conn: Connection, record: Record, progress: Progress, warn: Callable[[str], None]) -> list[str]:
+def _end(conn: Connection, record: Record, progress: Progress, warn: Warn) -> list[str]:
     """Nothing of the source is attached: its snapshot is merged, its files get their owners back, the record goes."""
     done: list[str] = []
     domain = by_uuid(conn, record.source_uuid)
@@ -98,8 +98,8 @@ def _end(conn: Connection, record: Record, progress: Progress, warn: Callable[[s
         if here is not None and _is_ours(here, record):
             progress.phase("merge")
             removed = merge.remove_snapshots(conn, domain, [record.snapshot], Context(progress, warn))
-            for note in removed.notes:
-                warn(note)
+            for notice in removed.notes:
+                warn(notice)
             done.append(f"removed the snapshot {record.snapshot} of {record.source_name}")
     if domain is None and record.snapshot:
         done.append(f"{record.source_name} is not defined any more: the files of its disks, with their overlays, stay")
@@ -150,10 +150,10 @@ def pending(uri: str, vm: str) -> list[str]:
     return [text for record in records for text in plan.pending(record, seen_of(conn, record))]
 
 
-def remind(vm: str) -> list[str]:
+def remind(vm: str) -> list[Notice]:
     """Warnings about disks of a VM, or at it, whose lease is over."""
     records = [record for record in _attachments.everything() if _concerns(record, vm)]
-    return [text for record in records for text in plan.about_leases(record, time.time())]
+    return [notice for record in records for notice in plan.about_leases(record, time.time())]
 
 
 def _concerns(record: Record, vm: str) -> bool:

@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers imp
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ReadAt
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import ImageSink
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor, hardware, hashing, images, opened
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
@@ -31,7 +32,7 @@ def choice(name: str = "", system: str = "", configuration: str = "") -> opened.
 
 
 def point_of(
-    described: opened.Described, drives: Sequence[opened.Drive], warnings: Sequence[str] = ()
+    described: opened.Described, drives: Sequence[opened.Drive], warnings: Sequence[Notice] = ()
 ) -> Configuration:
     """The one point of a package, as of an archive made elsewhere."""
     vm = described.hardware
@@ -139,9 +140,6 @@ def view(path: str) -> tuple[Configuration, int, list[tuple[str, bool, int]]]:
         systems = descriptor.systems(package.descriptor, package.what)
         described = opened.describe(package, choice(system=systems[0] if len(systems) > 1 else ""))
         files = opened.files_there(described)
-        more = (
-            [f"it describes {len(systems)} virtual systems ({', '.join(systems)}); the first is shown"]
-            if len(systems) > 1
-            else []
-        )
+        text = f"it describes {len(systems)} virtual systems ({', '.join(systems)}); the first is shown"
+        more = [Notice(Code.LEFT_OUT, text)] if len(systems) > 1 else []
         return point_of(described, opened.peek(described), more), os.stat(path).st_size, files

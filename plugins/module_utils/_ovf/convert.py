@@ -73,8 +73,8 @@ def convert(request: ConvertRequest, context: Context) -> dict[str, Any]:
                 else _write(made, directory, request, context)
             )
     report = described.hardware.report
-    for text in (*report.warnings, *made.warnings, hardware.CHECK):
-        context.warn(text)
+    for notice in (*report.warnings, *made.warnings, hardware.CHECK):
+        context.warn(notice)
     if request.diff:
         result["diff"] = {
             "before": "",
@@ -202,8 +202,8 @@ def _status(fd: int) -> tuple[int, ...]:
 
 def _unchanged(there: _There, context: Context) -> dict[str, Any]:
     with open_archive(there.view.path) as reader:
-        for text in reader.point().warnings:
-            context.warn(text)
+        for notice in reader.point().warnings:
+            context.warn(notice)
     conversion = there.conversion
     return {
         "changed": False,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, HostileError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import units
 
 MAX_DEVICES = 256
@@ -133,7 +134,7 @@ class Descriptor:
     configuration: str = ""
     configurations: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
 
 def parse(data: bytes, what: str, *, system: str = "", configuration: str = "") -> Descriptor:
@@ -243,7 +244,7 @@ class _Parser:
             configuration=picked,
             configurations=names,
             sections=tuple(self._ignored_sections(chosen)),
-            warnings=tuple(self.warnings),
+            warnings=tuple(Notice(Code.ODD_PACKAGE, text) for text in self.warnings),
         )
 
     # which system

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor as ovf
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import mapping, units
 
-CHECK = "Check the VM's configuration before its first start: it stands on replaced hardware."
+CHECK = Notice(
+    Code.OTHER_HARDWARE, "Check the VM's configuration before its first start: it stands on replaced hardware."
+)
 BUSES = ("sata", "scsi", "virtio", "ide")
 MAX_VCPUS = 1024
 MAX_MEMORY_BYTES = 64 << 40
@@ -63,7 +66,7 @@ class Report:
 
     replaced: list[dict[str, str]] = field(default_factory=list)
     ignored: list[dict[str, str]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
 
     def replace(self, of: str, to: str, note: str = "") -> None:
         """A line about what was replaced."""
@@ -73,10 +76,11 @@ class Report:
         """A line about what was ignored."""
         self.ignored.append({"item": item, "note": note})
 
-    def warn(self, text: str) -> None:
+    def warn(self, code: Code, text: str) -> None:
         """A warning, told once."""
-        if text not in self.warnings:
-            self.warnings.append(text)
+        notice = Notice(code, text)
+        if notice not in self.warnings:
+            self.warnings.append(notice)
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,7 @@ class _Builder:
             _add(root, name, action)
         if not self.options.kvm:
             self.report.warn(
+                Code.OTHER_HARDWARE,
                 "this host has no KVM: the VM is one of type qemu, which is slow; change it where there is KVM"
             )
         return root
@@ -284,17 +289,19 @@ class _Builder:
             if vcpus is None:
                 raise ArchiveError(self.what, f"the number of CPUs is no number: {items[0].quantity[:60]!r}")
             if len(items) > 1:
-                self.report.warn(f"the descriptor has {len(items)} CPU items; the first counts")
+                self.report.warn(Code.ODD_PACKAGE, f"the descriptor has {len(items)} CPU items; the first counts")
         elif self.machine_.cpus:
             vcpus = self.machine_.cpus
-            self.report.warn(f"the hardware section names no CPUs; {vcpus} were taken from VirtualBox's own section")
+            self.report.warn(
+                Code.ODD_PACKAGE, f"the hardware section names no CPUs; {vcpus} were taken from VirtualBox's own section"
+            )
         else:
             vcpus = 1
-            self.report.warn("the descriptor does not say how many CPUs the VM has; it gets 1")
+            self.report.warn(Code.ODD_PACKAGE, "the descriptor does not say how many CPUs the VM has; it gets 1")
         if not 1 <= vcpus <= MAX_VCPUS:
             raise ArchiveError(self.what, f"{vcpus} CPUs make no sense", f"1 to {MAX_VCPUS} are possible.")
         if cores and vcpus % cores:
-            self.report.warn(f"{cores} cores per socket do not fit {vcpus} CPUs; the topology is not taken over")
+            self.report.warn(Code.ODD_PACKAGE, f"{cores} cores per socket do not fit {vcpus} CPUs; the topology is not taken over")
             cores = 0
         return vcpus, vcpus // cores if cores else 0, cores
 
@@ -303,17 +310,18 @@ class _Builder:
         if items:
             size, warning = ovf.memory_bytes(items[0], self.what)
             if warning:
-                self.report.warn(warning)
+                self.report.warn(Code.ODD_PACKAGE, warning)
             if len(items) > 1:
-                self.report.warn(f"the descriptor has {len(items)} memory items; the first counts")
+                self.report.warn(Code.ODD_PACKAGE, f"the descriptor has {len(items)} memory items; the first counts")
         elif self.machine_.memory_bytes:
             size = self.machine_.memory_bytes
             self.report.warn(
+                Code.ODD_PACKAGE,
                 f"the hardware section names no memory; {size >> 20} MiB were taken from VirtualBox's own section"
             )
         else:
             size = 1 << 30
-            self.report.warn("the descriptor does not say how much memory the VM has; it gets 1024 MiB")
+            self.report.warn(Code.ODD_PACKAGE, "the descriptor does not say how much memory the VM has; it gets 1024 MiB")
         if not MIN_MEMORY_BYTES <= size <= MAX_MEMORY_BYTES:
             raise ArchiveError(self.what, f"{size} bytes of memory make no sense")
         return size
@@ -338,12 +346,13 @@ class _Builder:
         for first, second in zip(disks, disks[1:]):
             if first.key[:4] == second.key[:4] and first.item.parent:
                 self.report.warn(
+                    Code.ODD_PACKAGE,
                     f"{first.item} and {second.item} have the same place on their controller; both are kept"
                 )
         used = {slot.disk.id for slot in slots if slot.disk.id}
         for left in (disk for disk in self.described.disks if disk not in used):
             if len(self.described.systems) == 1:
-                self.report.warn(f"the disk {left} belongs to no item of the hardware and is left out")
+                self.report.warn(Code.ODD_PACKAGE, f"the disk {left} belongs to no item of the hardware and is left out")
         ordered = [*disks, *(slot for slot in slots if slot.device != "disk")]
         self._name_targets(ordered)
         self._boot_order(ordered)
@@ -378,7 +387,7 @@ class _Builder:
         disk = self._disk_of(item)
         if disk is None:
             self.report.ignore(str(item), "it names no disk and has no size")
-            self.report.warn(f"{item} names no disk and has no size; it is left out")
+            self.report.warn(Code.ODD_PACKAGE, f"{item} names no disk and has no size; it is left out")
             return None
         if disk.parent:
             raise RefusedError(
@@ -394,7 +403,7 @@ class _Builder:
         elif rule is not None:
             bus, note = self._on(rule), rule.note
             if rule.warning:
-                self.report.warn(rule.warning)
+                self.report.warn(Code.OTHER_HARDWARE, rule.warning)
         elif disk.interface.lower() in mapping.OVIRT_BUSES:
             bus = mapping.OVIRT_BUSES[disk.interface.lower()][self.machine != "pc"]
             kind = disk.interface
@@ -554,7 +563,8 @@ class _Builder:
             note = "as the option nic_model says" if self.options.nic_model else rule.note
             if "pcnet32" in subtypes and model != "pcnet" and not self.options.nic_model:
                 note = "there is no PCnet card on this machine type"
-                self.report.warn(f"{item} becomes an {model}: a guest that only knows the PCnet card has no network")
+                lost = f"{item} becomes an {model}: a guest that only knows the PCnet card has no network"
+                self.report.warn(Code.OTHER_HARDWARE, lost)
             self.report.replace(
                 f"{item} ({subtypes[0] if subtypes else 'no model'})", f"{model} on the network {network}", note
             )
@@ -563,9 +573,9 @@ class _Builder:
         name = item.connections[0] if item.connections else ""
         if not name:
             name = self.described.networks[0] if len(self.described.networks) == 1 else "unnamed"
-            self.report.warn(f"{item} names no network; it is put on {name!r}")
+            self.report.warn(Code.ODD_PACKAGE, f"{item} names no network; it is put on {name!r}")
         if len(item.connections) > 1:
-            self.report.warn(f"{item} names {len(item.connections)} networks; the first counts")
+            self.report.warn(Code.ODD_PACKAGE, f"{item} names {len(item.connections)} networks; the first counts")
         mapped = self.options.networks.get(name, name).strip()
         return "".join(letter for letter in mapped if ord(letter) >= 32).replace("/", "_") or "unnamed"
 
@@ -600,7 +610,7 @@ class _Builder:
             rule = mapping.rule(mapping.OTHERS, item.type, item.subtypes)
             becomes = "sound" if item.type == ovf.SOUND else self._on(rule) if rule else ""
             if rule and rule.warning:
-                self.report.warn(f"{item}: {rule.warning}")
+                self.report.warn(Code.OTHER_HARDWARE, f"{item}: {rule.warning}")
             if becomes == "tpm":
                 tpm = True
             elif becomes == "sound" and sound is None:
@@ -616,7 +626,7 @@ class _Builder:
             _add(element, "backend", type="emulator", version="2.0")
             self.report.replace("TPM", "an emulated TPM 2.0", "it is empty")
             if self.machine_.tpm:
-                self.report.warn(next(rule.warning for rule in mapping.OTHERS if rule.pc == "tpm"))
+                self.report.warn(Code.OTHER_HARDWARE, next(rule.warning for rule in mapping.OTHERS if rule.pc == "tpm"))
 
     def _sound(self, devices: etree._Element, item: ovf.Item) -> None:
         subtypes = tuple(subtype.rpartition(".")[2] for subtype in item.subtypes)  # VMware's are vmware.soundcard.…
@@ -648,7 +658,7 @@ class _Builder:
         while vram < min(size, 256 << 20):
             vram *= 2
         if ovf.setting(config, "enable3dsupport").lower() == "true" or self.machine_.accelerate_3d:
-            self.report.warn("the VM had 3D graphics; its video card here has none")
+            self.report.warn(Code.OTHER_HARDWARE, "the VM had 3D graphics; its video card here has none")
         _add(devices, "graphics", type="vnc", port="-1", autoport="yes")
         _add(_add(devices, "video"), "model", type="vga", vram=str(vram // 1024), heads="1", primary="yes")
         if item is not None:
@@ -690,6 +700,7 @@ class _Builder:
                 self.report.ignore(f"file {file.href}", "VMware's firmware settings cannot be read by others")
                 if self.efi:
                     self.report.warn(
+                        Code.OTHER_HARDWARE,
                         "the boot entries of the original's firmware are not taken over; the firmware here looks for the "
                         "fallback loader EFI/BOOT/BOOTX64.EFI"
                     )

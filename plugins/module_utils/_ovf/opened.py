@@ -20,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import ImageSource
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor as ovf
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import esp, hardware, hashing, images, vmdk
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.manifest import Digest
@@ -70,7 +71,7 @@ class Opened:
     described: Described
     drives: tuple[Drive, ...]
     others: tuple[hashing.Wanted, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Notice, ...]
 
 
 def describe(package: Package, choice: Choice) -> Described:
@@ -114,7 +115,7 @@ def opened(described: Described, scratch: str) -> Iterator[Opened]:
     """
     package, made = described.package, described.hardware
     check_manifest(package)
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     located = [_locate(described, drive) for drive in made.drives]  # all of them, before anything is read
     drives = []
     with contextlib.ExitStack() as stack:
@@ -123,9 +124,8 @@ def opened(described: Described, scratch: str) -> Iterator[Opened]:
         known = {wanted.file.name for drive in drives for wanted in drive.hashed} | {package.descriptor_name}
         others = [_wanted(package, name) for name in package.manifest or {} if name not in known]
         if package.certificate_name:
-            warnings.append(
-                f"the signature in {package.certificate_name} is not checked, only the digests of the manifest are"
-            )
+            text = f"the signature in {package.certificate_name} is not checked, only the digests of the manifest are"
+            warnings.append(Notice(Code.NOT_COVERED, text))
         yield Opened(described, tuple(drives), tuple(filter(None, others)), tuple(dict.fromkeys(warnings)))
 
 
@@ -172,17 +172,18 @@ def _open(
     located: images.Located | None,
     scratch: str,
     stack: contextlib.ExitStack,
-    warnings: list[str],
+    warnings: list[Notice],
 ) -> Drive:
     capacity, reached = drive.disk.capacity_bytes, images.Reached()
     if located is None:
         image = images.empty(capacity or 0)
         stack.callback(image.source.close)
-        warnings.append(f"the disk {drive.target} has no file in the package; it is new and empty")
+        warnings.append(Notice(Code.ODD_PACKAGE, f"the disk {drive.target} has no file in the package; it is new and empty"))
         return Drive(_disk_member(drive, image), image.source, (), reached)
     row, size = located.row, located.file.size_bytes
     if row.size_bytes is not None and row.size_bytes != size:
-        warnings.append(f"{row.href} has {size} bytes, the descriptor says {row.size_bytes}; the file counts")
+        text = f"{row.href} has {size} bytes, the descriptor says {row.size_bytes}; the file counts"
+        warnings.append(Notice(Code.ODD_PACKAGE, text))
     file = stack.enter_context(images.unpacked(located, scratch, capacity))
     hashed = _hashed(described.package, located)
     if drive.device == "cdrom":
@@ -197,18 +198,20 @@ def _open(
     stack.callback(image.source.close)
     virtual = image.virtual_size_bytes
     if capacity is not None and abs(virtual - capacity) >= _ROUNDING_BYTES:
-        warnings.append(f"{row.href} is a disk of {virtual} bytes, the descriptor says {capacity}; the image counts")
+        text = f"{row.href} is a disk of {virtual} bytes, the descriptor says {capacity}; the image counts"
+        warnings.append(Notice(Code.ODD_PACKAGE, text))
     if (
         drive.boots
         and described.hardware.efi
         and image.disk is not None
         and esp.has_fallback_loader(image.disk) is False
     ):
-        warnings.append(
+        text = (
             f"the EFI system partition of {drive.target} has no fallback loader EFI/BOOT/BOOTX64.EFI, and the boot entries of the "
             "original are not taken over: choose the loader once in the firmware's menu (Boot Maintenance Manager, Boot From "
             "File), and have the guest add an entry (efibootmgr, bcdboot)"
         )
+        warnings.append(Notice(Code.OTHER_HARDWARE, text))
     # a sparse image has no grain without data, as a rule
     least = image.source.size_bytes if isinstance(image.disk, vmdk.SparseVmdk) or image.disk is None else 0
     return Drive(_disk_member(drive, image), image.source, hashed, reached, least)

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts_co, Head, Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 
@@ -82,7 +83,7 @@ class LastingOperation:
     name: str
     settle: Callable[[Connection, str, Progress], list[str]]
     pending: Callable[[str, str], list[str]]
-    remind: Callable[[str], list[str]]
+    remind: Callable[[str], list[Notice]]
 
 
 Operation = Union[VmOperation[Any], HostOperation[Any]]

@@ -29,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     find_domain,
     renewed,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged
@@ -72,19 +73,19 @@ def before_change(
 def foresee(conn: Connection, uri: str, vm: str, context: Context) -> tuple[Domain, bool]:
     """Check mode's before_change(): the VM, and whether anything is to be settled first, of which warnings tell."""
     told = pending(uri, vm)
-    for text in told:
-        context.warn(text)
+    for notice in told:
+        context.warn(notice)
     domain = find_domain(conn, vm)
-    for text in pending(uri, str(domain.UUIDString())):  # it may have another name now
-        if text not in told:
-            context.warn(text)
-            told.append(text)
-    for text in reminders(str(domain.UUIDString())):
-        context.warn(text)
+    for notice in pending(uri, str(domain.UUIDString())):  # it may have another name now
+        if notice not in told:
+            context.warn(notice)
+            told.append(notice)
+    for notice in reminders(str(domain.UUIDString())):
+        context.warn(notice)
     return domain, bool(told)
 
 
-def pending(uri: str, *vms: str, everywhere: bool = False) -> list[str]:
+def pending(uri: str, *vms: str, everywhere: bool = False) -> list[Notice]:
     """What the next change would settle on these VMs, one sentence each. Reads journals only.
 
     ``vms``: uuids; names will do for operations on several VMs. ``everywhere``: all of those, whichever VMs they concern.
@@ -96,12 +97,12 @@ def pending(uri: str, *vms: str, everywhere: bool = False) -> list[str]:
 
     texts = [_tell(found) for found in Journal.peek(is_meant)]
     texts += [text for each in operations.lasting() for vm in vms for text in each.pending(uri, vm)]
-    return [f"The next run that changes the VM will put right: {text}" for text in texts]
+    return [Notice(Code.TO_PUT_RIGHT, f"The next run that changes the VM will put right: {text}") for text in texts]
 
 
-def reminders(*vms: str) -> list[str]:
+def reminders(*vms: str) -> list[Notice]:
     """What a person should know about these VMs (names or uuids), and no run settles by itself."""
-    return [text for each in operations.lasting() for vm in vms for text in each.remind(vm)]
+    return [notice for each in operations.lasting() for vm in vms for notice in each.remind(vm)]
 
 
 def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> None:
@@ -122,7 +123,7 @@ def settle_host(conn: Connection, uri: str, context: Context, vm: str = "") -> N
             except KvmopsError as error:
                 if vm:
                     raise
-                context.warn(str(error))
+                context.warn(Notice(Code.CANNOT_PUT_RIGHT, str(error)))
             else:
                 for text in done:
                     context.put_right(text)
@@ -151,8 +152,8 @@ def settle_vm(conn: Connection, uuid: str, context: Context, unmerged: Unmerged 
         conn = renewed(conn)
         for text in lasting.settle(conn, uuid, context.progress):
             context.put_right(text)
-    for text in reminders(uuid):
-        context.warn(text)
+    for notice in reminders(uuid):
+        context.warn(notice)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts
 
 
@@ -41,11 +42,15 @@ def decide(
     return BootDecision(frozenset(here), tuple(restored.values()), frozenset(public))
 
 
-def warnings(decision: BootDecision, paths: Mapping[str, str], host: HostFacts) -> list[str]:
+def warnings(decision: BootDecision, paths: Mapping[str, str], host: HostFacts) -> list[Notice]:
     """``paths``: where each member goes, by its name."""
     return [
-        f"{member.former_path}, which QEMU loads for the VM, {'is another file' if member.former_path in host.files else 'is not'} "
-        f"on this host: the one in the archive goes to {paths[member.name]}."
+        Notice(
+            Code.FROM_HOST,
+            f"{member.former_path}, which QEMU loads for the VM, "
+            f"{'is another file' if member.former_path in host.files else 'is not'} "
+            f"on this host: the one in the archive goes to {paths[member.name]}.",
+        )
         for member in decision.restored
     ]
 

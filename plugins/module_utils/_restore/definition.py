@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import disks as disk_rules
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
@@ -50,7 +51,7 @@ class Changes:
 class Outcome:
     """What the user has to know about the rewriting."""
 
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -189,7 +190,8 @@ def _restored_disk(element: etree._Element, disk: NewDisk, outcome: Outcome) -> 
     shareable = element.find("shareable")
     if shareable is not None and disk.format != "raw":
         element.remove(shareable)
-        outcome.warnings.append(f"{disk.target} is no longer shareable: libvirt shares raw disks only.")
+        text = f"{disk.target} is no longer shareable: libvirt shares raw disks only."
+        outcome.warnings.append(Notice(Code.CHANGED, text))
 
 
 def _interface(element: etree._Element, mac: str, changes: Changes, facts: HostFacts) -> None:
@@ -255,7 +257,8 @@ def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome:
     if loader is not None and loader.get("type") == "pflash" and not changes.trusted:
         loader.set("readonly", "yes")
     if loader is not None and automatic and not loader_is_here(path, facts, changes.trusted):
-        outcome.warnings.append(f"The firmware {path} is not on this host; libvirt chooses one of its own.")
+        text = f"The firmware {path} is not on this host; libvirt chooses one of its own."
+        outcome.warnings.append(Notice(Code.CHANGED, text))
         os_element.remove(loader)
         if nvram is not None:
             nvram.attrib.pop("template", "")
@@ -314,7 +317,8 @@ def _shared_numbers(root: etree._Element, outcome: Outcome) -> None:
             for attribute in ("port", "tlsPort"):
                 graphics.attrib.pop(attribute, "")
             graphics.set("autoport", "yes")
-            outcome.warnings.append(f"The copy's {graphics.get('type')} display takes a free port instead of {port}.")
+            text = f"The copy's {graphics.get('type')} display takes a free port instead of {port}."
+            outcome.warnings.append(Notice(Code.CHANGED, text))
     for cid in root.iterfind("devices/vsock/cid"):
         cid.attrib.pop("address", "")
         cid.set("auto", "yes")

@@ -13,6 +13,7 @@ from typing import Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_exposure
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
@@ -61,7 +62,7 @@ class DiskDecision:
     """Fate of each disk by target."""
 
     fates: Mapping[str, Fate]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -135,7 +136,7 @@ def decide(
         return DiskDecision({disk.target: Dropped(reason) for disk in disks})
     tops = _tops_then(configuration, disks) if then else _tops(configuration, disks, facts)
     fates: dict[str, Fate] = {}
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     problems: list[str] = []
     skipped = {item.device: item.reason for item in configuration.skipped}
     for disk in disks:
@@ -147,7 +148,8 @@ def decide(
         else:
             fates[disk.target] = _without_member(disk, facts, others, trusted, skipped.get(disk.target, ""))
             if disk.device == "lun" and isinstance(fates[disk.target], Kept):
-                warnings.append(f"The VM gets a block device of this host: {disk.source} ({disk.target}).")
+                text = f"The VM gets a block device of this host: {disk.source} ({disk.target})."
+                warnings.append(Notice(Code.REACHES_HOST, text))
         if disk.device == "cdrom" and isinstance(fates[disk.target], Restored):
             fates[disk.target] = _cd_image(disk, tops[disk.target], facts, trusted, warnings)
     return DiskDecision(fates, tuple(warnings), tuple(problems))
@@ -254,7 +256,7 @@ def _lun_problem(disk: DiskElement, facts: HostFacts, others: Sequence[ExistingV
     return f"belongs to the VM {user}" if user else device.problem
 
 
-def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, trusted: bool, warnings: list[str]) -> Fate:
+def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, trusted: bool, warnings: list[Notice]) -> Fate:
     """An image found at its former path is used as it is (C4), as long as it may be shown to a guest."""
     path = member.former_path or disk.source
     image = facts.files.get(path)
@@ -265,10 +267,10 @@ def _cd_image(disk: DiskElement, member: Member, facts: HostFacts, trusted: bool
         kept = Kept(disk.source_attributes)
     if kept is None:
         if image.matches is not True:
-            warnings.append(
-                f"{path} may be another file than the CD image in the archive and is private: it is not used."
-            )
+            text = f"{path} may be another file than the CD image in the archive and is private: it is not used."
+            warnings.append(Notice(Code.FROM_HOST, text))
         return Restored((member,))
     if image.matches is False:
-        warnings.append(f"The CD image {path} differs from {member.name} in the archive and is used as it is.")
+        text = f"The CD image {path} differs from {member.name} in the archive and is used as it is."
+        warnings.append(Notice(Code.FROM_HOST, text))
     return kept

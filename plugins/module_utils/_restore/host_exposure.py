@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import allowed
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, HostFacts
 
@@ -85,7 +86,7 @@ NOT_TAKEN = "it is not taken from an archive that is not ours to trust ('trust: 
 class Outcome:
     """``warnings``: what stays although it reaches out of the VM, and what is no loss; ``skipped``: what was left out."""
 
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -150,7 +151,7 @@ def apply(root: etree._Element, *, trusted: bool, copy: bool) -> Outcome:
 
 
 def _by_rules(root: etree._Element, copy: bool) -> Outcome:
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     skipped: list[Skipped] = []
     for rule in RULES:
         for element in list(rule.find(root)):
@@ -158,7 +159,8 @@ def _by_rules(root: etree._Element, copy: bool) -> Outcome:
             if parent is None:
                 continue
             if not rule.always and not (copy and rule.exclusive):
-                warnings.append(f"Kept as it was, though it reaches out of the VM: {rule.kind} ({label(element)}).")
+                text = f"Kept as it was, though it reaches out of the VM: {rule.kind} ({label(element)})."
+                warnings.append(Notice(Code.REACHES_HOST, text))
                 continue
             why = "its content is not in an archive" if rule.always else "it does not go with a copy"
             skipped.append(Skipped(label(element), f"{rule.kind}: {why}"))
@@ -180,8 +182,9 @@ def only_allowed(root: etree._Element) -> Outcome:
     _prune(root, table, gone)
     others = sorted({etree.QName(note).localname for note in notes if note.getparent() is None})
     etree.cleanup_namespaces(root)
+    text = f"Notes of other programs in the definition are left out: {', '.join(others)}."
     return Outcome(
-        warnings=(f"Notes of other programs in the definition are left out: {', '.join(others)}.",) if others else (),
+        warnings=(Notice(Code.LEFT_OUT, text),) if others else (),
         skipped=tuple(Skipped(item, NOT_TAKEN) for item in dict.fromkeys(gone)),
     )
 
@@ -313,10 +316,10 @@ def identities(root: etree._Element) -> list[str]:
 
 def decide_hostdevs(
     root: etree._Element, facts: HostFacts, others: Sequence[ExistingVm], *, bare: bool
-) -> tuple[list[str], list[Skipped]]:
+) -> tuple[list[Notice], list[Skipped]]:
     """Host devices stay where they are present and no other VM has them (C8); otherwise they are left out."""
     taken: Mapping[str, str] = {identity: vm.name for vm in others for identity in vm.hostdevs}
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     skipped: list[Skipped] = []
     for element in hostdevs(root):
         identity = hostdev_identity(element)
@@ -327,7 +330,7 @@ def decide_hostdevs(
         elif identity in taken:
             reason = f"the VM {taken[identity]} has it"
         else:
-            warnings.append(f"The VM gets a device of this host: {identity}.")
+            warnings.append(Notice(Code.REACHES_HOST, f"The VM gets a device of this host: {identity}."))
             continue
         skipped.append(Skipped(identity or f"hostdev {element.get('type') or ''}".strip(), reason))
         _xml.parent_of(element).remove(element)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import boot, places
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Identity
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
@@ -59,7 +60,7 @@ class Layout:
     tops: Mapping[str, PlannedFile | MadeFile]
     places: Mapping[str, RestorePlace]
     by_member: Mapping[str, PlannedFile]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     problems: tuple[str, ...] = ()
 
     def of_member(self, name: str) -> PlannedFile:

@@ -14,6 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     TemplateRequirement,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match
 
 
@@ -246,14 +247,19 @@ class RestorePlan:
     set_aside: tuple[str, ...] = ()
     refresh_pools: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
-    warnings: tuple[str, ...] = ()
-    lacking: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
+    lacking: tuple[Notice, ...] = ()
     estimated_bytes: int = 0
     start: bool = False
     reduced: tuple[str, ...] = ()
     repair: bool = False
     autostart: bool = False
     requires: TemplateRequirement | None = None
+
+    @property
+    def left_out(self) -> tuple[Notice, ...]:
+        """A warning for each thing that is skipped."""
+        return tuple(Notice(Code.LEFT_OUT, f"{item.device} is left out: {item.reason}") for item in self.skipped)
 
     @property
     def all_files(self) -> tuple[PlannedFile | MadeFile, ...]:
@@ -284,5 +290,5 @@ class RestoreResult:
     skipped: tuple[Skipped, ...] = ()
     bytes_written: int = 0
     duration_s: float = 0.0
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     repaired: tuple[RepairedImage, ...] = ()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostFacts, RestorePlace
 
 # A configuration comes from outside: it must not choose a directory in which a file by itself does something.
@@ -25,7 +26,7 @@ class PlaceDecision:
     """Place of each member by its name; ``problems``: why there is none for some of them."""
 
     places: Mapping[str, RestorePlace]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -78,7 +79,7 @@ def decide(members: Sequence[Member], facts: HostFacts) -> PlaceDecision:
         groups.setdefault("" if facts.target is not None else former_key(member), []).append(member)
     used: dict[str, int] = {}
     places: dict[str, RestorePlace] = {}
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     problems: list[str] = []
     for key, group in groups.items():
         need = sum(member.size_bytes for member in group)
@@ -96,7 +97,7 @@ def decide(members: Sequence[Member], facts: HostFacts) -> PlaceDecision:
 
 
 def _former_or_archive(
-    key: str, need: int, facts: HostFacts, used: dict[str, int], warnings: list[str]
+    key: str, need: int, facts: HostFacts, used: dict[str, int], warnings: list[Notice]
 ) -> tuple[RestorePlace, str]:
     """The former place, or the archive's with a warning; the second value says why neither will do."""
     what = ""
@@ -118,7 +119,8 @@ def _former_or_archive(
         instead = f"{what}, and " if what else ""
         return place, f"{instead}{_name(place)}, which holds the source, {reason} (name another with 'pool' or 'path')"
     if what:
-        warnings.append(f"{what[0].upper()}{what[1:]}: the disks go to {_name(place)}, which holds the source.")
+        text = f"{what[0].upper()}{what[1:]}: the disks go to {_name(place)}, which holds the source."
+        warnings.append(Notice(Code.OTHER_PLACE, text))
     return place, ""
 
 

@@ -19,6 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     boot,
     definition,
@@ -83,7 +84,8 @@ def plan(
         taken=trusted and not ours,
     )
     if distrust and not trusted:
-        draft = replace(draft, warnings=(f"The archive is taken as a foreign one: {distrust}.", *draft.warnings))
+        taken_as = Notice(Code.FOREIGN, f"The archive is taken as a foreign one: {distrust}.")
+        draft = replace(draft, warnings=(taken_as, *draft.warnings))
     restored_before = _restored_before(draft, configuration, host, request)
     since = "" if restored_before is None else _since(restored_before, draft)
     if draft.reduced and request.start and not request.start_reduced and not (restored_before and restored_before.running):
@@ -109,10 +111,11 @@ def _refused_as_corrupt(file: PlannedFile) -> str:
     )
 
 
-def _to_be_repaired(file: PlannedFile) -> str:
-    return (
+def _to_be_repaired(file: PlannedFile) -> Notice:
+    return Notice(
+        Code.REPAIRED,
         f"{file.member.name} was marked as corrupt by QEMU before it was backed up: {file.path} is repaired. Check the file "
-        f"systems on {file.member.target} before you trust them."
+        f"systems on {file.member.target} before you trust them.",
     )
 
 
@@ -163,7 +166,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest, sinc
     if vm.mark is None:
         raise AssertionError("only a VM with our mark counts as restored before")
     way_back = "'force: true' takes it back to the point" + (" once it is shut down" if vm.running else "")
-    warnings = (f"The VM {vm.name} has gone on since this restore and stays as it is ({since}); {way_back}.",)
+    gone_on = f"The VM {vm.name} has gone on since this restore and stays as it is ({since}); {way_back}."
     return replace(
         draft,
         name=vm.name,
@@ -177,7 +180,7 @@ def _unchanged(draft: RestorePlan, vm: ExistingVm, request: RestoreRequest, sinc
         replaced=None,
         set_aside=(),
         refresh_pools=(),
-        warnings=warnings if since else (),
+        warnings=(Notice(Code.GONE_ON, gone_on),) if since else (),
         lacking=(),
         estimated_bytes=0,
         start=request.start and not vm.running,
@@ -382,15 +385,14 @@ def _about_templates(
     return problems
 
 
-def _revived(places: Iterable[str], others: Sequence[ExistingVm]) -> list[str]:
+def _revived(places: Iterable[str], others: Sequence[ExistingVm]) -> list[Notice]:
     here = {os.path.realpath(path) for path in places}
     clones = [vm.name for vm in others if vm.missing_bases & here]
     if not clones:
         return []
     names = ", ".join(clones)
-    return [
-        f"{names} stood on these disks: restore them too, unless the template is now what it was when they were made."
-    ]
+    text = f"{names} stood on these disks: restore them too, unless the template is now what it was when they were made."
+    return [Notice(Code.TEMPLATE_IN_USE, text)]
 
 
 def _has_inside(chain: Sequence[Member]) -> bool:
@@ -421,15 +423,16 @@ def _tpm(
     return PlannedFile(member=member, path=os.path.join(host.tpm_place.path, who.uuid), format="raw")
 
 
-def _not_backed_up(files: layout.Layout, snapshots: bool) -> list[str]:
+def _not_backed_up(files: layout.Layout, snapshots: bool) -> list[Notice]:
     """A warning where the restored VM could not be backed up again as it is."""
     here = sorted({place.path for place in files.places.values() if place.kind is PlaceKind.ZFS})
     if not here or not snapshots:
         return []
-    return [
+    text = (
         f"{', '.join(here)} is on ZFS, from where a VM with snapshots cannot be backed up: restore it with 'flatten: true', "
         "or remove them (kvmops.backup.vm_snapshot with snapshot: all and state: absent)."
-    ]
+    )
+    return [Notice(Code.NO_BACKUP, text)]
 
 
 def _left_over(
@@ -438,7 +441,7 @@ def _left_over(
     others: Sequence[ExistingVm],
     host: HostFacts,
     in_use: Collection[str],
-) -> list[str]:
+) -> list[Notice]:
     """``in_use``: path of the NVRAM, and uuid, that the restored VM has."""
     if replaced is None:
         return []
@@ -447,22 +450,23 @@ def _left_over(
     gone = map(_filenames.canonical, set_aside)
     own = (replaced.disk_files | firmware).difference(set_aside, gone, *(vm.files for vm in others))
     left = sorted(path for path in own if not path.startswith("/dev/"))
-    return [f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."] if left else []
+    text = f"These files of the replaced VM are not overwritten and stay: {', '.join(left)}."
+    return [Notice(Code.FILES_STAY, text)] if left else []
 
 
-def _left_in_archive(configuration: Configuration, bare: bool) -> list[str]:
+def _left_in_archive(configuration: Configuration, bare: bool) -> list[Notice]:
     """Warnings about what the archive holds and the restored VM will not have."""
     memories = any(member.role is Role.MEMORY for member in configuration.members)
     if memories and not bare and not configuration.snapshots:
-        return ["The memory image in the archive belongs to no snapshot and stays there."]
+        return [Notice(Code.FILES_STAY, "The memory image in the archive belongs to no snapshot and stays there.")]
     return []
 
 
-def _lacking(root: etree._Element, nvram: PlannedFile | None, tpm: PlannedFile | None) -> list[str]:
+def _lacking(root: etree._Element, nvram: PlannedFile | None, tpm: PlannedFile | None) -> list[Notice]:
     """What the VM needs and the archive does not hold."""
     texts = []
     if root.find("os/nvram") is not None and nvram is None:
         texts.append("The archive holds no NVRAM: the firmware's settings are those on this host, or new ones.")
     if root.find("devices/tpm/backend[@type='emulator']") is not None and tpm is None:
         texts.append("The archive holds no TPM state: the VM starts with an empty TPM.")
-    return texts
+    return [Notice(Code.FIRMWARE_STATE, text) for text in texts]

@@ -16,6 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import name
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import firmware_state
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     boot,
     definition,
@@ -62,7 +63,7 @@ class Circumstances:
 class Outcome:
     """What there is to say about a rewritten definition. ``lacking``: what it needs and the host does not have."""
 
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     lacking: tuple[str, ...] = ()
 

@@ -33,6 +33,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     renewed,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import archive as packages
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.hardware import CHECK
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
@@ -51,11 +52,11 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     conn = connect_to_change(request.uri)
     with _source(request, conn) as (archive, configuration):
         if request.check_mode:
-            for text in recovery.pending(request.uri, everywhere=True):
-                context.warn(text)
+            for notice in recovery.pending(request.uri, everywhere=True):
+                context.warn(notice)
             plan = _draft(conn, archive, configuration, request, context.progress)
-            for text in recovery.pending(request.uri, plan.replaced.uuid) if plan.replaced is not None else ():
-                context.warn(text)
+            for notice in recovery.pending(request.uri, plan.replaced.uuid) if plan.replaced is not None else ():
+                context.warn(notice)
             result = _predicted(plan)
         else:
             recovery.settle_host(conn, request.uri, context)
@@ -76,11 +77,11 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 result = run(conn, archive, plan, context.progress, request.uri, source=request.source)
     if configuration.conversion and result.changed:
         context.warn(CHECK)
-    for text in (*plan.warnings, *plan.lacking, *(f"{item.device} is left out: {item.reason}" for item in plan.skipped)):
-        context.warn(text)
+    for notice in (*plan.warnings, *plan.lacking, *plan.left_out):
+        context.warn(notice)
     for image in result.repaired:
         mended = f"{image.corruptions} corruptions and {image.leaks} leaked clusters"
-        context.warn(f"{image.path} ({image.target}) was repaired: qemu-img has mended {mended}.")
+        context.warn(Notice(Code.REPAIRED, f"{image.path} ({image.target}) was repaired: qemu-img has mended {mended}."))
     return {**_values(result, plan, request), **_conversion(configuration)}
 
 

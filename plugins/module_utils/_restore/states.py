@@ -15,6 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
     disks,
@@ -58,7 +59,7 @@ class RestoredSnapshot:
     definitions: tuple[_Definition, ...]
     image: Member | None = None
     memory: _Definition | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -72,13 +73,18 @@ class RestoredSnapshot:
         return self.definitions if self.memory is None else (*self.definitions, self.memory)
 
 
+_MEMORY_MAY_NOT_FIT = Notice(
+    Code.CHANGED, "A memory image may not fit the VM without that; the disks can be taken back all the same."
+)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The snapshots to define, memory images with their new heads, and what there is to say."""
 
     states: tuple[PlannedState, ...]
     files: tuple[PlannedFile, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Notice, ...]
     problems: tuple[str, ...]
 
 
@@ -135,7 +141,7 @@ def gather(
                 definitions=tuple(judged[:count]),
                 image=image,
                 memory=judged[count] if len(judged) > count else None,
-                warnings=tuple(text for decision in decisions for text in decision.warnings),
+                warnings=tuple(notice for decision in decisions for notice in decision.warnings),
                 problems=tuple(dict.fromkeys(problems)),
             )
         )
@@ -191,7 +197,7 @@ def other_macs(configuration: Configuration, heads: Heads, known: Sequence[str])
 
 def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circumstances, heads: Heads) -> Outcome:
     """Rewrites everything in the snapshots for the new identity and the new places."""
-    notes: dict[str, list[str]] = {}
+    notes: dict[Notice, list[str]] = {}
     problems: list[str] = []
     planned = []
     new_heads: dict[str, PlannedFile] = {}
@@ -202,14 +208,13 @@ def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circums
         lacking = dict.fromkeys(item for outcome in outcomes for item in outcome.lacking)
         texts = [*state.problems, *([f"this host does not have {', '.join(lacking)}"] if lacking else [])]
         skipped = dict.fromkeys(item for outcome in outcomes for item in outcome.skipped)
-        for text in (*state.warnings, *(text for outcome in outcomes for text in outcome.warnings)):
-            notes.setdefault(text, []).append(state.name)
+        for notice in (*state.warnings, *(notice for outcome in outcomes for notice in outcome.warnings)):
+            notes.setdefault(notice, []).append(state.name)
         for item in skipped:
-            notes.setdefault(f"{item.device} is left out: {item.reason}.", []).append(state.name)
+            left_out = Notice(Code.LEFT_OUT, f"{item.device} is left out: {item.reason}.")
+            notes.setdefault(left_out, []).append(state.name)
         if skipped and state.tree.memory != "no":
-            notes.setdefault(
-                "A memory image may not fit the VM without that; the disks can be taken back all the same.", []
-            ).append(state.name)
+            notes.setdefault(_MEMORY_MAY_NOT_FIT, []).append(state.name)
         if state.tree.cookie is not None and not now.trusted:
             host_exposure.only_allowed(state.tree.cookie)
         memory_path = ""
@@ -222,13 +227,11 @@ def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circums
                 texts.append(error.why)
         problems += [f"the snapshot {state.name}: {text}" for text in dict.fromkeys(texts)]
         planned.append(_planned(state, memory_path, paths, layout, now))
-    warnings = [f"In the snapshot {', '.join(dict.fromkeys(who))}: {text}" for text, who in notes.items()]
+    warnings = [notice.about(f"In the snapshot {', '.join(dict.fromkeys(who))}") for notice, who in notes.items()]
     resuming = [state.name for state in found if state.tree.memory != "no"]
     if resuming and any(former != new for former, new in now.macs.items()):
-        warnings.append(
-            f"A guest that is resumed from the memory in {', '.join(resuming)} goes on with its former MAC addresses: "
-            "keep it off the original's network."
-        )
+        text = f"A guest that is resumed from the memory in {', '.join(resuming)} goes on with its former MAC addresses"
+        warnings.append(Notice(Code.SAME_NETWORK, f"{text}: keep it off the original's network."))
     files = tuple(new_heads.get(file.path, file) for file in layout.files)
     return Outcome(tuple(planned), files, tuple(warnings), tuple(problems))
 

@@ -39,6 +39,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     active_merge,
@@ -83,7 +84,7 @@ class Removed:
     """What is gone: names of snapshots, children first; ``notes`` is what a person should know."""
 
     names: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Notice, ...]
 
 
 def _nothing() -> None:
@@ -189,7 +190,7 @@ def remove(conn: Connection, domain: Domain | None, journal: Journal[RemovalFact
     files.sync(conn.getURI(), plan.vm_name)
     _unlink(conn, plan)
     retained_layers.save(plan.vm_uuid, plan.left)
-    return Removed(plan.names, tuple(notes))
+    return Removed(plan.names, tuple(Notice(Code.PUT_RIGHT, text) for text in notes))
 
 
 def _owner_after(merge: Merge) -> Owner:

@@ -47,7 +47,7 @@ def _settle_removal(
     try:
         with _ending(progress):
             removed = merge.remove(*_again(conn, uuid), journal, progress)
-        return [*done, *removed.notes, f"{plan.vm_name}: finished the removal of {', '.join(removed.names)}"]
+        return [*done, *map(str, removed.notes), f"{plan.vm_name}: finished the removal of {', '.join(removed.names)}"]
     except KvmopsError as error:
         found = _again(conn, uuid)
         if unmerged is None or not merge.may_wait(*found, journal.facts):

@@ -17,6 +17,7 @@ from typing import Union
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
     Kind,
     LayeredSnapshot,
@@ -78,7 +79,7 @@ class RemovalPlan:
     inner: tuple[InnerState, ...]
     files: tuple[str, ...]  # to unlink in the end: merged layers, dead branches, memory images
     left: Mapping[str, str] = field(default_factory=dict)  # layers that stay though nothing names them: see retained_layers.py
-    notes: tuple[str, ...] = ()
+    notes: tuple[Notice, ...] = ()
 
     @property
     def replaced(self) -> dict[str, tuple[str, str]]:
@@ -127,7 +128,7 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
         inner=inner,
         files=tuple(dict.fromkeys([*gone, *work.dead, *(path for path in memories if path and path not in still)])),
         left=work.left,
-        notes=tuple(work.notes),
+        notes=tuple(Notice(Code.LAYERS_STAY, text) for text in work.notes),
     )
 
 

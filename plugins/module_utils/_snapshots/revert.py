@@ -29,6 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import target_of
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     bookkeeping,
@@ -89,7 +90,7 @@ class RevertPlan:
     former_current: str
     memory_path: str
     discarded: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
         former_current=next((each.info.xml for each in layers.states if each.info.current), ""),
         memory_path=state.info.memory_path if state.info.memory == "external" else "",
         discarded=discarded,
-        notes=tuple(notes),
+        notes=tuple(Notice(Code.LAYERS_STAY, text) for text in notes),
     )
 
 

@@ -25,6 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice, Warn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
@@ -134,7 +135,7 @@ def _present(run: _Run) -> dict[str, Any]:
 
 
 def plan_present(
-    conn: Connection, domain: Domain, found: Layers, request: SnapshotRequest, warn: Callable[[str], None]
+    conn: Connection, domain: Domain, found: Layers, request: SnapshotRequest, warn: Warn
 ) -> SnapshotPlan:
     """The snapshot to take: every disk that can be frozen in a file. Raises RefusedError for one that cannot be left out."""
     if found.shared:
@@ -148,9 +149,8 @@ def plan_present(
         if disk.device in ("cdrom", "floppy") or disk.readonly:
             excluded.append(disk.target)
         elif disk.device == "lun" or disk.shareable:
-            warn(
-                f"{disk.name} is not part of the snapshot: {'it is a LUN' if disk.device == 'lun' else 'it is shared'}"
-            )
+            why = "it is a LUN" if disk.device == "lun" else "it is shared"
+            warn(Notice(Code.LEFT_OUT, f"{disk.name} is not part of the snapshot: {why}"))
             excluded.append(disk.target)
         else:
             _require_file(disk, path, found)
@@ -217,14 +217,14 @@ def _absent(run: _Run) -> dict[str, Any]:
     if not run.unsettled:
         merge.require_removable(run.conn, run.domain, found, plan)
     if request.check_mode:
-        for text in plan.notes:
-            run.context.warn(text)
+        for notice in plan.notes:
+            run.context.warn(notice)
         left = [state.info for state in found.states if state.name in plan.kept]
         return _values(_infos(found), _reparented(_infos(found), left), changed=True)
     _end_cycle(found, plan.names, "snapshots of the VM were removed")
     removed = merge.remove_snapshots(run.conn, run.domain, names, run.context)
-    for text in removed.notes:
-        run.context.warn(text)
+    for notice in removed.notes:
+        run.context.warn(notice)
     return _result(found, layers.look(run.conn, run.domain), changed=True)
 
 
@@ -264,8 +264,8 @@ def _reverted(run: _Run) -> dict[str, Any]:
     _require_no_attached(found, request.snapshot)
     plan = revert.plan_revert(found, request.snapshot, run.domain.XMLDesc(flags), int(time.time()))
     snapshots.require_no_checkpoints(run.domain)  # it is off for a moment
-    for text in plan.notes:
-        run.context.warn(text)
+    for notice in plan.notes:
+        run.context.warn(notice)
     if not run.unsettled:
         layers.require_quiet(run.conn, run.domain, found)
     if request.check_mode:

@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
     VerifyRequest,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import request as restore_request
@@ -87,9 +88,9 @@ def test_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
     def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
         seen.update(params)
-        context.warn("once")
-        context.warn("once")
-        context.warn("twice")
+        context.warn(Notice(Code.REMOVED, "once"))
+        context.warn(Notice(Code.REMOVED, "once"))
+        context.warn(Notice(Code.REMOVED, "twice"))
         return {"archives": [1]}
 
     code, result = run(
@@ -104,7 +105,7 @@ def test_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, warned: list[str]
 ) -> None:
     def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
-        context.warn("degraded")
+        context.warn(Notice(Code.REMOVED, "degraded"))
         context.progress.phase("copy")
         raise RefusedError("The VM web01", "it has a managed-save image", "Start it first.")
 
@@ -151,7 +152,7 @@ def test_what_others_wrote_reaches_no_terminal_as_it_is(
     foreign = "\x1b]0;owned\x07\x9b2J\u202egnp\nok: [localhost]" + "x" * 100_000
 
     def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
-        context.warn(f"the guest says {foreign}")
+        context.warn(Notice(Code.GUEST_STOPPED, f"the guest says {foreign}"))
         raise RefusedError(f"The VM {foreign}", foreign, foreign)
 
     _code, result = run(monkeypatch, capsys, operation)

@@ -54,7 +54,7 @@ def test_limits_are_named():
     fat = Capabilities(max_file_bytes=2**32 - 1, mode=0o755, locks=False)
     assert "up to 4.0 GiB, and web.tar has about 5.0 GiB" in fat.objection("web.tar", 5 * 2**30)
     assert fat.objection("web.tar", 2**31) == ""
-    assert ["0755" in fat.warnings[0], "no locks" in fat.warnings[1]] == [True, True]
+    assert ["0755" in fat.warnings[0].text, "no locks" in fat.warnings[1].text] == [True, True]
 
 
 def test_what_a_killed_probe_has_left_is_swept(tmp_path: Path):

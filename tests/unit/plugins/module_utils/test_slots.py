@@ -42,7 +42,7 @@ def hold(
     progress: Progress | None = None,
     **more: str,
 ) -> contextlib.AbstractContextManager[_slots.Slot]:
-    context = Context(progress or Progress(), warnings.append)
+    context = Context(progress or Progress(), lambda notice: warnings.append(notice.text))
     return _slots.hold(str(directory), limit, what="backup of VM a", timeout_s=timeout_s, context=context)
 
 

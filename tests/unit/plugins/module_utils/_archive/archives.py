@@ -28,6 +28,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._image.sink import FileSink
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, FileSource, ImageSource
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 
 TIMESTAMP = 1_800_000_000
 UUID = "0e7bd2a1-5ad2-4d15-a8a6-2f5d6a2f3c11"
@@ -87,7 +88,7 @@ def configuration(members: Sequence[Member], timestamp: int = TIMESTAMP, **chang
         "consistency": Consistency.MEMORY,
         "snapshots": (SnapshotNode("before-upgrade", "<domainsnapshot><name>a</name></domainsnapshot>", "", True),),
         "skipped": (Skipped("sdb", "a LUN"),),
-        "warnings": ("a warning",),
+        "warnings": (Notice(Code.RECORDED, "a warning"),),
         "created": "2027-01-15T08:00:00Z",
         "tool_version": "1.0.0",
     }

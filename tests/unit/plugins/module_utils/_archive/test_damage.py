@@ -176,7 +176,7 @@ def test_zeroed_blocks(victim: Victim, block: int) -> None:
             continue
         report = victim.damage(data)
         if report.ok:  # the block that commits the last point: without it the point is not there, and it is said
-            assert block == 512 and "append was interrupted" in report.notices[0]
+            assert block == 512 and "append was interrupted" in report.notices[0].text
             uncommitted.append(offset)
         else:
             victim.restores_identical_or_refuses()

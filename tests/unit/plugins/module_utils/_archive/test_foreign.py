@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 NAMES = ["1700000000_web01.xml", "vda_0.qcow2", "vda_1.snapshot", "vdb_0.qcow2", "1700000000_0.memory", "1_cd.iso"]
@@ -194,11 +195,11 @@ def test_an_older_point_never_gets_what_was_written_after_it(products: Path, tmp
     assert tops(tmp_path / "x.tar") == layers
     with open_archive(str(tmp_path / "x.tar")) as reader:
         assert [len(point.warnings) for point in reader.points] == [1, 1, 0]
-        assert "by time only" in reader.points[0].warnings[0]
+        assert reader.points[0].warnings[0].code is Code.MATCHED_BY_GUESS
     run("tar --mtime=@1800000000 -cf OUT *", products, tmp_path / "y.tar")  # times that tell nothing
     assert tops(tmp_path / "y.tar") == ["", "", layers[-1]]
     with open_archive(str(tmp_path / "y.tar")) as reader:
-        assert "no layer that is old enough" in reader.points[0].warnings[0]
+        assert reader.points[0].warnings[0].code is Code.LEFT_OUT
 
 
 def test_a_layer_with_the_name_of_its_base(products: Path, tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_disk_matched_by_the_beginning_of_its_name_is_named(products: Path, tm
     assert tops(tmp_path / "x.tar") == ["web01.qcow2"]
     with open_archive(str(tmp_path / "x.tar")) as reader:
         (warning,) = reader.point().warnings
-    assert "vda (/vms/web01.monday)" in warning and "web01.qcow2" in warning and "newer" in warning
+    assert warning.code is Code.MATCHED_BY_GUESS and "vda (/vms/web01.monday)" in warning.text and "web01.qcow2" in warning.text
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_a_layer_whose_base_cannot_be_told_is_given_none(products: Path, tmp_pat
     with open_archive(str(tmp_path / "x.tar")) as reader:
         (top,) = [m for m in reader.point().members if m.active]
         assert (top.name, top.parent) == ("web01.2.snapshot", "web01.lost")
-        assert "web01.2.snapshot needs web01.lost, which is not in the archive" in reader.point().warnings
+        assert Notice(Code.LEFT_OUT, "web01.2.snapshot needs web01.lost, which is not in the archive") in reader.point().warnings
 
 
 def test_a_layer_above_the_one_that_the_newest_point_shows_is_named(products: Path, tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_a_layer_above_the_one_that_the_newest_point_shows_is_named(products: Pa
     run("tar -cf OUT *", products, tmp_path / "x.tar")
     assert tops(tmp_path / "x.tar") == ["web01.qcow2"]
     with open_archive(str(tmp_path / "x.tar")) as reader:
-        assert "web01.1.snapshot stands on web01.qcow2" in reader.point().warnings[0]
+        assert "web01.1.snapshot stands on web01.qcow2" in reader.point().warnings[0].text
 
 
 def test_a_name_without_a_time_takes_that_of_the_file(files: Path, tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_an_image_that_is_none_is_left_out_and_named(files: Path, tmp_path: Path
     (files / "vdb_0.qcow2").write_bytes(b"QFI\xfb\0\0\0\3" + bytes(2000))
     run("tar -cf OUT *", files, tmp_path / "x.tar")
     with open_archive(str(tmp_path / "x.tar")) as reader:
-        assert "vdb_0.qcow2" in reader.point().warnings[0]
+        assert "vdb_0.qcow2" in reader.point().warnings[0].text
     report = verify_file(str(tmp_path / "x.tar"))
     assert [damage.member for damage in report.damage] == ["vdb_0.qcow2"]
 

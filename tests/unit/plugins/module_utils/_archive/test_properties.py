@@ -24,6 +24,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import DamagedError, HostileError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
 XML_TEXT = st.text(
@@ -97,7 +98,7 @@ CONFIGURATIONS = st.builds(
     autostart=st.booleans(),
     snapshots=st.lists(st.builds(SnapshotNode, XML_TEXT, XML_TEXT, XML_TEXT, st.booleans()), max_size=3).map(tuple),
     skipped=st.lists(st.builds(Skipped, XML_TEXT, XML_TEXT), max_size=3).map(tuple),
-    warnings=st.lists(XML_TEXT, max_size=3).map(tuple),
+    warnings=st.lists(st.builds(Notice, st.just(Code.RECORDED), XML_TEXT), max_size=3).map(tuple),
     created=XML_TEXT,
     tool_version=XML_TEXT,
 )
@@ -132,7 +133,7 @@ def test_characters_that_xml_cannot_hold(text: str, where: str) -> None:
     if where == "former_path":
         item = archives.configuration([Member("a", Role.DISK, 1, former_path=text)])
     elif where == "warnings":
-        item = archives.configuration([], warnings=(text,))
+        item = archives.configuration([], warnings=(Notice(Code.RECORDED, text),))
     else:
         item = archives.configuration([], skipped=(Skipped("vda", text),))
     if where == "former_path" and not holds:

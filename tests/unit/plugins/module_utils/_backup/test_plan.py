@@ -32,6 +32,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.boot_files 
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import describe
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 
 UUID = "6f1a2b3c-0000-4000-8000-000000000001"
 NOW = 1795309200
@@ -80,7 +81,7 @@ def test_beside_checkpoints_an_off_vm_gets_a_full_that_stands_alone():
     made = make(vm, mode=Mode.AUTO, incrementable=True)
     assert (made.stays, made.snapshot, made.configuration.incrementable) == (False, None, False)
     (warning,) = made.warnings
-    assert "virsh checkpoint-delete web virtnbdbackup.0 --metadata" in warning
+    assert warning.code is Code.NO_INCREMENT and "virsh checkpoint-delete web virtnbdbackup.0 --metadata" in warning.text
     assert make(vm).warnings == ()
     with pytest.raises(RefusedError, match=r"it has checkpoints \(virtnbdbackup\.0\)"):
         make(vm, incrementable=True)
@@ -114,7 +115,7 @@ def test_what_a_target_lacks_is_told():
     holes = image(size=200 * GIB, allocated=GIB)
     lacking = replace(TARGET, can=Capabilities(keeps_holes=False, mode=0o644))
     told = make(facts(running=False, images=[holes]), lacking).warnings
-    assert ["mode 0644" in told[0], "does not seem to keep holes" in told[1]] == [True, True]
+    assert "mode 0644" in told[0].text and [each.code for each in told] == [Code.WEAK_FILE_SYSTEM, Code.SPACE]
     assert make(facts(running=False, images=[holes])).warnings == ()
 
 
@@ -156,7 +157,7 @@ def test_consistency(wish, agent):
     assert made.consistency is expected
     assert bool(made.snapshot.memory_path) == (expected is Consistency.MEMORY)
     told = wish is ConsistencyWish.AUTO and agent not in (AgentState.OK, AgentState.NO_CHANNEL)
-    assert any("memory image" in text for text in made.warnings) == told
+    assert [each.code for each in made.warnings] == [Code.LOWER_CONSISTENCY] * told
 
 
 @pytest.mark.parametrize("wish", ConsistencyWish)
@@ -171,8 +172,8 @@ def test_a_vm_that_stands_still_has_no_memory_image(standing):
     vm = replace(facts(agent=AgentState.OFF), standing=standing)
     made = make(vm)
     assert made.consistency is Consistency.CRASH
-    assert standing.value in made.warnings[0]
-    assert any("virsh resume web" in text for text in made.warnings) is (standing is Standing.IO_ERROR)
+    assert standing.value in made.warnings[0].text
+    assert any(each.code is Code.GUEST_STOPPED for each in made.warnings) is (standing is Standing.IO_ERROR)
     for wish in (ConsistencyWish.MEMORY, ConsistencyWish.AGENT):
         with pytest.raises(RefusedError):
             make(vm, consistency=wish)
@@ -201,18 +202,18 @@ def test_an_image_that_qemu_has_marked_as_corrupt():
     off = facts(running=False, images=marked)
     made = make(off, mode=Mode.AUTO, incrementable=True)
     assert (made.stays, made.snapshot) == (False, None)
-    assert "repair: true" in made.warnings[0] and "qemu-img check -r all /images/web.qcow2" in made.warnings[0]
+    assert "repair: true" in made.warnings[0].text and "qemu-img check -r all /images/web.qcow2" in made.warnings[0].text
     for vm, wish in ((off, {"incrementable": True}), (facts(images=marked, agent=AgentState.OK), {})):
         with pytest.raises(RefusedError, match="qemu-img check -r all /images/web"):
             make(vm, **wish)
     base = [image(corrupt=True), image("/images/top.qcow2", backing_path="/images/web.qcow2")]
     on_top = facts(definition=xml(disk(path="/images/top.qcow2")), images=base, agent=AgentState.OK)
-    assert "as corrupt" in make(on_top).warnings[0]  # its temporary snapshot is merged into the top
+    assert "as corrupt" in make(on_top).warnings[0].text  # its temporary snapshot is merged into the top
 
 
 def test_an_image_that_was_not_closed():
     (warning,) = make(facts(running=False, images=[image(dirty=True)])).warnings
-    assert "/images/web.qcow2 was not closed" in warning
+    assert warning.code is Code.IMAGE_NOT_CLOSED and "/images/web.qcow2" in warning.text
     assert make(facts(images=[image(dirty=True)], agent=AgentState.OK)).warnings == ()  # it is open
 
 
@@ -379,7 +380,7 @@ def test_full_target():
     with pytest.raises(TargetError, match=r"1\.0 GiB are needed and 512\.0 MiB are free"):
         make(facts(running=False), replace(TARGET, free_bytes=GIB // 2))
     compressed = make(facts(running=False), replace(TARGET, free_bytes=GIB // 2), compress=True)
-    assert any("too small" in text for text in compressed.warnings)
+    assert [each.code for each in compressed.warnings] == [Code.SPACE]
 
 
 def test_reflinks_need_no_room():
@@ -393,7 +394,7 @@ def test_reflinks_need_no_room():
 
 def test_little_room_beside_the_disks():
     vm = replace(facts(agent=AgentState.OK), free_bytes={1: 2**20})
-    assert any("beside /images/web.qcow2" in text for text in make(vm).warnings)
+    assert any("beside /images/web.qcow2" in notice.text for notice in make(vm).warnings)
     assert not make(replace(vm, running=False, live_xml="")).warnings
 
 
@@ -407,7 +408,7 @@ def test_live_only_and_next_boot_disks():
     assert [m.member.target for m in made.members] == ["vda", "vdb"]
     kept = domain.parse(made.configuration.domain_xml)
     assert [each.target for each in kept.disks] == ["vda", "vdc", "vdb"]
-    assert any("vdb is attached to the running VM only" in text for text in made.warnings)
+    assert any("vdb is attached to the running VM only" in notice.text for notice in made.warnings)
     assert [each.device for each in made.configuration.skipped] == ["vdc"]
 
 
@@ -415,7 +416,7 @@ def test_transient_vm():
     vm = replace(facts(agent=AgentState.OK), persistent_xml="")
     made = make(vm)
     assert domain.parse(made.configuration.domain_xml).name == "web"
-    assert any("transient" in text for text in made.warnings)
+    assert Code.NOT_AS_DEFINED in [each.code for each in made.warnings]
 
 
 def base_of(*members, taken=(), same=()):
@@ -514,7 +515,7 @@ def test_boot_files_are_stored_once_or_named():
     }
     without = make(replace(vm, snapshots=(), snapshot_disks={}), include_boot_files=False)
     assert Role.BOOT not in [p.member.role for p in without.members]
-    assert any("kernel /boot/vmlinuz is not in the backup" in text for text in without.warnings)
+    assert any("kernel /boot/vmlinuz is not in the backup" in notice.text for notice in without.warnings)
 
 
 def test_cd_images_and_memory_are_stored_once():
@@ -571,5 +572,5 @@ def test_room_for_the_merge():
     )
     assert make(replace(vm, free_bytes={1: 4 * GIB}), incrementable=True).warnings == ()
     tight = replace(vm, free_bytes={1: 2 * GIB})
-    assert any("merging the layers beside /i/top" in text for text in make(tight, incrementable=True).warnings)
+    assert any("merging the layers beside /i/top" in notice.text for notice in make(tight, incrementable=True).warnings)
     assert make(tight).warnings == ()

@@ -119,7 +119,7 @@ def test_a_template_is_never_incrementable():
     assert made.configuration.template and made.configuration.provides == REQUIRED.disks
     assert made.warnings == ()
     assert any(
-        "not incrementable" in text for text in make(facts(running=False, thin=marked), incrementable=True).warnings
+        "not incrementable" in notice.text for notice in make(facts(running=False, thin=marked), incrementable=True).warnings
     )
     with pytest.raises(RefusedError, match="is a template and is running"):
         make(facts(thin=marked))

@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer import ArchiveWriter, Compression
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import BytesSource, FileSource
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 
 UUID = "6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11"
@@ -44,7 +45,7 @@ class Told(Context):
 
     def __init__(self, progress: Progress | None = None) -> None:
         warnings: list[str] = []
-        super().__init__(progress or Progress(), warnings.append)
+        super().__init__(progress or Progress(), lambda notice: warnings.append(notice.text))
         object.__setattr__(self, "warnings", warnings)
 
     warnings: list[str]
@@ -109,7 +110,7 @@ def write(
             Configuration(
                 timestamp, domain_xml(name, uuid, extra_xml), name, uuid, members, consistency=Consistency.AGENT,
                 snapshots=(SnapshotNode("one", "<domainsnapshot/>"), SnapshotNode("two", "<domainsnapshot/>", "one", True)),
-                skipped=(Skipped("sdb", "LUN disks are passed through"),), warnings=("the agent was slow",),
+                skipped=(Skipped("sdb", "LUN disks are passed through"),), warnings=(Notice(Code.RECORDED, "the agent was slow"),),
                 incrementable=incrementable, requires=requires, provides=provides, template=bool(provides), conversion=conversion,
             )
         )  # fmt: skip

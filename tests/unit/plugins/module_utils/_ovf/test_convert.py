@@ -60,9 +60,8 @@ class Outcome:
 def run(source: Path, target: Path, **options: Any) -> Outcome:
     told: list[str] = []
     target.mkdir(exist_ok=True)
-    return Outcome(
-        convert(ConvertRequest(source=str(source), path=str(target), **options), Context(Progress(), told.append)), told
-    )
+    context = Context(Progress(), lambda notice: told.append(notice.text))
+    return Outcome(convert(ConvertRequest(source=str(source), path=str(target), **options), context), told)
 
 
 def disk_of(archive: Path, work: Path, member: str = "sda_0.qcow2") -> bytes:

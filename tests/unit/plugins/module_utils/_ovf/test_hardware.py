@@ -39,7 +39,7 @@ def disks(element: etree._Element) -> list[tuple[str, str]]:
 
 
 def warnings(data: bytes, **options: Any) -> str:
-    return "\n".join(plan(data, **options).report.warnings)
+    return "\n".join(map(str, plan(data, **options).report.warnings))
 
 
 def test_the_whole() -> None:
@@ -416,7 +416,7 @@ def test_other_devices() -> None:
     assert not list(found.iterfind("devices/*/source[@file]")) and not list(found.iterfind("devices/*/source[@path]"))
     ignored = {row["item"] for row in report.ignored}
     assert {"flux capacitor", "GPU", "nvdimm", "vmw:Config tools.syncTimeWithHost", "medium of floppy"} <= ignored
-    told = "\n".join(report.warnings)
+    told = "\n".join(map(str, report.warnings))
     assert all(word in told for word in ("BitLocker", "3D", "GPU", "nvdimm"))
     assert all(row["from"] and row["to"] for row in report.replaced) and all(row["note"] for row in report.ignored)
 

@@ -16,6 +16,7 @@ import pytest
 from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor, hardware
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf.packages import (
@@ -104,7 +105,6 @@ OTHER_NAMESPACES = (
 _NAMESPACE = re.compile(
     rb"""xmlns(?::\w+)?=["'][^"']*["']|\w+:schemaLocation="[^"]*"|format="[^"]*"|<!--.*?-->""", re.DOTALL
 )
-_GUESSED = ("descriptor does not say", "names no network", "no unit")
 
 
 def rightly_read() -> Iterator[Path]:
@@ -119,7 +119,7 @@ def rightly_read() -> Iterator[Path]:
         except KvmopsError:
             continue
         whole = len(found.systems) == 1 and all(drive.file for drive in made.drives)
-        if whole and not any(guess in text for guess in _GUESSED for text in made.report.warnings):
+        if whole and Code.ODD_PACKAGE not in [each.code for each in made.report.warnings]:
             yield path
 
 

@@ -27,6 +27,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.partials im
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.trash import TrashFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, vm_key
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import operations, recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import (
@@ -110,6 +111,9 @@ def painting(uuid: str = "u") -> None:
     Journal.open(vm_key(uuid), "paint", Paint()).close()
 
 
+LEASE_OVER = Notice(Code.LEASE_OVER, "u is held long")
+
+
 def moving(to: str, uri: str = URI) -> None:
     """The same of one on several VMs."""
     Journal.open("anything", "move", Move(to, uri)).close()
@@ -119,7 +123,7 @@ def journals(state: Path) -> list[str]:
     return sorted(os.listdir(state / "journal"))
 
 
-def change(warned: list[str]) -> list[str]:
+def change(warned: list[Notice]) -> list[str]:
     """A change of the VM web01; what was put right before."""
     context = Context(Progress(), warned.append)
     with recovery.before_change(None, URI, "web01", context, what=lambda name: f"painting {name}"):
@@ -133,9 +137,9 @@ def test_both_kinds_are_settled_before_a_change(acts: list[str], state: Path) ->
     moving("web01")
     moving("broken")
     moving("web01", "qemu:///session")
-    warned: list[str] = []
+    warned: list[Notice] = []
     assert change(warned) == ["moved", "painted"] and acts == ["move to web01", "paint"]
-    assert len(journals(state)) == 3 and not any("cannot be undone" in text for text in warned)
+    assert len(journals(state)) == 3 and Code.CANNOT_PUT_RIGHT not in [each.code for each in warned]
     assert change([]) == []
 
 
@@ -145,9 +149,9 @@ def test_what_cannot_be_settled_stops_the_change_of_that_vm_only(acts: list[str]
     with pytest.raises(KvmopsError, match="cannot be undone"):
         recovery.settle_host(None, URI, Context(Progress(), print), "broken")
     assert acts == [] and len(journals(state)) == 2
-    told: list[str] = []
+    told: list[Notice] = []
     recovery.settle_host(None, URI, Context(Progress(), told.append))
-    assert acts == ["move to web01"] and len(journals(state)) == 1 and "cannot be undone" in told[0]
+    assert acts == ["move to web01"] and len(journals(state)) == 1 and told[0].code is Code.CANNOT_PUT_RIGHT
 
 
 def test_a_journal_that_nobody_knows_stops_the_change(acts: list[str], state: Path) -> None:
@@ -156,18 +160,18 @@ def test_a_journal_that_nobody_knows_stops_the_change(acts: list[str], state: Pa
         change([])
     (name,) = journals(state)
     assert name in caught.value.hint and acts == []
-    assert "a run of varnish, whose journal" in pending(URI, "u")[0]
+    assert "a run of varnish, whose journal" in pending(URI, "u")[0].text
 
 
 def test_a_journal_of_another_release_stops_every_change_that_it_may_be_about(acts: list[str], state: Path) -> None:
     Journal.open("anything", "move", Paint()).close()
     with pytest.raises(KvmopsError, match="cannot read what a run of move has noted") as caught:
         change([])
-    told: list[str] = []
+    told: list[Notice] = []
     recovery.settle_host(None, URI, Context(Progress(), told.append))
     (name,) = journals(state)
-    assert name in str(caught.value) and name in told[0] and acts == []
-    assert name in pending(URI, "web01")[0]
+    assert name in str(caught.value) and name in told[0].text and acts == []
+    assert name in pending(URI, "web01")[0].text
 
 
 def test_those_who_look_tell_each_their_own(acts: list[str], state: Path) -> None:
@@ -176,15 +180,16 @@ def test_those_who_look_tell_each_their_own(acts: list[str], state: Path) -> Non
     moving("web01")
     before = {name: (state / "journal" / name).read_bytes() for name in journals(state)}
     paint, move = (
-        f"The next run that changes the VM will put right: {what}" for what in ("paint red", "a move to web01")
+        Notice(Code.TO_PUT_RIGHT, f"The next run that changes the VM will put right: {what}")
+        for what in ("paint red", "a move to web01")
     )
     assert pending(URI, "u") == pending(URI, "other") == [paint] and pending(URI, "web01") == [move]
     assert pending(URI, "web01", "u") == pending(URI, "u", everywhere=True) == [paint, move]
     assert pending(URI) == pending(URI, "nobody") == []
     assert pending(URI, everywhere=True) == [move] and pending("qemu:///session", everywhere=True) == []
-    told: list[str] = []
+    told: list[Notice] = []
     domain, unsettled = recovery.foresee(None, URI, "web01", Context(Progress(), told.append))
-    assert unsettled and domain.name() == "web01" and sorted(told) == sorted([paint, move])
+    assert unsettled and domain.name() == "web01" and {*told} == {paint, move} and len(told) == 2
     assert acts == [] and {name: (state / "journal" / name).read_bytes() for name in journals(state)} == before
 
 
@@ -328,19 +333,19 @@ def test_what_outlives_its_run_is_looked_at_before_every_change(acts: list[str])
         return ["freed"]
 
     lasting = LastingOperation(
-        "lasting", settle, lambda _uri, vm: [f"{vm} is not held"], lambda vm: [f"{vm} is held long"]
+        "lasting", settle, lambda _uri, vm: [f"{vm} is not held"], lambda _vm: [LEASE_OVER]
     )
     known = [lasting]
     operations.register_lasting(known.copy)
     operations.register_lasting(known.copy)
     painting()
-    told: list[str] = []
+    told: list[Notice] = []
     context = Context(Progress(), told.append)
     with recovery.before_change(None, URI, "web01", context, what=str):
         pass
     assert acts == ["paint", "lasting"] and context.settled == ["painted", "freed"]
-    assert told[-1] == "u is held long"
-    assert pending(URI, "u") == ["The next run that changes the VM will put right: u is not held"]
-    assert recovery.foresee(None, URI, "web01", context)[1] and told[-1] == "u is held long"
-    known[:] = [LastingOperation("lasting", settle, lambda _uri, _vm: [], lambda _vm: ["held long"])]
+    assert told[-1] == LEASE_OVER
+    assert [each.text for each in pending(URI, "u")] == ["The next run that changes the VM will put right: u is not held"]
+    assert recovery.foresee(None, URI, "web01", context)[1] and told[-1] == LEASE_OVER
+    known[:] = [LastingOperation("lasting", settle, lambda _uri, _vm: [], lambda _vm: [LEASE_OVER])]
     assert not recovery.foresee(None, URI, "web01", context)[1]  # a reminder is nothing to settle

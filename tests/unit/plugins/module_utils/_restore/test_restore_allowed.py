@@ -332,7 +332,7 @@ def test_a_forged_archive_brings_nothing_that_ours_may() -> None:
     point = configuration(domain_xml(top=QEMU), autostart=True, template=True)
     plan = planned(point=point, distrust="it belongs to mallory")
     assert "chardev" not in plan.domain_xml and "+0:+0" not in plan.domain_xml and "template" not in plan.domain_xml
-    assert not plan.autostart and plan.warnings[0] == "The archive is taken as a foreign one: it belongs to mallory."
+    assert not plan.autostart and plan.warnings[0].text == "The archive is taken as a foreign one: it belongs to mallory."
     assert plan.reduced == ("commandline -chardev", "seclabel +0:+0")
     ours = planned(point=point)
     assert "chardev" in ours.domain_xml and "+0:+0" in ours.domain_xml and ours.reduced == ()

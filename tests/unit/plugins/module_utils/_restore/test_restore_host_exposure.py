@@ -70,7 +70,7 @@ ITEMS = [
 def test_the_table(devices: str, top: str, words: str, exclusive: bool) -> None:
     xml = domain_xml(DISKS + devices, top=top)
     in_place = planned(point=configuration(xml))
-    assert any(words in warning and "Kept" in warning for warning in in_place.warnings)
+    assert any(words in notice.text and "Kept" in notice.text for notice in in_place.warnings)
     assert words.strip("+") in in_place.domain_xml
 
     foreign = planned(point=configuration(xml, format_version=0))
@@ -153,7 +153,7 @@ def test_host_devices_stay_where_present_and_free(element: str, identity: str) -
     assert planned(point=point).skipped[0].device == identity
     here = host(hostdevs=frozenset({identity}))
     kept = planned(here, point)
-    assert etree.fromstring(kept.domain_xml).find("devices/hostdev") is not None and identity in kept.warnings[0]
+    assert etree.fromstring(kept.domain_xml).find("devices/hostdev") is not None and identity in kept.warnings[0].text
     taken = replace(here, vms=(ExistingVm("db", OTHER_UUID, hostdevs=frozenset({identity})),))
     assert "the VM db has it" in planned(taken, point).skipped[0].reason
 

@@ -104,7 +104,7 @@ def test_a_full_former_pool_sends_all_its_disks_to_the_archives_place_and_no_oth
         "vdb": "/data/web.raw",
         "vdc": "/backup/web-2.qcow2",
     }
-    assert len(found.warnings) == 1 and "pool vms has" in found.warnings[0] and "/backup" in found.warnings[0]
+    assert len(found.warnings) == 1 and "pool vms has" in found.warnings[0].text and "/backup" in found.warnings[0].text
 
 
 def test_groups_on_one_file_system_share_its_room() -> None:
@@ -133,7 +133,7 @@ def test_an_archive_does_not_choose_a_system_directory(directory: str) -> None:
     evil = disk("vda_0.qcow2", "vda", f"{directory}/job", original_format="raw")
     facts = host(former={directory: RestorePlace(directory, filesystem="1", free_bytes=100 * MIB)})
     found = planned(facts, configuration(members=(evil,)))
-    assert found.disks[0].path == "/backup/job" and directory in found.warnings[0]
+    assert found.disks[0].path == "/backup/job" and directory in found.warnings[0].text
 
 
 def test_a_new_name_derives_file_names_and_identity() -> None:
@@ -220,7 +220,7 @@ def test_the_original_is_replaced_with_force_only_and_its_other_files_are_named(
     found = planned(facts, force=True)
     assert found.replaced is not None and found.replaced.name == "web" and found.uuid == UUID
     assert found.set_aside == ("/vms/web.qcow2", "/data/web.raw")
-    assert "/vms/web.overlay" in found.warnings[0] and "stay" in found.warnings[0]
+    assert "/vms/web.overlay" in found.warnings[0].text and "stay" in found.warnings[0].text
     assert etree.fromstring(found.domain_xml).find("devices/interface/mac").get("address") == MAC
 
 
@@ -337,12 +337,12 @@ def test_a_vm_that_has_gone_on_is_only_taken_back_with_force_and_when_it_is_off(
     facts = with_names(host(vms=(restored(**since),)), vms={"web.qcow2"}, data={"web.raw"})
     stays = planned(facts)
     assert stays.unchanged and len(stays.warnings) == 1
-    assert word in stays.warnings[0] and stays.warnings[0].endswith("'force: true' takes it back to the point.")
+    assert word in stays.warnings[0].text and stays.warnings[0].text.endswith("'force: true' takes it back to the point.")
     again = planned(facts, force=True)
     assert not again.unchanged and again.replaced is not None and len(again.set_aside) == 2
     facts = replace(facts, vms=(restored(running=True, **since),))
     stays = planned(facts, start=True)
-    assert stays.unchanged and not stays.start and "once it is shut down" in stays.warnings[0]
+    assert stays.unchanged and not stays.start and "once it is shut down" in stays.warnings[0].text
     assert planned(facts, force=True).warnings == stays.warnings
 
 
@@ -452,9 +452,10 @@ def test_a_kernel_is_the_one_of_the_archive() -> None:
     ]
     placed = {file.path: file.public for file in found.files if file.member.role is Role.BOOT}
     assert placed == {"/vms/web-initrd": False, "/vms/web-fw.rom": True}
-    assert any("/boot/initrd" in text and "another file" in text and "/vms/web-initrd" in text for text in found.warnings)
-    assert any("/opt/fw.rom" in text and "is not on this host" in text for text in found.warnings)
-    assert not any("vmlinuz" in text for text in found.warnings)
+    texts = [notice.text for notice in found.warnings]
+    assert any("/boot/initrd" in text and "another file" in text and "/vms/web-initrd" in text for text in texts)
+    assert any("/opt/fw.rom" in text and "is not on this host" in text for text in texts)
+    assert not any("vmlinuz" in text for text in texts)
 
 
 def test_a_kernel_in_no_archive_has_to_be_here_and_public() -> None:
@@ -562,7 +563,7 @@ def test_a_lun_belongs_to_one_vm() -> None:
     replaced = replace(ORIGINAL, files=ORIGINAL.files | {"/dev/sdx"}, disk_files=ORIGINAL.disk_files | {"/dev/sdx"})
     found = planned(replace(facts, vms=(replaced,)), point, force=True)
     assert found.skipped == () and sources(found.domain_xml)["sda"] == "/dev/sdx"
-    about = [warning for warning in found.warnings if "/dev/sdx" in warning]
+    about = [notice.text for notice in found.warnings if "/dev/sdx" in notice.text]
     assert about == ["The VM gets a block device of this host: /dev/sdx (sda)."]
 
 
@@ -648,7 +649,7 @@ def test_a_skipped_disk_says_why_and_a_former_device_becomes_a_file_of_the_vm() 
     member = disk("vda_0.qcow2", "vda", "/dev/sdb", original_format="raw")
     point = configuration(domain_xml(devices), (member,), skipped=(Skipped("vdb", "it is shareable"),))
     found = planned(point=point)
-    assert found.disks[0].path == "/backup/web-vda.raw" and "/dev" in found.warnings[0]
+    assert found.disks[0].path == "/backup/web-vda.raw" and "/dev" in found.warnings[0].text
     assert etree.fromstring(found.domain_xml).find("devices/disk").get("type") == "file"
     assert found.skipped[0].device == "vdb" and "it is shareable" in found.skipped[0].reason
 
@@ -694,7 +695,7 @@ def test_nvram_goes_to_libvirts_own_directory(name: str, file: str) -> None:
     nvram = etree.fromstring(found.domain_xml).find("os/nvram")
     assert nvram.text == f"/var/lib/libvirt/qemu/nvram/{file}" == found.files[-1].path
     assert nvram.get("template") is None
-    assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).lacking[0]
+    assert "NVRAM" in planned(point=configuration(domain_xml(os_extra=EFI))).lacking[0].text
 
 
 @pytest.mark.parametrize("members", [(VDA, VDB), (VDA, VDB, NVRAM)])
@@ -726,11 +727,11 @@ TPM_XML = (
 def test_the_state_of_a_tpm_goes_to_libvirts_own_directory_of_the_new_uuid(name: str) -> None:
     found = planned(point=configuration(domain_xml(devices=TPM_XML), (VDA, VDB, TPM)), name=name)
     assert found.files[-1].path == f"/var/lib/libvirt/swtpm/{found.uuid}" and (found.uuid == UUID) is (not name)
-    assert "/root/x" not in found.domain_xml and not [text for text in found.warnings if "TPM" in text]
+    assert "/root/x" not in found.domain_xml and not [notice.text for notice in found.warnings if "TPM" in notice.text]
 
 
 def test_a_tpm_without_its_state_and_a_state_without_its_tpm() -> None:
-    assert "no TPM state" in planned(point=configuration(domain_xml(devices=TPM_XML))).lacking[0]
+    assert "no TPM state" in planned(point=configuration(domain_xml(devices=TPM_XML))).lacking[0].text
     assert Role.TPM not in [f.member.role for f in planned(point=configuration(members=(VDA, VDB, TPM))).files]
 
 
@@ -755,10 +756,10 @@ def test_what_firmware_and_tpm_of_a_replaced_vm_leave_is_named() -> None:
         tpm_place=replace(host().tpm_place, names=frozenset({OTHER_UUID, UUID})),
         nvram_place=replace(host().nvram_place, names=frozenset({"web_VARS.fd", "db_VARS.fd"})),
     )
-    (left,) = [text for text in planned(facts, force=True).warnings if "stay" in text]
+    (left,) = [notice.text for notice in planned(facts, force=True).warnings if "stay" in notice.text]
     assert tpm in left and nvram in left and UUID not in left and "db_VARS" not in left
     efi = domain_xml().replace("<os>", "<os firmware='efi'>")  # the new VM goes on with the variables that are there
-    (left,) = [text for text in planned(facts, configuration(efi), force=True).warnings if "stay" in text]
+    (left,) = [notice.text for notice in planned(facts, configuration(efi), force=True).warnings if "stay" in notice.text]
     assert tpm in left and nvram not in left
 
 

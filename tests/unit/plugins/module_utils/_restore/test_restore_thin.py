@@ -85,7 +85,7 @@ def test_a_template_may_take_the_place_of_one_that_is_gone_and_nobody_else_may()
     bases = frozenset({"/vms/web.qcow2"})
     clone = ExistingVm("db", "u2", files=bases | {"/i/db"}, missing_bases=bases)
     made = planned(host(vms=(clone,)), TEMPLATE)
-    assert any(text.startswith("db stood on these disks") for text in made.warnings)
+    assert any(notice.text.startswith("db stood on these disks") for notice in made.warnings)
     with pytest.raises(RefusedError, match="belongs to the VM db"):
         planned(host(vms=(clone,)))
     with pytest.raises(RefusedError, match="belongs to the VM db"):

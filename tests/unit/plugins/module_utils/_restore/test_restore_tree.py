@@ -202,7 +202,7 @@ def test_snapshots_are_rewritten_to_the_new_identity_and_places() -> None:
     assert (image.findtext("name"), image.findtext("uuid")) == ("copy", found.uuid)
     genids = {root.findtext("domain/genid") for root in trees.values()} | {image.findtext("genid")}
     assert len(genids) == 1 and genids != {"43dc0cf8-809b-4adb-9bea-a9abb5f3d90e"}
-    assert any("MAC addresses" in text for text in found.warnings)
+    assert any("MAC addresses" in notice.text for notice in found.warnings)
 
 
 def test_both_definitions_and_revert_overlays_are_rewritten_and_nothing_else_is_passed_on() -> None:
@@ -246,10 +246,10 @@ def test_disk_format_qcow2_goes_through_the_chain_and_the_snapshots() -> None:
 
 def test_snapshots_on_zfs_are_said_to_be_in_the_way_of_the_next_backup() -> None:
     zfs = {key: replace(place, kind=PlaceKind.ZFS) for key, place in host().former.items()}
-    (told,) = [text for text in planned(point(), facts=host(former=zfs)).warnings if "ZFS" in text]
+    (told,) = [notice.text for notice in planned(point(), facts=host(former=zfs)).warnings if "ZFS" in notice.text]
     assert "/vms" in told and "'flatten: true'" in told and "state: absent" in told
-    assert not [text for text in planned(point(), facts=host(former=zfs), flatten=True).warnings if "ZFS" in text]
-    assert not [text for text in planned(point()).warnings if "ZFS" in text]
+    assert not [notice.text for notice in planned(point(), facts=host(former=zfs), flatten=True).warnings if "ZFS" in notice.text]
+    assert not [notice.text for notice in planned(point()).warnings if "ZFS" in notice.text]
 
 
 def test_flatten_makes_one_image_per_disk_with_the_lowest_layers_name_and_format() -> None:
@@ -290,7 +290,7 @@ def test_a_memory_image_from_libvirts_own_directory_goes_beside_the_disks(direct
         facts=host(former={**host().former, "/var/lib/libvirt/qemu/snapshot": RestorePlace("/var/lib/libvirt/qemu/snapshot")}),
     )
     assert next(f.path for f in found.files if f.member.role is Role.MEMORY) == "/vms/second.memory"
-    assert not any("goes to" in text or "go to" in text for text in found.warnings)
+    assert not any("goes to" in notice.text or "go to" in notice.text for notice in found.warnings)
 
 
 def test_files_in_use_are_refused_also_for_overlays_and_memory() -> None:
@@ -338,7 +338,7 @@ def test_a_memory_image_that_loses_a_device_is_warned_about() -> None:
     devices = "<filesystem type='mount'><source dir='/etc'/><target dir='t'/></filesystem>"
     configuration = point(format_version=0, digest="")
     found = planned(configuration, heads=head(definition("/vms/web.first", devices)))
-    assert any("second: A memory image may not fit" in text for text in found.warnings)
+    assert any("second: A memory image may not fit" in notice.text for notice in found.warnings)
 
 
 # --- hostile --------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_no_definition_in_a_snapshot_reaches_further_than_the_vms_own(grab: str,
     found = planned(foreign, heads=head(evil if where == "memory" else ""))
     allowed = {f.path for f in found.files} | {f.path for f in found.made}
     assert every_path(found) <= allowed | {"/dev/urandom"}
-    assert any("snapshot second" in text for text in found.warnings)
+    assert any("snapshot second" in notice.text for notice in found.warnings)
 
 
 def test_qemu_options_and_emulators_of_snapshots_are_judged_too() -> None:

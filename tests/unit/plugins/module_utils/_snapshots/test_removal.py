@@ -234,7 +234,7 @@ def test_a_disk_that_is_another_one_now():
     layers = replace(layers, active={"vda": other.path}, files={**layers.files, other.path: other})
     plan = removal.plan_removal(layers, removal.ALL)
     assert (plan.merges, plan.files) == ((), ())
-    assert "vda is another disk" in plan.notes[0] and "former files stay:" in plan.notes[0]
+    assert "vda is another disk" in plan.notes[0].text and "former files stay:" in plan.notes[0].text
 
 
 def test_disks_that_were_swapped():
@@ -245,7 +245,7 @@ def test_disks_that_were_swapped():
     plan = removal.plan_removal(replace(layers, active=active, files={**layers.files, other.path: other}), removal.ALL)
     assert (plan.merges, plan.files) == ((), ())
     (note,) = plan.notes
-    assert "are in use as vdb now" in note and ORIGINAL in note
+    assert "are in use as vdb now" in note.text and ORIGINAL in note.text
 
 
 def test_a_branch_that_may_be_newer_than_the_disk():
