@@ -36,7 +36,7 @@ class JournalError(KvmopsError):
 
 
 @dataclass(frozen=True)
-class Head:
+class JournalHead:
     """Whose journal it is: ``key`` is the object (`vm_key`, a directory), ``operation`` its name, as in "a run of …"."""
 
     key: str
@@ -52,7 +52,7 @@ def vm_key(uuid: str) -> str:
 class Remains:
     """A journal as its file has it: its head, and facts that nobody has made values of yet."""
 
-    def __init__(self, path: str, head: Head, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, head: JournalHead, values: Mapping[str, Any]) -> None:
         self.path, self.head, self._values = path, head, values
 
     def facts(self, kind: type[Facts_co]) -> Facts_co:
@@ -70,7 +70,7 @@ class Remains:
 class LeftBehind(Remains):
     """A journal of a dead run, locked by the caller, until it is taken over by `journal` or given back by `close`."""
 
-    def __init__(self, path: str, head: Head, values: Mapping[str, Any], fd: int, length: int) -> None:
+    def __init__(self, path: str, head: JournalHead, values: Mapping[str, Any], fd: int, length: int) -> None:
         super().__init__(path, head, values)
         self._fd, self._length = fd, length
 
@@ -95,7 +95,7 @@ class LeftBehind(Remains):
 class Journal(Generic[Facts_co]):
     """The journal of one operation on one object; see the module's text."""
 
-    def __init__(self, path: str, fd: int, head: Head, facts: Facts_co, length: int) -> None:
+    def __init__(self, path: str, fd: int, head: JournalHead, facts: Facts_co, length: int) -> None:
         self.path, self.head, self.facts = path, head, facts
         self._fd, self._length = fd, length
 
@@ -104,7 +104,7 @@ class Journal(Generic[Facts_co]):
         """Start the journal of ``operation`` on the object ``key``; durable when it returns."""
         directory = _directory()
         path = os.path.join(directory, f"{secrets.token_hex(8)}.json")
-        head = Head(key, operation, _locks.Holder.myself(operation))
+        head = JournalHead(key, operation, _locks.Holder.myself(operation))
         with _directory_lock():
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             journal = Journal(path, fd, head, facts, 0)
@@ -203,10 +203,10 @@ def _keep(found: LeftBehind, matches: Callable[[Remains], bool]) -> bool:
     return False
 
 
-_NO_HEAD = Head("", "", _locks.Holder("", "", 0, 0, ""))
+_NO_HEAD = JournalHead("", "", _locks.Holder("", "", 0, 0, ""))
 
 
-def _load(fd: int) -> tuple[Head, dict[str, Any], int]:
+def _load(fd: int) -> tuple[JournalHead, dict[str, Any], int]:
     """Head and facts of all complete lines, and their length; a torn last line was never acknowledged.
 
     Without a head that can be read it is nobody's, and stays.
@@ -220,7 +220,7 @@ def _load(fd: int) -> tuple[Head, dict[str, Any], int]:
         try:
             found = _json.parse(line)
             if not length:
-                head, found = _decoded(Head, found["head"]), found["facts"]
+                head, found = _decoded(JournalHead, found["head"]), found["facts"]
             values.update(found)
         except (ValueError, TypeError, KeyError):
             return head, values, length or len(line)

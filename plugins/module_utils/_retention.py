@@ -24,7 +24,7 @@ FOR_SPACE = "it is among the oldest here, and space is needed (free_space)"
 
 
 @dataclass(frozen=True)
-class Archive:
+class ArchiveFacts:
     """What retention needs to know of a file in the place.
 
     `newest`: unix time of its newest good point, which is its age. `frees_bytes`: what its removal gives back.
@@ -72,7 +72,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RetentionVerdict:
     """What shall happen to the archive at a path, and why."""
 
     path: str
@@ -81,25 +81,25 @@ class Verdict:
 
 
 def judge(
-    archives: Sequence[Archive],
+    archives: Sequence[ArchiveFacts],
     rules: Rules,
     *,
     now: int,
     tz: Optional[tzinfo],
     vm_uuids: Optional[Collection[str]] = None,
-) -> list[Verdict]:
+) -> list[RetentionVerdict]:
     """A verdict for each archive, in their order.
 
     `archives`: all that stand in the place, so that it is seen what they need of each other; the rules apply to each VM by
     itself, or only to those of `vm_uuids`. `tz`: the time zone that hours, days and ISO weeks are told in, None: that of the host.
     """
-    verdicts: dict[str, Verdict] = {}
-    own: dict[str, list[Archive]] = {}
+    verdicts: dict[str, RetentionVerdict] = {}
+    own: dict[str, list[ArchiveFacts]] = {}
     for each in archives:
         if each.not_ours:
-            verdicts[each.path] = Verdict(each.path, True, each.not_ours)
+            verdicts[each.path] = RetentionVerdict(each.path, True, each.not_ours)
         elif vm_uuids is not None and each.vm_uuid not in vm_uuids:
-            verdicts[each.path] = Verdict(each.path, True, "it belongs to another VM")
+            verdicts[each.path] = RetentionVerdict(each.path, True, "it belongs to another VM")
         else:
             own.setdefault(each.vm_uuid, []).append(each)
     for group in own.values():
@@ -109,8 +109,8 @@ def judge(
 
 
 def make_room(
-    archives: Sequence[Archive], verdicts: Sequence[Verdict], *, wanted_bytes: int, free_bytes: int, now: int
-) -> Optional[list[Verdict]]:
+    archives: Sequence[ArchiveFacts], verdicts: Sequence[RetentionVerdict], *, wanted_bytes: int, free_bytes: int, now: int
+) -> Optional[list[RetentionVerdict]]:
     """The verdicts with as many more removals, oldest first and of any VM, as `wanted_bytes` need; None if that cannot be.
 
     `verdicts`: those of `judge` for these archives; what they remove counts as free. No archive goes that need not, nor the
@@ -130,24 +130,24 @@ def make_room(
         waiting.remove(gone)
         kept.take(gone, -1)
         free += gone.frees_bytes
-        decided[gone.path] = Verdict(gone.path, False, FOR_SPACE)
+        decided[gone.path] = RetentionVerdict(gone.path, False, FOR_SPACE)
     return [decided[each.path] for each in archives]
 
 
-def in_order(archives: Iterable[Archive]) -> list[Archive]:
+def in_order(archives: Iterable[ArchiveFacts]) -> list[ArchiveFacts]:
     """The order to remove archives in, so that a run that ends half-way orphans none: what others need goes last."""
     return sorted(archives, key=lambda each: (bool(each.provides), _age(each)))
 
 
-def _age(archive: Archive) -> tuple[int, str]:
+def _age(archive: ArchiveFacts) -> tuple[int, str]:
     return archive.newest, archive.path
 
 
-def _is_future(archive: Archive, now: int) -> bool:
+def _is_future(archive: ArchiveFacts, now: int) -> bool:
     return archive.newest > now + FUTURE_S
 
 
-def _by_rules(own: Sequence[Archive], rules: Rules, now: int, tz: Optional[tzinfo]) -> list[Verdict]:
+def _by_rules(own: Sequence[ArchiveFacts], rules: Rules, now: int, tz: Optional[tzinfo]) -> list[RetentionVerdict]:
     """What the rules alone say about the archives of one VM."""
     newest_first = sorted(own, key=_age, reverse=True)
     uncounted = [each for each in newest_first if each.damaged or each.protected or _is_future(each, now)]
@@ -156,28 +156,28 @@ def _by_rules(own: Sequence[Archive], rules: Rules, now: int, tz: Optional[tzinf
         verdicts = _counted(counted, rules, tz)
     else:
         why = f"it is not older than {rules.days} days (keep_days)" if rules.days else "no rule is given"
-        verdicts = {each.path: Verdict(each.path, True, why) for each in newest_first}
+        verdicts = {each.path: RetentionVerdict(each.path, True, why) for each in newest_first}
     too_old = [each for each in newest_first if rules.days and now - each.newest > rules.days * DAY_S]
     for each in too_old:
-        verdicts[each.path] = Verdict(each.path, False, f"it is older than {rules.days} days (keep_days)")
+        verdicts[each.path] = RetentionVerdict(each.path, False, f"it is older than {rules.days} days (keep_days)")
     oldest_kept = min((_age(each) for each in counted if verdicts[each.path].keep), default=None)
     for each in uncounted:
         if each.protected or _is_future(each, now):
-            verdicts.setdefault(each.path, Verdict(each.path, False, "no rule counts it"))  # held back, with the reason
+            verdicts.setdefault(each.path, RetentionVerdict(each.path, False, "no rule counts it"))  # held back, with the reason
         elif each.path not in verdicts:
             keep = oldest_kept is None or _age(each) > oldest_kept
             why = "is kept while older ones are" if keep else "is older than all that the rules keep"
-            verdicts[each.path] = Verdict(each.path, keep, f"it is damaged, so no rule counts it, and it {why}")
+            verdicts[each.path] = RetentionVerdict(each.path, keep, f"it is damaged, so no rule counts it, and it {why}")
     return list(verdicts.values())
 
 
-def _counted(newest_first: Sequence[Archive], rules: Rules, tz: Optional[tzinfo]) -> dict[str, Verdict]:
+def _counted(newest_first: Sequence[ArchiveFacts], rules: Rules, tz: Optional[tzinfo]) -> dict[str, RetentionVerdict]:
     """Marks archives rule by rule as Proxmox does (pbs-datastore, prune.rs: mark_selections)."""
 
-    def local(archive: Archive) -> datetime:
+    def local(archive: ArchiveFacts) -> datetime:
         return datetime.fromtimestamp(archive.newest, tz)
 
-    periods: tuple[tuple[str, int, Callable[[Archive], Hashable]], ...] = (
+    periods: tuple[tuple[str, int, Callable[[ArchiveFacts], Hashable]], ...] = (
         ("last", rules.last, lambda each: each.path),
         ("hourly", rules.hourly, lambda each: local(each).strftime("%Y-%m-%d %H:00")),
         ("daily", rules.daily, lambda each: local(each).strftime("%Y-%m-%d")),
@@ -185,7 +185,7 @@ def _counted(newest_first: Sequence[Archive], rules: Rules, tz: Optional[tzinfo]
         ("monthly", rules.monthly, lambda each: local(each).strftime("%Y-%m")),
         ("yearly", rules.yearly, lambda each: local(each).strftime("%Y")),
     )
-    marks: dict[str, Verdict] = {}
+    marks: dict[str, RetentionVerdict] = {}
     for name, count, period_of in periods:
         covered = {period_of(each) for each in newest_first if each.path in marks and marks[each.path].keep}
         taken: set[Hashable] = set()
@@ -194,21 +194,21 @@ def _counted(newest_first: Sequence[Archive], rules: Rules, tz: Optional[tzinfo]
             if each.path in marks or period in covered:
                 continue
             if period in taken:
-                marks[each.path] = Verdict(each.path, False, f"a newer one stands for {period} (keep_{name})")
+                marks[each.path] = RetentionVerdict(each.path, False, f"a newer one stands for {period} (keep_{name})")
                 continue
             if len(taken) == count:
                 break
             taken.add(period)
             of_period = "" if name == "last" else f" for {period}"
-            marks[each.path] = Verdict(
+            marks[each.path] = RetentionVerdict(
                 each.path, True, f"it is number {len(taken)} of {count}{of_period} (keep_{name})"
             )
     for each in newest_first:
-        marks.setdefault(each.path, Verdict(each.path, False, "newer ones fill all rules"))
+        marks.setdefault(each.path, RetentionVerdict(each.path, False, "newer ones fill all rules"))
     return marks
 
 
-def _hold_back(archives: Sequence[Archive], verdicts: dict[str, Verdict], now: int) -> None:
+def _hold_back(archives: Sequence[ArchiveFacts], verdicts: dict[str, RetentionVerdict], now: int) -> None:
     """Turns the verdicts on those that must not go. The newest come first, so that they are the ones that are held."""
     kept = _Kept([each for each in archives if verdicts[each.path].keep], now)
     going = sorted(
@@ -217,7 +217,7 @@ def _hold_back(archives: Sequence[Archive], verdicts: dict[str, Verdict], now: i
         reverse=True,
     )
     while True:
-        held = {each.path: Verdict(each.path, True, reason) for each in going if (reason := kept.hold(each))}
+        held = {each.path: RetentionVerdict(each.path, True, reason) for each in going if (reason := kept.hold(each))}
         if not held:
             return
         verdicts.update(held)
@@ -227,7 +227,7 @@ def _hold_back(archives: Sequence[Archive], verdicts: dict[str, Verdict], now: i
 class _Kept:
     """What is kept so far, and the one place that says what must not go beside it, whatever the rules are."""
 
-    def __init__(self, archives: Iterable[Archive], now: int) -> None:
+    def __init__(self, archives: Iterable[ArchiveFacts], now: int) -> None:
         self._now = now
         self._good_of_vm: Counter[str] = Counter()
         self._needed: Counter[str] = Counter()
@@ -235,14 +235,14 @@ class _Kept:
         for each in archives:
             self.take(each, 1)
 
-    def take(self, archive: Archive, count: int) -> None:
+    def take(self, archive: ArchiveFacts, count: int) -> None:
         """One more that is kept (1), or one less (-1)."""
         self._needed.update(dict.fromkeys(archive.needs, count))
         if self.is_good(archive):
             self._good_of_vm[archive.vm_uuid] += count
             self._provided.update(dict.fromkeys(archive.provides, count))
 
-    def hold(self, archive: Archive) -> str:
+    def hold(self, archive: ArchiveFacts) -> str:
         """As `held` for one that is not among the kept; if it must stay, it is from now on."""
         self.take(archive, 1)
         reason = self.held(archive)
@@ -250,7 +250,7 @@ class _Kept:
             self.take(archive, -1)
         return reason
 
-    def held(self, archive: Archive) -> str:
+    def held(self, archive: ArchiveFacts) -> str:
         """Why an archive that is among the kept must not go; "" if it may."""
         if archive.not_ours:
             return archive.not_ours
@@ -269,6 +269,6 @@ class _Kept:
             return "it holds the template that a kept archive of a thin clone needs"
         return "a backup with mode auto would continue it" if archive.continued else ""
 
-    def is_good(self, archive: Archive) -> bool:
+    def is_good(self, archive: ArchiveFacts) -> bool:
         """Whether a VM can be restored from it, as far as is known, and its age is known."""
         return not archive.damaged and not archive.not_ours and not _is_future(archive, self._now)

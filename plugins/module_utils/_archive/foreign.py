@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.pairing import (
     IMAGE_SUFFIXES,
-    Disk,
+    DefinedDisk,
     chain,
     pair,
 )
@@ -37,7 +37,7 @@ _CLOCK_S = 5  # a layer is frozen a moment after the point got its time
 MAX_PAIRS = 20_000  # disks times images of one configuration: bounds the time to match them
 
 
-def _disks(configuration: Configuration) -> list[Disk]:
+def _disks(configuration: Configuration) -> list[DefinedDisk]:
     root = _xml.parse(configuration.domain_xml, f"configuration {configuration.member_name}")
     found = []
     for element in root.findall("devices/disk"):
@@ -47,7 +47,7 @@ def _disks(configuration: Configuration) -> list[Disk]:
         name = "" if target is None else target.get("dev") or ""
         image_format = "" if driver is None else driver.get("type") or ""
         network = attributes.get("name", "")
-        found.append(Disk(name, path, element.get("device") or "disk", image_format, network))
+        found.append(DefinedDisk(name, path, element.get("device") or "disk", image_format, network))
     return found
 
 
@@ -198,7 +198,7 @@ def complete(
     return Completed(replace(configuration, members=tuple(members), warnings=tuple(warnings)), undecided)
 
 
-def _check_said(said: Mapping[str, str], disks: list[Disk], found: Images) -> None:
+def _check_said(said: Mapping[str, str], disks: list[DefinedDisk], found: Images) -> None:
     """Raises RefusedError for pairs of disks and images that cannot be."""
     there = ", ".join(found.good) or "none"
     for target, name in said.items():
@@ -213,14 +213,14 @@ def _check_said(said: Mapping[str, str], disks: list[Disk], found: Images) -> No
             raise RefusedError("Option disk_images", f"{name} is named for {target} and {others[0]}", "Name one each.")
 
 
-def _undecided(disks: list[Disk], choices: list[Member]) -> str:
+def _undecided(disks: list[DefinedDisk], choices: list[Member]) -> str:
     if not disks:
         return ""
     told = " or ".join(f"{each.name} ({each.image_format}, {human_bytes(each.virtual_size_bytes)})" for each in choices)
     return f"nothing tells which image is that of disk {' and '.join(map(str, disks))}: {told}"
 
 
-def _iso(entry: Entry, disks: list[Disk]) -> Member:
+def _iso(entry: Entry, disks: list[DefinedDisk]) -> Member:
     """A CD image, with the target of the CD drive that had it in."""
     for disk in disks:
         base = os.path.basename(disk.path)

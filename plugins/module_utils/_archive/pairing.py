@@ -29,7 +29,7 @@ _NONE: Evidence = (0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Disk:
+class DefinedDisk:
     """What a definition says of a disk. `name`: that of a network volume, which has no `path`."""
 
     target: str
@@ -52,7 +52,7 @@ class Pairs:
     tops: dict[str, str] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
     warnings: list[Notice] = field(default_factory=list)
-    undecided: list[Disk] = field(default_factory=list)
+    undecided: list[DefinedDisk] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
 
 
@@ -66,7 +66,7 @@ def chain(top: str, images: Mapping[str, Member]) -> list[Member]:
     return list(reversed(found.values()))
 
 
-def pair(disks: Sequence[Disk], images: Mapping[str, Member], said: Mapping[str, str]) -> Pairs:
+def pair(disks: Sequence[DefinedDisk], images: Mapping[str, Member], said: Mapping[str, str]) -> Pairs:
     """Pairs the disks of one configuration with images. `said`: what the user has said, by target; "" for no image."""
     found = Pairs({target: name for target, name in said.items() if name})
     decided = {disk for disk in disks if disk.target in said}
@@ -91,9 +91,9 @@ def pair(disks: Sequence[Disk], images: Mapping[str, Member], said: Mapping[str,
     return found
 
 
-def _pair_exactly(disks: Iterable[Disk], images: Mapping[str, Member], found: Pairs) -> None:
+def _pair_exactly(disks: Iterable[DefinedDisk], images: Mapping[str, Member], found: Pairs) -> None:
     """A member that has the name of a disk's file, or that with a suffix of its own; not where another disk's file has it too."""
-    claims: dict[str, dict[str, list[Disk]]] = {}
+    claims: dict[str, dict[str, list[DefinedDisk]]] = {}
     with_suffix: dict[str, list[str]] = {}
     for name in images:
         with_suffix.setdefault(os.path.splitext(name)[0], []).append(name)
@@ -109,7 +109,7 @@ def _pair_exactly(disks: Iterable[Disk], images: Mapping[str, Member], found: Pa
                 found.named.add(disk.target)
 
 
-def _take(disk: Disk, leaf: str, images: Mapping[str, Member], found: Pairs) -> None:
+def _take(disk: DefinedDisk, leaf: str, images: Mapping[str, Member], found: Pairs) -> None:
     """The disk gets a chain: up to the one layer whose name has that of the disk's file in it, else all of it."""
     layers = chain(leaf, images)
     by_whole = [member.name for member in layers if _evidence(disk, member.name)[0]]
@@ -141,7 +141,7 @@ def _free_leaves(images: Mapping[str, Member], tops: Collection[str]) -> list[st
     return sorted(name for name in images if name not in parents and not below[name])
 
 
-def _scores(disk: Disk, images: Mapping[str, Member], leaves: Iterable[str]) -> dict[str, Evidence]:
+def _scores(disk: DefinedDisk, images: Mapping[str, Member], leaves: Iterable[str]) -> dict[str, Evidence]:
     """What speaks for a disk in the name of a leaf or of a layer below it."""
     best: dict[str, Evidence] = {}
     for name in images:
@@ -156,7 +156,7 @@ def _scores(disk: Disk, images: Mapping[str, Member], leaves: Iterable[str]) -> 
     return {leaf: best[leaf] for leaf in leaves}
 
 
-def _evidence(disk: Disk, name: str) -> Evidence:
+def _evidence(disk: DefinedDisk, name: str) -> Evidence:
     """What in a member's name speaks for a disk: words of the file's name (and of its directory), the target."""
     place, base = os.path.split(disk.path or disk.name)
     stem, member = os.path.splitext(base)[0], _words(name)
@@ -197,16 +197,19 @@ def _common(around: list[str], wanted: list[str], words: list[str]) -> int:
 
 
 def _by_names(
-    disks: Sequence[Disk], leaves: Sequence[str], score: Callable[[Disk, str], Evidence], rivals: Sequence[Disk]
-) -> dict[Disk, str]:
+    disks: Sequence[DefinedDisk],
+    leaves: Sequence[str],
+    score: Callable[[DefinedDisk, str], Evidence],
+    rivals: Sequence[DefinedDisk],
+) -> dict[DefinedDisk, str]:
     """Pairs of which each speaks most for the other: a leaf among all disks, a disk among the leaves that are left."""
-    found: dict[Disk, str] = {}
-    wanted_by: dict[str, Optional[Disk]] = {}
+    found: dict[DefinedDisk, str] = {}
+    wanted_by: dict[str, Optional[DefinedDisk]] = {}
     for leaf in leaves:
         wanted_by[leaf] = _best(rivals, lambda disk, leaf=leaf: score(disk, leaf))  # type: ignore[misc]
     while True:
         free = [leaf for leaf in leaves if leaf not in found.values()]
-        new: dict[Disk, str] = {}
+        new: dict[DefinedDisk, str] = {}
         for disk in disks:
             if disk not in found:
                 best = _best(free, lambda leaf, disk=disk: score(disk, leaf))  # type: ignore[misc]
@@ -230,9 +233,9 @@ def _best(items: Iterable[_T], score: Callable[[_T], Evidence]) -> Optional[_T]:
     return best
 
 
-def _by_format(disks: Sequence[Disk], images: Sequence[Member]) -> dict[Disk, str]:
+def _by_format(disks: Sequence[DefinedDisk], images: Sequence[Member]) -> dict[DefinedDisk, str]:
     """The one way to give every disk an image of its own that can be its; nothing where there are several, or none."""
-    found: dict[Disk, str] = {}
+    found: dict[DefinedDisk, str] = {}
     if len(disks) != len(images):
         return found
     open_disks, free = list(disks), list(images)
@@ -249,6 +252,6 @@ def _by_format(disks: Sequence[Disk], images: Sequence[Member]) -> dict[Disk, st
     return found
 
 
-def _fits(disk: Disk, image: Member) -> bool:
+def _fits(disk: DefinedDisk, image: Member) -> bool:
     """A raw disk may have been stored as qcow2, but what is raw has not been the file of a qcow2 disk."""
     return image.image_format != "raw" or disk.format in ("", "raw")

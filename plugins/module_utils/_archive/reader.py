@@ -34,7 +34,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.bytesource 
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Configuration, Member
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.tar import Entry, Walk
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.trailing_data import Remains
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.trailing_data import TrailingData
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.workers import Workers
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -144,13 +144,13 @@ class ArchiveReader:
         return (status.st_size, status.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns)
 
     @functools.cached_property
-    def remains(self) -> Remains:
+    def remains(self) -> TrailingData:
         """What stands behind the end of a native archive; nothing is known where a broken header hides the end."""
         if not self.native or self.structure:
-            return Remains()
+            return TrailingData()
         found = trailing_data.find(self.bytes, self.end, self.size_bytes)
         # What changes while it is looked at can only be an append.
-        return found if found.ours or not self.changed() else Remains("an append under way")
+        return found if found.ours or not self.changed() else TrailingData("an append under way")
 
     @property
     def pending(self) -> str:

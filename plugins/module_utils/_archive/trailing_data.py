@@ -28,7 +28,7 @@ _APPEND = f"of an append that is under way or was interrupted; {_NEXT}"
 
 
 @dataclass(frozen=True)
-class Remains:
+class TrailingData:
     """`text` says what it is, "" for nothing. `ours`: an append left it, no point is lost with it. `lost`: points that cannot be
     reached because the header before them is gone."""
 
@@ -42,30 +42,30 @@ def mark(timestamp: int) -> bytes:
     return f"kvmops append, point {timestamp}\n".encode().ljust(tar.BLOCK, b"\0")
 
 
-def find(source: Bytes, end: int, size_bytes: int) -> Remains:
+def find(source: Bytes, end: int, size_bytes: int) -> TrailingData:
     """What stands behind the end marker at offset `end` of the tar stream; `size_bytes` is the size of the file."""
     if isinstance(source, PlainBytes):
         return _plain(source, end)
     if isinstance(source, FramedBytes) and source.index.pending:
-        return Remains(f"{size_bytes - source.index.end} bytes {_APPEND}")
-    return Remains()
+        return TrailingData(f"{size_bytes - source.index.end} bytes {_APPEND}")
+    return TrailingData()
 
 
-def _plain(source: PlainBytes, end: int) -> Remains:
+def _plain(source: PlainBytes, end: int) -> TrailingData:
     begin = end + COMMIT_BYTES
     if _MARK.fullmatch(source.fetch(begin, tar.BLOCK)):
-        return Remains(f"{source.size - begin} bytes {_APPEND}")
+        return TrailingData(f"{source.size - begin} bytes {_APPEND}")
     if _all_zero(source, begin):
-        return Remains()
+        return TrailingData()
     header = _first_header(source, begin)
     entries = _entries(source, header) if header is not None else []
     points = [point for point in (_configuration(source, entry) for entry in entries) if point]
     if header is None or not points:
-        return Remains(f"{source.size - begin} bytes behind the end of the archive", ours=False)
+        return TrailingData(f"{source.size - begin} bytes behind the end of the archive", ours=False)
     if len(points) == 1 and _digests_fit(source, end, header, entries, points[0]):
-        return Remains(f"point {points[0].timestamp}, whose append was interrupted before its last step; {_NEXT}")
+        return TrailingData(f"point {points[0].timestamp}, whose append was interrupted before its last step; {_NEXT}")
     lost = tuple(point.timestamp for point in points)
-    return Remains(
+    return TrailingData(
         f"the header at offset {end} is gone, behind which are the points {', '.join(map(str, lost))}", False, lost
     )
 

@@ -30,7 +30,7 @@ FULL, PARTIAL, STRUCTURE = "full", "partial", "structure"
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """`ok`: no damage was found. `coverage`: full (every byte has a digest that fits), partial (some members have none, or only
     zstd's checksums), structure (headers only: foreign archives). `checked_bytes` and `unchecked_bytes` count member bytes.
     `notices`: what is no damage but worth saying, as the remains of an interrupted append."""
@@ -43,14 +43,14 @@ class Report:
     notices: tuple[Notice, ...] = ()
 
 
-def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int = 0, attempts: int = 3) -> Report:
+def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int = 0, attempts: int = 3) -> VerifyReport:
     """Verifies an archive file. Never raises for damage, however grave; raises ArchiveError for a file that cannot be opened
     or is no archive, HostileError for what is refused. `attempts`: where points are added to the archive meanwhile."""
     begin = time.time_ns()
     try:
         reader = open_archive(path, use_salvage=True)
     except DamagedError as error:
-        return Report(False, PARTIAL, 0, 0, (Damage(error.member, error.offset, error.length, (), str(error)),))
+        return VerifyReport(False, PARTIAL, 0, 0, (Damage(error.member, error.offset, error.length, (), str(error)),))
     with reader:
         report = verify(reader, progress=progress, threads=threads)
     if attempts > 1 and not report.ok and not any(item.member for item in report.damage) and written_since(path, begin):
@@ -59,7 +59,7 @@ def verify_file(path: str, *, progress: Optional[Progress] = None, threads: int 
     return report
 
 
-def verify(reader: ArchiveReader, *, progress: Optional[Progress] = None, threads: int = 0) -> Report:
+def verify(reader: ArchiveReader, *, progress: Optional[Progress] = None, threads: int = 0) -> VerifyReport:
     """As `verify_file`, for an archive that is open."""
     return _Verification(reader, progress or Progress(), threads).run()
 
@@ -75,7 +75,7 @@ class _Verification:
             for entry in reader.entries
         )
 
-    def run(self) -> Report:
+    def run(self) -> VerifyReport:
         reader = self._reader
         self._progress.phase("verify", bytes_total=sum(entry.size_bytes for entry in reader.entries))
         for broken in reader.broken:
@@ -103,7 +103,7 @@ class _Verification:
             coverage = FULL if self._unchecked == 0 else PARTIAL
         damage = tuple(_merged(self._damage))
         told = tuple(Notice(Code.NOT_COVERED, text) for text in notices)
-        return Report(not damage, coverage, self._checked, self._unchecked, damage, told)
+        return VerifyReport(not damage, coverage, self._checked, self._unchecked, damage, told)
 
     def _with_followers(self, broken: BrokenPoint) -> tuple[int, ...]:
         """A broken point and those that stand on it, and on them."""

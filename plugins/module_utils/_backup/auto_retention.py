@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
-from ansible_collections.kvmops.backup.plugins.module_utils._retention import Archive, Rules
+from ansible_collections.kvmops.backup.plugins.module_utils._retention import ArchiveFacts, Rules
 from ansible_collections.kvmops.backup.plugins.module_utils._slots import Slot
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
@@ -29,7 +29,7 @@ class Keeper:
 
     def __init__(self, request: BackupRequest, context: Context) -> None:
         self._request, self._context = request, context
-        self.removed: list[retention.Removed] = []
+        self.removed: list[retention.RemovedArchive] = []
 
     def with_room(self, draft: BackupPlan, target: TargetFacts, slot: Slot | None) -> TargetFacts:
         """The target with what is free there for a planned backup, once older archives have made room for it (`free_space`).
@@ -118,7 +118,7 @@ class Keeper:
         return retention.look(directory, uri, context, continued, of_vm)
 
 
-def _with(archives: tuple[Archive, ...], planned: BackupPlan) -> tuple[Archive, ...]:
+def _with(archives: tuple[ArchiveFacts, ...], planned: BackupPlan) -> tuple[ArchiveFacts, ...]:
     """The archives as they will be when the plan is carried out."""
-    new = Archive(planned.archive_path, planned.vm_uuid, planned.timestamp, continued=planned.stays)
+    new = ArchiveFacts(planned.archive_path, planned.vm_uuid, planned.timestamp, continued=planned.stays)
     return (*(each for each in archives if each.path != new.path), new)

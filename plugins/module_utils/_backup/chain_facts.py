@@ -37,7 +37,7 @@ _NFS_EVERY_POINTS = 5
 
 
 @dataclass(frozen=True)
-class Standing:
+class ChainVerdict:
     """The verdict. `reason` "": the archive can be continued; `proved`: evidence that was found or renewed on the way.
 
     `unread_bytes`: what would have to be read to be sure (only where the caller has limited that; `reason` is "" then).
@@ -83,36 +83,36 @@ def stands(
     *,
     read_limit_bytes: int | None = None,
     threads: int = 0,
-) -> Standing:
+) -> ChainVerdict:
     """Whether the archive can be continued. Changes nothing; the caller keeps what was `proved`.
 
     `read_limit_bytes`: with more than this to read again the verdict is left open. Raises ArchiveError for a file that cannot be
     read as an archive.
     """
     if facts.shared:
-        return Standing(find.why_not_beside(facts.shared))
+        return ChainVerdict(find.why_not_beside(facts.shared))
     if facts.checkpoints:
-        return Standing(f"the VM is off: {snapshots.why_not_beside(facts.checkpoints)}")
+        return ChainVerdict(f"the VM is off: {snapshots.why_not_beside(facts.checkpoints)}")
     with open_archive(archive) as reader:
         point = reader.point()
         state = _vm_state.load(facts.uuid)
         if facts.thin.base and facts.thin.requires is None:
             if facts.thin.base_trouble:
-                return Standing(f"its template {facts.thin.base.name} {facts.thin.base_trouble}")
+                return ChainVerdict(f"its template {facts.thin.base.name} {facts.thin.base_trouble}")
             unread = template_base.unread_bytes(facts.thin)
             if read_limit_bytes is not None and unread > read_limit_bytes:
-                return Standing("", unread_bytes=unread)
+                return ChainVerdict("", unread_bytes=unread)
             facts = replace(facts, thin=template_base.with_content(facts.thin, None, progress, threads=threads))
         reason = chain.judge(reader.points, vm_now(conn, domain, facts), state) or append.why_full(reader)
         if reason:
-            return Standing(reason)
+            return ChainVerdict(reason)
         found, missing = _evidence(chain.frozen_files(point))
         if missing:
-            return Standing(f"{missing.former_path} is gone, which point {point.timestamp} stands on")
+            return ChainVerdict(f"{missing.former_path} is gone, which point {point.timestamp} stands on")
         suspects = chain.suspects(point, state, found, _distrusted(reader.points, facts))
         unread = sum(member.size_bytes for member in suspects)
         if read_limit_bytes is not None and unread > read_limit_bytes:
-            return Standing("", unread_bytes=unread)
+            return ChainVerdict("", unread_bytes=unread)
         proved = {
             m.former_path: Evidence(m.digest, found[m.former_path])
             for m in chain.frozen_files(point)
@@ -120,12 +120,12 @@ def stands(
         }
         for member in suspects:
             if not _is_same(reader, member, threads, progress):
-                return Standing(f"{member.former_path} was written to or replaced since point {point.timestamp}")
+                return ChainVerdict(f"{member.former_path} was written to or replaced since point {point.timestamp}")
             # written to while it was read: the tuple from before does not fit any more, and it will be read again
             proved[member.former_path] = Evidence(member.digest, found[member.former_path])
         # whether a CD image or a kernel is stored again does not matter to whoever only looks
         same = _same_files(reader, facts, state, threads, progress) if read_limit_bytes is None else {}
-    return Standing("", {**proved, **same}, 0, frozenset(same))
+    return ChainVerdict("", {**proved, **same}, 0, frozenset(same))
 
 
 def open_source(path: str, from_raw: bool) -> ImageSource:

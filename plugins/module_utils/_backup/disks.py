@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.storage imp
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 
 
-class Verdict(str, Enum):
+class DiskVerdict(str, Enum):
     """What happens to a disk. FREEZE: a snapshot freezes it first; COPY: copied as it stands, nobody writes to it."""
 
     FREEZE = "freeze"
@@ -38,7 +38,7 @@ _KEY_NOT_STORED = Notice(
 class Judgement:
     """The verdict on a disk; `reason` says why it is skipped or refused, `warning` what else a person should know."""
 
-    verdict: Verdict
+    verdict: DiskVerdict
     reason: str = ""
     warning: Notice | None = None
 
@@ -105,39 +105,39 @@ def judge(
     if disk.device in ("cdrom", "floppy"):
         return _removable(disk, image, include_iso, unseen)
     if disk.device == "lun":
-        return Judgement(Verdict.SKIP, "a LUN is passed through to the guest and is not part of a backup")
+        return Judgement(DiskVerdict.SKIP, "a LUN is passed through to the guest and is not part of a backup")
     if disk.transient:
-        return Judgement(Verdict.SKIP, "the disk is transient: what is written to it is meant to be lost")
+        return Judgement(DiskVerdict.SKIP, "the disk is transient: what is written to it is meant to be lost")
     if disk.type in ("network", "nvme", "vhostuser", "vhostvdpa", "dir"):
         return Judgement(
-            Verdict.REFUSE, f"disks of type {disk.type} ({disk.network or 'no local file'}) cannot be read here"
+            DiskVerdict.REFUSE, f"disks of type {disk.type} ({disk.network or 'no local file'}) cannot be read here"
         )
     if disk.mirror:
-        return Judgement(Verdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
+        return Judgement(DiskVerdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
     if image is None:
         gone = unseen or f"{disk.path} is not there"
         if disk.volume and not unseen:
             gone = f"the volume {disk.volume} of the pool {disk.pool} is not there, or the pool is not active"
-        return Judgement(Verdict.REFUSE, gone if disk.path or disk.volume else "it has no source")
+        return Judgement(DiskVerdict.REFUSE, gone if disk.path or disk.volume else "it has no source")
     return _data(disk, image, running, snapshots, incrementable, below)
 
 
 def is_stored(judgement: Judgement) -> bool:
     """Whether the disk's images are in a backup (or would be, if it were not refused)."""
-    return judgement.verdict in (Verdict.FREEZE, Verdict.COPY, Verdict.REFUSE)
+    return judgement.verdict in (DiskVerdict.FREEZE, DiskVerdict.COPY, DiskVerdict.REFUSE)
 
 
 def _removable(disk: Disk, image: Image | None, include_iso: bool, unseen: str) -> Judgement:
     if not disk.path and not disk.network and not disk.volume:
-        return Judgement(Verdict.NOTHING)
+        return Judgement(DiskVerdict.NOTHING)
     if disk.device == "floppy":
-        return Judgement(Verdict.SKIP, "floppy images are not part of a backup")
+        return Judgement(DiskVerdict.SKIP, "floppy images are not part of a backup")
     if not include_iso:
-        return Judgement(Verdict.SKIP, "include_iso is false")
+        return Judgement(DiskVerdict.SKIP, "include_iso is false")
     if image is None or image.is_device:
         name = f"the CD image {disk.path or disk.network or disk.volume}"
-        return Judgement(Verdict.SKIP, f"{name}: {unseen}" if unseen else f"{name} is no file of this host")
-    return Judgement(Verdict.ISO)
+        return Judgement(DiskVerdict.SKIP, f"{name}: {unseen}" if unseen else f"{name} is no file of this host")
+    return Judgement(DiskVerdict.ISO)
 
 
 def _data(
@@ -151,23 +151,23 @@ def _data(
     lower = (each.objection(incrementable=False, running=False, snapshots=snapshots) for each in below)
     why = why or next(filter(None, lower), "")
     if why:
-        return Judgement(Verdict.REFUSE, why)
+        return Judgement(DiskVerdict.REFUSE, why)
     if image.format not in STORED_FORMATS:
-        return Judgement(Verdict.REFUSE, f"images of format {image.format} are not supported; qcow2 and raw are")
+        return Judgement(DiskVerdict.REFUSE, f"images of format {image.format} are not supported; qcow2 and raw are")
     if image.has_data_file or disk.has_data_file:
-        return Judgement(Verdict.REFUSE, f"{image.path} keeps its data in an external data file")
+        return Judgement(DiskVerdict.REFUSE, f"{image.path} keeps its data in an external data file")
     if disk.has_slices:
-        return Judgement(Verdict.REFUSE, "it is a slice of a larger file")
+        return Judgement(DiskVerdict.REFUSE, "it is a slice of a larger file")
     if image.is_device and image.format == "qcow2":
         return Judgement(
-            Verdict.REFUSE, f"{image.path} is a block device with qcow2 on it; raw block devices and files work"
+            DiskVerdict.REFUSE, f"{image.path} is a block device with qcow2 on it; raw block devices and files work"
         )
     warning = _KEY_NOT_STORED if disk.encrypted else None
     if disk.readonly:
-        return Judgement(Verdict.COPY, warning=warning)
+        return Judgement(DiskVerdict.COPY, warning=warning)
     if disk.shareable:
-        return Judgement(Verdict.SKIP, "the disk is shareable: other VMs may write to it at any time")
+        return Judgement(DiskVerdict.SKIP, "the disk is shareable: other VMs may write to it at any time")
     if (running or incrementable) and disk.encrypted:
         why = "it is encrypted and its overlay would not be"
-        return Judgement(Verdict.REFUSE, f"{why}: make full backups that are not incrementable, while the VM is off")
-    return Judgement(Verdict.FREEZE if running or incrementable else Verdict.COPY, warning=warning)
+        return Judgement(DiskVerdict.REFUSE, f"{why}: make full backups that are not incrementable, while the VM is off")
+    return Judgement(DiskVerdict.FREEZE if running or incrementable else DiskVerdict.COPY, warning=warning)

@@ -19,9 +19,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import (
     STORED_FORMATS,
+    DiskVerdict,
     Image,
     Judgement,
-    Verdict,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
@@ -89,7 +89,7 @@ def of_point(
     # the tops change: what was active at the newest point is below now
     kept = {key: replace(member, active=False) for key, member in known.items()}
     new: list[PlannedMember] = []
-    active = {d.target: d.path for d, judgement in judgements if judgement.verdict in (Verdict.FREEZE, Verdict.COPY)}
+    active = {d.target: d.path for d, judgement in judgements if judgement.verdict in (DiskVerdict.FREEZE, DiskVerdict.COPY)}
     former = dict.fromkeys(_former_targets(sources, {disk.target for disk, _judgement in judgements}), "")
     for target, path in {**active, **former}.items():
         held = {real: member.name for (of, real), member in known.items() if of == target}
@@ -144,7 +144,7 @@ def _isos(
     new: dict[str, PlannedMember] = {}
     number = _next_number(base, None)
     for disk, judgement in judgements:
-        if judgement.verdict is not Verdict.ISO or disk.path in kept or disk.path in new:
+        if judgement.verdict is not DiskVerdict.ISO or disk.path in kept or disk.path in new:
             continue
         if disk.path in known and disk.path in same:
             kept[disk.path] = replace(known[disk.path], target=disk.target)

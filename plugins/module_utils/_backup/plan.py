@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     SnapshotNode,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Judgement, Verdict, judge
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import DiskVerdict, Image, Judgement, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.template_base import Thin
@@ -174,7 +174,7 @@ def plan(
         _refuse_incrementable(facts, corrupt, what)
     judgements = _judgements(facts, request, what, stays)
     consistency, fallback = _consistency(facts, request.consistency, what)
-    frozen = [disk for disk, judgement in judgements if judgement.verdict is Verdict.FREEZE]
+    frozen = [disk for disk, judgement in judgements if judgement.verdict is DiskVerdict.FREEZE]
     timestamp, archive = _name(facts, frozen, target, request, now, base)
     definition_xml, differences = definition.of_point(facts.persistent_xml, facts.live_xml)
     snapshot = _snapshot(
@@ -344,7 +344,7 @@ def _skipped(
     facts: VmFacts, judgements: Sequence[tuple[Disk, Judgement]], request: BackupRequest
 ) -> tuple[Skipped, ...]:
     skipped = [
-        Skipped(disk.target, judgement.reason) for disk, judgement in judgements if judgement.verdict is Verdict.SKIP
+        Skipped(disk.target, judgement.reason) for disk, judgement in judgements if judgement.verdict is DiskVerdict.SKIP
     ]
     skipped += [
         Skipped(disk.target, "it is a disk of another VM, attached by vdisk_cross_attach") for disk in facts.attached
@@ -460,7 +460,7 @@ def _judgements(facts: VmFacts, request: BackupRequest, what: str, incrementable
         for disk in facts.view.disks
     ]
     refused = [
-        f"disk {disk.name}: {judgement.reason}" for disk, judgement in judged if judgement.verdict is Verdict.REFUSE
+        f"disk {disk.name}: {judgement.reason}" for disk, judgement in judged if judgement.verdict is DiskVerdict.REFUSE
     ]
     if refused:
         raise RefusedError(what, "; ".join(refused), "Nothing has been touched.")
@@ -568,7 +568,7 @@ def _snapshot(
     *,
     stays: bool,
 ) -> SnapshotPlan | None:
-    frozen = [disk for disk, judgement in judgements if judgement.verdict is Verdict.FREEZE]
+    frozen = [disk for disk, judgement in judgements if judgement.verdict is DiskVerdict.FREEZE]
     if not frozen:
         return None
     name = backup_snapshots.name(timestamp)
@@ -588,7 +588,7 @@ def _snapshot(
             for disk in frozen
         ),
         excluded_targets=(
-            *(disk.target for disk, judgement in judgements if judgement.verdict is not Verdict.FREEZE),
+            *(disk.target for disk, judgement in judgements if judgement.verdict is not DiskVerdict.FREEZE),
             *(disk.target for disk in facts.attached),
         ),
         memory_path=_memory_path(facts, frozen, name) if consistency is Consistency.MEMORY else "",

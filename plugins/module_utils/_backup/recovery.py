@@ -16,12 +16,12 @@ from typing import Any, Optional
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import append, trash
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Head, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, JournalHead
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import Unmerged, VmOperation
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import recovery
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Phase, SnapshotFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import SnapshotFacts, SnapshotPhase
 
 OPERATION = "backup"
 
@@ -53,7 +53,7 @@ class BackupFacts(SnapshotFacts):
 
 def is_published(facts: BackupFacts) -> bool:
     """Whether the snapshot in this journal stays, because the point that it was taken for is in its archive."""
-    if facts.phase is Phase.REMOVING:
+    if facts.phase is SnapshotPhase.REMOVING:
         return False  # the run had given it up, and part of it may be gone
     if facts.published:
         return True
@@ -82,7 +82,7 @@ def settle(
     return done
 
 
-def tell(facts: BackupFacts, head: Head) -> str:
+def tell(facts: BackupFacts, head: JournalHead) -> str:
     """What a dead backup left that settle() would look at, as one clause."""
     return recovery.tell_run(facts.vm_name, head) + ("" if is_published(facts) else recovery.tell_snapshot(facts))
 

@@ -32,13 +32,13 @@ from ansible_collections.kvmops.backup.plugins.module_utils._units import human_
 
 #: Of the archives of one VM, the path of the one that a backup with mode auto would go on with; "" for none.
 Continued = Callable[[Sequence[View]], str]
-Verdicts = list[_retention.Verdict]
-Decide = Callable[[Sequence[_retention.Archive]], Optional[Verdicts]]
+Verdicts = list[_retention.RetentionVerdict]
+Decide = Callable[[Sequence[_retention.ArchiveFacts]], Optional[Verdicts]]
 _OTHERS_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
-class Removed:
+class RemovedArchive:
     """An archive that is gone (in check mode: would be), why, and the bytes that this has given back."""
 
     path: str
@@ -58,15 +58,15 @@ class RetentionPlace:
     """
 
     directory: str
-    archives: tuple[_retention.Archive, ...]
+    archives: tuple[_retention.ArchiveFacts, ...]
     views: dict[str, View] = field(default_factory=dict)
     twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: dict[str, tuple[int, ...]] = field(default_factory=dict)
     continued: Continued = lambda _views: ""
     goes_on: dict[str, str] = field(default_factory=dict)
-    read: dict[str, _retention.Archive] = field(default_factory=dict)
+    read: dict[str, _retention.ArchiveFacts] = field(default_factory=dict)
 
-    def decide(self, archives: Sequence[_retention.Archive], verdicts_of: Decide) -> Verdicts | None:
+    def decide(self, archives: Sequence[_retention.ArchiveFacts], verdicts_of: Decide) -> Verdicts | None:
         """What is decided about archives of this place once they were read, and it is known which mode auto would go on with.
 
         For both, all archives of a VM are read, and the VM is looked at with all its files; so only those VMs are of which an
@@ -84,7 +84,7 @@ class RetentionPlace:
                 return verdicts
             asked |= more
 
-    def _as_it_is(self, archive: _retention.Archive, asked: Collection[str]) -> _retention.Archive:
+    def _as_it_is(self, archive: _retention.ArchiveFacts, asked: Collection[str]) -> _retention.ArchiveFacts:
         view = self.views.get(archive.path)
         if view and view.glanced and archive.vm_uuid in asked:
             del self.views[archive.path]
@@ -96,7 +96,7 @@ class RetentionPlace:
             return archive
         return replace(known, in_use=archive.in_use or known.in_use, continued=archive.continued)
 
-    def _is_continued(self, archive: _retention.Archive, asked: Collection[str]) -> bool:
+    def _is_continued(self, archive: _retention.ArchiveFacts, asked: Collection[str]) -> bool:
         uuid = archive.vm_uuid
         if archive.continued or uuid not in asked:
             return archive.continued
@@ -105,7 +105,7 @@ class RetentionPlace:
             self.goes_on[uuid] = self.continued(own) if own else ""
         return archive.path == self.goes_on[uuid]
 
-    def of_vms(self, uuids: Collection[str]) -> list[_retention.Archive]:
+    def of_vms(self, uuids: Collection[str]) -> list[_retention.ArchiveFacts]:
         """The archives of some VMs."""
         return [each for each in self.archives if each.vm_uuid in uuids]
 
@@ -196,11 +196,11 @@ def _views(
     of_vm: str,
     *,
     all_read: bool = False,
-) -> tuple[list[View], list[_retention.Archive]]:
+) -> tuple[list[View], list[_retention.ArchiveFacts]]:
     """Archives of ours, and what else is there. `of_vm`: those that are surely of other VMs are left out; `all_read`: nothing is
     taken from the index."""
     views: list[View] = []
-    unknown: list[_retention.Archive] = []
+    unknown: list[_retention.ArchiveFacts] = []
     for path in paths:
         if of_vm and catalog.surely_of_others(path, of_vm):
             continue
@@ -223,7 +223,7 @@ def _views(
     return views, unknown
 
 
-def _read(path: str, twins: Sequence[str]) -> tuple[View | None, _retention.Archive]:
+def _read(path: str, twins: Sequence[str]) -> tuple[View | None, _retention.ArchiveFacts]:
     """An archive as it is, whatever the index says; None where it is none of ours."""
     try:
         view = catalog.look(path)
@@ -233,13 +233,13 @@ def _read(path: str, twins: Sequence[str]) -> tuple[View | None, _retention.Arch
     return (None, _spared(view, why)) if why else (view, _facts(view, twins))
 
 
-def _unreadable(path: str, error: ArchiveError) -> _retention.Archive:
-    return _retention.Archive(path, "", 0, not_ours=f"it cannot be read: {error}")
+def _unreadable(path: str, error: ArchiveError) -> _retention.ArchiveFacts:
+    return _retention.ArchiveFacts(path, "", 0, not_ours=f"it cannot be read: {error}")
 
 
-def _spared(view: View, why: str) -> _retention.Archive:
+def _spared(view: View, why: str) -> _retention.ArchiveFacts:
     # that it needs a template of ours is believed: nothing is lost by that
-    return _retention.Archive(view.path, "", 0, not_ours=why, needs=_needs(view))
+    return _retention.ArchiveFacts(view.path, "", 0, not_ours=why, needs=_needs(view))
 
 
 def judge(
@@ -252,25 +252,25 @@ def judge(
 
 def carry_out(
     place: RetentionPlace,
-    verdicts: Sequence[_retention.Verdict],
+    verdicts: Sequence[_retention.RetentionVerdict],
     context: Context,
     *,
     check_mode: bool = False,
     wanted_bytes: int = 0,
     measure: Callable[[], int] | None = None,
-) -> list[Removed]:
+) -> list[RemovedArchive]:
     """Removes what the verdicts say; what has come into use or has changed since stays, with a warning.
 
     What goes for the sake of space only stays as soon as `wanted_bytes` are free by `measure` (None: the file system's own
     figure); where a removal gave back less than it seemed to, the next oldest goes too. The caller looks whether it was enough.
     """
     archives, decided = list(place.archives), {each.path: each for each in verdicts}
-    removed: list[Removed] = []
+    removed: list[RemovedArchive] = []
     free = measure or (lambda: _files.free_bytes(place.directory))
     while True:
         going = _retention.in_order(each for each in archives if not decided[each.path].keep)
         if check_mode:
-            return [Removed(each.path, decided[each.path].reason, each.frees_bytes) for each in going]
+            return [RemovedArchive(each.path, decided[each.path].reason, each.frees_bytes) for each in going]
         stuck: set[str] = set()
         for archive in going:
             context.progress.phase("remove", archive.path)
@@ -286,7 +286,7 @@ def carry_out(
                 context.warn(Notice(Code.NOT_REMOVED, text))
                 stuck.add(archive.path)
                 continue
-            removed.append(Removed(archive.path, reason, archive.frees_bytes))
+            removed.append(RemovedArchive(archive.path, reason, archive.frees_bytes))
             if wanted_bytes:
                 _files.wait_for_free(free, min(wanted_bytes, before + archive.frees_bytes))
         if not wanted_bytes or free() >= wanted_bytes:
@@ -320,8 +320,8 @@ def make_room(place: RetentionPlace, wanted_bytes: int, free_bytes: int) -> Verd
 
 def _more_room(
     place: RetentionPlace,
-    archives: Sequence[_retention.Archive],
-    verdicts: Sequence[_retention.Verdict],
+    archives: Sequence[_retention.ArchiveFacts],
+    verdicts: Sequence[_retention.RetentionVerdict],
     wanted_bytes: int,
     free_bytes: int,
 ) -> Verdicts | None:
@@ -349,7 +349,7 @@ def alone(directory: str, context: Context, what: str = "retention") -> Iterator
         yield
 
 
-def _with_room(place: RetentionPlace, verdicts: Sequence[_retention.Verdict], wanted_bytes: int) -> Verdicts:
+def _with_room(place: RetentionPlace, verdicts: Sequence[_retention.RetentionVerdict], wanted_bytes: int) -> Verdicts:
     free = _files.free_bytes(place.directory)
     made = _more_room(place, place.archives, verdicts, wanted_bytes, free)
     if made is None:
@@ -361,7 +361,7 @@ def _with_room(place: RetentionPlace, verdicts: Sequence[_retention.Verdict], wa
     return made
 
 
-def _refuse_too_little(directory: str, wanted_bytes: int, removed: Sequence[Removed], context: Context) -> None:
+def _refuse_too_little(directory: str, wanted_bytes: int, removed: Sequence[RemovedArchive], context: Context) -> None:
     """Raises TargetError if less is free than was wanted, after all that was removed."""
     free = _files.free_bytes(directory) if wanted_bytes else 0
     if free >= wanted_bytes:
@@ -406,9 +406,9 @@ def _not_ours(view: View) -> str:
     return "" if view.newest.vm_uuid else "it does not say whose it is"
 
 
-def _facts(view: View, twins: Sequence[str]) -> _retention.Archive:
+def _facts(view: View, twins: Sequence[str]) -> _retention.ArchiveFacts:
     names = (view.path, *twins)
-    return _retention.Archive(
+    return _retention.ArchiveFacts(
         path=view.path,
         vm_uuid=view.newest.vm_uuid,
         newest=view.newest.timestamp,
@@ -441,7 +441,7 @@ def _freed_bytes(path: str) -> int:
         return 0
 
 
-def _clones_elsewhere(directory: str, uri: str, context: Context) -> list[_retention.Archive]:
+def _clones_elsewhere(directory: str, uri: str, context: Context) -> list[_retention.ArchiveFacts]:
     """Archives in other pools that need a template: what they need must not go. Raises KvmopsError where that cannot be told."""
     here = os.path.realpath(directory)
     found = []
@@ -451,11 +451,11 @@ def _clones_elsewhere(directory: str, uri: str, context: Context) -> list[_reten
         with contextlib.suppress(ArchiveError):
             needs = _needs(catalog.look(path))
             if needs:
-                found.append(_retention.Archive(path, "", 0, not_ours="it is in another place", needs=needs))
+                found.append(_retention.ArchiveFacts(path, "", 0, not_ours="it is in another place", needs=needs))
     return found
 
 
-def _diff(shown: Sequence[_retention.Archive], gone: Collection[str], reasons: dict[str, str]) -> dict[str, str]:
+def _diff(shown: Sequence[_retention.ArchiveFacts], gone: Collection[str], reasons: dict[str, str]) -> dict[str, str]:
     def lines(paths: Sequence[str]) -> str:
         return "".join(f"{path}\n" for path in paths)
 

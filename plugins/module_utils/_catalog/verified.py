@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cach
 _VERSION = 1
 
 
-class Point(Protocol):
+class PointDigest(Protocol):
     """What is looked at of a point."""
 
     @property
@@ -49,7 +49,7 @@ class Verified:
 
 
 def record(
-    path: str, points: Iterable[Point], *, at: int, ok: bool, coverage: str, lost: Iterable[int]
+    path: str, points: Iterable[PointDigest], *, at: int, ok: bool, coverage: str, lost: Iterable[int]
 ) -> None:
     """Keeps a finding. A cache that cannot be written is no reason to fail."""
     known = list(points)
@@ -71,7 +71,7 @@ def record(
         return
 
 
-def last(path: str, points: Iterable[Point]) -> Verified | None:
+def last(path: str, points: Iterable[PointDigest]) -> Verified | None:
     """The last finding about the archive at `path`, which has these points; None where there is none."""
     try:
         stat = _files.evidence(path)
@@ -91,7 +91,7 @@ def last(path: str, points: Iterable[Point]) -> Verified | None:
         return None
 
 
-def _first(points: list[Point]) -> list[int | str]:
+def _first(points: list[PointDigest]) -> list[int | str]:
     """Tells an archive from a later one that has got its inode."""
     return [points[0].timestamp, points[0].digest] if points else []
 

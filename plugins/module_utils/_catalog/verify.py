@@ -119,7 +119,7 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
         if not os.path.lexists(path):
             raise ArchiveError(f"Archive {path}", "it is not there any more") from error
         size = os.stat(path).st_size
-        report = archive_verify.Report(False, archive_verify.STRUCTURE, 0, size, (Damage("", 0, size, (), str(error)),))
+        report = archive_verify.VerifyReport(False, archive_verify.STRUCTURE, 0, size, (Damage("", 0, size, (), str(error)),))
     for notice in report.notices:
         context.warn(notice.about(path))
     damage = list(report.damage)

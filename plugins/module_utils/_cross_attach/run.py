@@ -54,7 +54,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery import recovery
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers, snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import run as snapshot_run
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Kind
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import SnapshotKind
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import SnapshotFacts, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._template import mark
@@ -156,7 +156,7 @@ def _source_facts(conn: Connection, chosen: choose.Chosen) -> SourceFacts:
     state = found.state(_attachments.SNAPSHOT)
     then = state.disk(disk.disk.target) if state else None
     frozen = None
-    if then is not None and then.kind is Kind.EXTERNAL and then.path in found.files:
+    if then is not None and then.kind is SnapshotKind.EXTERNAL and then.path in found.files:
         layer = found.files[then.path]
         frozen = Frozen(layer.path, layer.format, layer.virtual_size_bytes)
     record = _attachments.load(chosen.disk.vm_uuid)

@@ -291,7 +291,7 @@ class RawAsQcow2Source(AsQcow2Source):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Qcow2Layout:
     """Where everything goes, in clusters of 64 KiB.
 
     Run i: the ``run_count[i]`` guest clusters from ``run_guest[i]`` lie at ``run_member[i]``.
@@ -310,7 +310,7 @@ class Layout:
     clusters: int
 
 
-def plan_layout(raw_bytes: int, extents: Iterable[tuple[int, int]], *, max_runs: int = _MAX_RUNS) -> Layout:
+def plan_layout(raw_bytes: int, extents: Iterable[tuple[int, int]], *, max_runs: int = _MAX_RUNS) -> Qcow2Layout:
     """Lay out a raw disk of ``raw_bytes`` with the allocated byte ranges ``extents`` (ascending).
 
     Raises ImageError when it is larger than qcow2 can be.
@@ -334,7 +334,7 @@ def plan_layout(raw_bytes: int, extents: Iterable[tuple[int, int]], *, max_runs:
     while blocks * _REFCOUNTS_PER_BLOCK < table_at + table_clusters + blocks:
         blocks = -(-(table_at + table_clusters + blocks) // _REFCOUNTS_PER_BLOCK)
         table_clusters = -(-blocks * 8 // CLUSTER_BYTES)
-    return Layout(
+    return Qcow2Layout(
         virtual_size_bytes=virtual_size,
         run_guest=guest,
         run_count=count,

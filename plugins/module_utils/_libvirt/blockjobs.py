@@ -29,7 +29,7 @@ OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class BlockJob:
     """One job in QEMU. ``target`` is the disk libvirt made it for, "" for jobs it does not know."""
 
     id: str
@@ -40,12 +40,12 @@ class Job:
     total_bytes: int
 
 
-def jobs(domain: Domain) -> tuple[Job, ...]:
+def jobs(domain: Domain) -> tuple[BlockJob, ...]:
     """All jobs of a running VM's QEMU."""
     found = []
     for each in monitor.execute(domain, "query-jobs"):
         found.append(
-            Job(
+            BlockJob(
                 each["id"],
                 each["type"],
                 each["status"],
@@ -270,7 +270,7 @@ def give_up(domain: Domain, targets: Collection[str]) -> None:
             domain.blockJobAbort(target, 0)
 
 
-def _ready_in_qemu(domain: Domain, target: str) -> Job | None:
+def _ready_in_qemu(domain: Domain, target: str) -> BlockJob | None:
     return next((job for job in jobs(domain) if job.target == target and job.status == "ready"), None)
 
 
@@ -324,7 +324,7 @@ def dismiss_own(domain: Domain, target: str) -> None:
     monitor.execute(domain, "job-dismiss", id=OWN_PREFIX + target)
 
 
-def is_stale_creation(job: Job) -> bool:
+def is_stale_creation(job: BlockJob) -> bool:
     """An ended job of the kind libvirt makes overlays with; a living libvirtd dismisses them at once. Pure."""
     return job.type == "create" and job.status == "concluded"
 

@@ -12,7 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libraries import et
 
 
 @dataclass(frozen=True)
-class Kind:
+class BootFileKind:
     """One place in a definition that names such a file: element, and attribute or "" for its text.
 
     ``stored``: a backup takes it. ``packaged``: one below /usr comes with the host's packages, and is left to them.
@@ -28,14 +28,14 @@ class Kind:
 
 
 KINDS = (
-    Kind("kernel", "os/kernel"),
-    Kind("initial RAM disk", "os/initrd"),
-    Kind("device tree", "os/dtb"),
-    Kind("shim", "os/shim"),
-    Kind("firmware", "os/loader", packaged=True, public=True),
-    Kind("ACPI table", "os/acpi/table", packaged=True),
-    Kind("option ROM", "devices/*/rom", "file", packaged=True, public=True),
-    Kind("firmware configuration", "sysinfo/entry", "file", stored=False),  # often holds secrets
+    BootFileKind("kernel", "os/kernel"),
+    BootFileKind("initial RAM disk", "os/initrd"),
+    BootFileKind("device tree", "os/dtb"),
+    BootFileKind("shim", "os/shim"),
+    BootFileKind("firmware", "os/loader", packaged=True, public=True),
+    BootFileKind("ACPI table", "os/acpi/table", packaged=True),
+    BootFileKind("option ROM", "devices/*/rom", "file", packaged=True, public=True),
+    BootFileKind("firmware configuration", "sysinfo/entry", "file", stored=False),  # often holds secrets
 )
 
 
@@ -44,7 +44,7 @@ class BootFile:
     """A file that a definition names; ``problem``: why it cannot be stored, "" if it can."""
 
     path: str
-    kind: Kind
+    kind: BootFileKind
     problem: str = ""
 
 
@@ -53,7 +53,7 @@ class Named:
     """Where a definition names a file."""
 
     element: etree._Element
-    kind: Kind
+    kind: BootFileKind
 
     @property
     def path(self) -> str:

@@ -28,7 +28,7 @@ _KNOWN_CODECS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Head:
+class MemoryHead:
     """Header and data of an image. ``renamable``: another XML may stand in it."""
 
     raw: bytes
@@ -51,7 +51,7 @@ def head_bytes(header: bytes, what: str) -> int:
     return HEADER_BYTES + numbers[_DATA_BYTES]
 
 
-def parse(raw: bytes, what: str) -> Head:
+def parse(raw: bytes, what: str) -> MemoryHead:
     """The head from its bytes, ``head_bytes`` of them. Raises HostileError."""
     if len(raw) != head_bytes(raw, what):
         raise HostileError(what, "it ends within its head")
@@ -62,12 +62,12 @@ def parse(raw: bytes, what: str) -> Head:
     if not end or not cookie_end:
         raise HostileError(what, "its XML does not end")
     try:
-        return Head(raw, xml.decode(), cookie, numbers[_CODEC] in _KNOWN_CODECS)
+        return MemoryHead(raw, xml.decode(), cookie, numbers[_CODEC] in _KNOWN_CODECS)
     except UnicodeDecodeError as error:
         raise HostileError(what, "its XML is not UTF-8") from error
 
 
-def without_secrets(head: Head, what: str) -> bytes:
+def without_secrets(head: MemoryHead, what: str) -> bytes:
     """The head without the passwords of the VM's displays; as it is where it has none. Raises as `with_xml`."""
     if "passwd" not in head.xml:
         return head.raw
@@ -78,7 +78,7 @@ def without_secrets(head: Head, what: str) -> bytes:
     return with_xml(head, root, what) if secret else head.raw
 
 
-def with_xml(head: Head, root: etree._Element, what: str) -> bytes:
+def with_xml(head: MemoryHead, root: etree._Element, what: str) -> bytes:
     """The head with another domain XML, of the same length. Raises RefusedError where that cannot be."""
     if not head.renamable:
         raise RefusedError(what, "its codec is not known, so it cannot get a new name, uuid or place")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, Union
 
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts_co, Head, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Facts_co, Journal, JournalHead
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
@@ -42,10 +42,10 @@ class VmOperation(Generic[Facts_co]):
     name: str  # as the journal has it
     facts: type[Facts_co]
     settle: Callable[[Connection, str, Journal[Facts_co], Progress, Union[Unmerged, None]], list[str]]
-    tell: Callable[[Facts_co, Head], str]
+    tell: Callable[[Facts_co, JournalHead], str]
 
 
-class HostFacts(Protocol):
+class HostOperationFacts(Protocol):
     """What the journal of an operation on several VMs says at least."""
 
     @property
@@ -53,7 +53,7 @@ class HostFacts(Protocol):
         """The connection that the VMs were found on."""
 
 
-AnyHostFacts = TypeVar("AnyHostFacts", bound=HostFacts)
+AnyHostFacts = TypeVar("AnyHostFacts", bound=HostOperationFacts)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class HostOperation(Generic[AnyHostFacts]):
     facts: type[AnyHostFacts]
     concerns: Callable[[AnyHostFacts, str], bool]
     settle: Callable[[Connection, Journal[AnyHostFacts], Progress], list[str]]
-    tell: Callable[[AnyHostFacts, Head], str]
+    tell: Callable[[AnyHostFacts, JournalHead], str]
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def lasting() -> list[LastingOperation]:
     return [operation for source in _lasting for operation in source()]
 
 
-def of_host(head: Head) -> HostOperation[Any] | None:
+def of_host(head: JournalHead) -> HostOperation[Any] | None:
     """The operation of this journal, None if it is not about several VMs, or not known."""
     found = known().get(head.operation)
     return found if isinstance(found, HostOperation) else None
 
 
-def of_vm(head: Head) -> VmOperation[Any] | None:
+def of_vm(head: JournalHead) -> VmOperation[Any] | None:
     """The operation of this journal, None if it is not about one VM, or not known."""
     found = known().get(head.operation)
     return found if isinstance(found, VmOperation) else None

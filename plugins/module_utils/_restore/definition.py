@@ -48,7 +48,7 @@ class Changes:
 
 
 @dataclass
-class Outcome:
+class Remarks:
     """What the user has to know about the rewriting."""
 
     warnings: list[Notice] = field(default_factory=list)
@@ -73,9 +73,9 @@ def host_file_names(root: etree._Element, pools: Mapping[str, str]) -> set[str]:
     return {name for name in names if name.startswith("/")}
 
 
-def apply(root: etree._Element, changes: Changes, facts: HostFacts) -> Outcome:
+def apply(root: etree._Element, changes: Changes, facts: HostFacts) -> Remarks:
     """Rewrites a definition in place; what reaches out of the VM has been dealt with before (host_exposure.apply)."""
-    outcome = Outcome()
+    outcome = Remarks()
     _identity(root, changes)
     for element in root.findall("devices/disk"):
         _disk(element, changes, outcome)
@@ -111,7 +111,7 @@ def _first(root: etree._Element, tag: str) -> etree._Element:
     return element
 
 
-def _disk(element: etree._Element, changes: Changes, outcome: Outcome) -> None:
+def _disk(element: etree._Element, changes: Changes, outcome: Remarks) -> None:
     target = target_of(element)
     fate = changes.fates[target]
     parent = _xml.parent_of(element)
@@ -167,7 +167,7 @@ def _driver(element: etree._Element) -> etree._Element:
     return driver
 
 
-def _restored_disk(element: etree._Element, disk: NewDisk, outcome: Outcome) -> None:
+def _restored_disk(element: etree._Element, disk: NewDisk, outcome: Remarks) -> None:
     former = element.find("source")
     encryption = former.find("encryption") if former is not None else None
     for child in [*element.findall("source"), *element.findall("auth")]:
@@ -247,7 +247,7 @@ def missing_networks(root: etree._Element, networks: Mapping[str, str], facts: H
     return sorted(set(missing))
 
 
-def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome: Outcome) -> None:
+def _firmware(root: etree._Element, changes: Changes, facts: HostFacts, outcome: Remarks) -> None:
     os_element = root.find("os")
     if os_element is None:
         return
@@ -284,7 +284,7 @@ def _is_public(path: str, facts: HostFacts) -> bool:
     return file is not None and file.public
 
 
-def _guest_readable(root: etree._Element, facts: HostFacts, outcome: Outcome) -> None:
+def _guest_readable(root: etree._Element, facts: HostFacts, outcome: Remarks) -> None:
     for each in list(boot_files.named(root)):
         if each.kind.name in _DISPENSABLE and not _is_public(each.path, facts):
             reason = f"{each.kind.name}: not on this host, or not a file that everybody may read"
@@ -309,7 +309,7 @@ def _runtime_traces(root: etree._Element) -> None:
                 device.remove(source)
 
 
-def _shared_numbers(root: etree._Element, outcome: Outcome) -> None:
+def _shared_numbers(root: etree._Element, outcome: Remarks) -> None:
     """A copy must not ask for ports and numbers that the original has."""
     for graphics in root.iterfind("devices/graphics"):
         port = graphics.get("port") or "-1"

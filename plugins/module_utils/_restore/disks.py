@@ -49,9 +49,10 @@ class Emptied:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The element is left out."""
+    """The element is left out. `untrusted`: only because the archive is not ours to trust."""
 
     reason: str
+    untrusted: bool = False
 
 
 Fate = Union[Restored, Kept, Emptied, Dropped]
@@ -230,7 +231,7 @@ def _without_member(
         return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")
     if disk.device == "lun":
         problem = _lun_problem(disk, facts, others) if trusted else host_exposure.NOT_TAKEN
-        return Dropped(f"the LUN {disk.source} {problem}") if problem else Kept(disk.source_attributes)
+        return Dropped(f"the LUN {disk.source} {problem}", not trusted) if problem else Kept(disk.source_attributes)
     missing = f"{disk.source or 'the disk'} is not in the archive"
     return Dropped(f"{missing}: {why}" if why else missing)
 

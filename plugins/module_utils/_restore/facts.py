@@ -42,8 +42,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
     BlockDevice,
-    Capabilities,
     ExistingVm,
+    HostCapabilities,
     HostFacts,
     HostFile,
     Mark,
@@ -308,7 +308,7 @@ def _shows(disk: disks.DiskElement, path: str, pools: Mapping[str, str]) -> bool
     return os.path.realpath(file) == os.path.realpath(path)
 
 
-def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[ExistingVm]) -> Capabilities:
+def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[ExistingVm]) -> HostCapabilities:
     kind = root.get("type") or ""
     os_type = root.find("os/type")
     arch = (os_type.get("arch") or "x86_64") if os_type is not None else "x86_64"
@@ -317,7 +317,7 @@ def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[Existing
     domain = None if guest is None else guest.find(f"domain[@type='{kind}']")
     if guest is None or domain is None:
         what = f"an emulator for {arch}" if guest is None else f"hardware virtualization (a VM of type {kind})"
-        return Capabilities(problem=what)
+        return HostCapabilities(problem=what)
     # a VM of this host may run on an emulator that libvirt does not know by itself
     emulators = {e.text or "" for e in [*guest.iterfind("emulator"), *domain.iterfind("emulator")]}
     for vm in vms:
@@ -329,7 +329,7 @@ def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[Existing
     cpu = details.find("cpu")
     modes = {} if cpu is None else {mode.get("name") or "": mode for mode in cpu.iterfind("mode")}
     custom = modes.get("custom")
-    return Capabilities(
+    return HostCapabilities(
         emulator=details.findtext("path") or "",
         emulators=frozenset(emulators - {""}),
         machines=frozenset(machines - {""}),

@@ -83,7 +83,7 @@ NOT_TAKEN = "it is not taken from an archive that is not ours to trust ('trust: 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Exposure:
     """``warnings``: what stays although it reaches out of the VM, and what is no loss; ``skipped``: what was left out."""
 
     warnings: tuple[Notice, ...] = ()
@@ -91,7 +91,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ExposureRule:
     """One kind of item. ``exclusive``: two VMs cannot share it; ``always``: left out whatever the archive is."""
 
     kind: str
@@ -101,33 +101,34 @@ class Rule:
 
 
 RULES = (
-    Rule("QEMU options past libvirt", lambda root: (e for e in root if str(e.tag).startswith(_QEMU))),
-    Rule("shared host directory", _found("devices/filesystem")),
-    Rule("host file or socket as a console", _character_devices, exclusive=True),
-    Rule("log file", _found("devices//log", "devices/interface/backend[@logFile]"), exclusive=True),
-    Rule("host script of a network interface", _found("devices/interface/script", "devices/interface/downscript")),
-    Rule("tap or vhost device of a network interface", _found(
+    ExposureRule("QEMU options past libvirt", lambda root: (e for e in root if str(e.tag).startswith(_QEMU))),
+    ExposureRule("shared host directory", _found("devices/filesystem")),
+    ExposureRule("host file or socket as a console", _character_devices, exclusive=True),
+    ExposureRule("log file", _found("devices//log", "devices/interface/backend[@logFile]"), exclusive=True),
+    ExposureRule("host script of a network interface", _found("devices/interface/script", "devices/interface/downscript")),
+    ExposureRule("tap or vhost device of a network interface", _found(
         "devices/interface/backend[@tap]", "devices/interface/backend[@vhost]"), exclusive=True),
-    Rule("network interface past libvirt's networks", _typed("devices/interface", "type", _HARMLESS_INTERFACES), exclusive=True),
-    Rule("source of random numbers", _random_sources),
-    Rule("host's TPM", lambda root: (
+    ExposureRule("network interface past libvirt's networks", _typed(
+        "devices/interface", "type", _HARMLESS_INTERFACES), exclusive=True),
+    ExposureRule("source of random numbers", _random_sources),
+    ExposureRule("host's TPM", lambda root: (
         e for e in root.iterfind("devices/tpm") if e.find("backend[@type='emulator']") is None),
         exclusive=True),
-    Rule("memory shared with other VMs", _found("devices/shmem")),
-    Rule("persistent store in a host file", _found("devices/pstore"), exclusive=True),
-    Rule("memory device backed by a host file", _typed("devices/memory", "model", ("dimm", "virtio-mem")), always=True),
-    Rule("host input device", _found("devices/input[@type='passthrough']", "devices/input[@type='evdev']"), exclusive=True),
-    Rule("audio written to a host file", _found("devices/audio[@type='file']"), exclusive=True),
-    Rule("host's smart card", _typed("devices/smartcard", "mode", ("passthrough",)), exclusive=True),
-    Rule("smart card of another machine", lambda root: (
+    ExposureRule("memory shared with other VMs", _found("devices/shmem")),
+    ExposureRule("persistent store in a host file", _found("devices/pstore"), exclusive=True),
+    ExposureRule("memory device backed by a host file", _typed("devices/memory", "model", ("dimm", "virtio-mem")), always=True),
+    ExposureRule("host input device", _found("devices/input[@type='passthrough']", "devices/input[@type='evdev']"), exclusive=True),
+    ExposureRule("audio written to a host file", _found("devices/audio[@type='file']"), exclusive=True),
+    ExposureRule("host's smart card", _typed("devices/smartcard", "mode", ("passthrough",)), exclusive=True),
+    ExposureRule("smart card of another machine", lambda root: (
         e for e in root.iterfind("devices/smartcard[@mode='passthrough']") if e.get("type") != "spicevmc"), exclusive=True),
-    Rule("USB redirection to a socket", _typed("devices/redirdev", "type", ("spicevmc",)), exclusive=True),
-    Rule("socket of the graphics", _found(
+    ExposureRule("USB redirection to a socket", _typed("devices/redirdev", "type", ("spicevmc",)), exclusive=True),
+    ExposureRule("socket of the graphics", _found(
         "devices/graphics[@socket]", "devices/graphics/listen[@type='socket']"), exclusive=True),
-    Rule("security label", lambda root: (
+    ExposureRule("security label", lambda root: (
         e for path in ("seclabel", "devices//seclabel") for e in root.iterfind(path)
         if e.getparent() is not root or e.get("type") in ("static", "none") or e.find("baselabel") is not None)),
-    Rule("persistent reservations daemon", _found("devices/disk/source/reservations")),
+    ExposureRule("persistent reservations daemon", _found("devices/disk/source/reservations")),
 )  # fmt: skip
 
 
@@ -145,12 +146,12 @@ def label(element: etree._Element) -> str:
     return f"{tag} {element.get('type') or element.get('mode') or (element.text or '').strip()}".strip()
 
 
-def apply(root: etree._Element, *, trusted: bool, copy: bool) -> Outcome:
+def apply(root: etree._Element, *, trusted: bool, copy: bool) -> Exposure:
     """Takes out of a definition what may not come along. ``trusted``: it is ours; ``copy``: the VM it is of stays beside it."""
     return _by_rules(root, copy) if trusted else only_allowed(root)
 
 
-def _by_rules(root: etree._Element, copy: bool) -> Outcome:
+def _by_rules(root: etree._Element, copy: bool) -> Exposure:
     warnings: list[Notice] = []
     skipped: list[Skipped] = []
     for rule in RULES:
@@ -168,10 +169,10 @@ def _by_rules(root: etree._Element, copy: bool) -> Outcome:
                 _as_pty(element)
             else:
                 parent.remove(element)
-    return Outcome(tuple(warnings), tuple(skipped))
+    return Exposure(tuple(warnings), tuple(skipped))
 
 
-def only_allowed(root: etree._Element) -> Outcome:
+def only_allowed(root: etree._Element) -> Exposure:
     """Leaves in a definition, or in the cookie of a snapshot, what is on the list (allowed.py); names everything else."""
     table = _tables()["cookie" if root.tag == "cookie" else "domain"]
     gone: list[str] = []
@@ -183,7 +184,7 @@ def only_allowed(root: etree._Element) -> Outcome:
     others = sorted({etree.QName(note).localname for note in notes if note.getparent() is None})
     etree.cleanup_namespaces(root)
     text = f"Notes of other programs in the definition are left out: {', '.join(others)}."
-    return Outcome(
+    return Exposure(
         warnings=(Notice(Code.LEFT_OUT, text),) if others else (),
         skipped=tuple(Skipped(item, NOT_TAKEN) for item in dict.fromkeys(gone)),
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import definition
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import Capabilities, HostFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import HostCapabilities, HostFacts
 
 _CPU_MODES = {"host-passthrough", "maximum", "host-model"}
 #: Devices that libvirt refuses to define, or to start, where QEMU or a helper of it is not installed: what it is, the element
@@ -40,7 +40,7 @@ def missing(root: etree._Element, networks: Mapping[str, str], facts: HostFacts,
     return lacking
 
 
-def _machine(root: etree._Element, capabilities: Capabilities) -> list[str]:
+def _machine(root: etree._Element, capabilities: HostCapabilities) -> list[str]:
     lacking = []
     emulator = (root.findtext("devices/emulator") or "").strip()
     if emulator and emulator not in capabilities.emulators:
@@ -52,7 +52,7 @@ def _machine(root: etree._Element, capabilities: Capabilities) -> list[str]:
     return lacking
 
 
-def _cpu(root: etree._Element, capabilities: Capabilities) -> list[str]:
+def _cpu(root: etree._Element, capabilities: HostCapabilities) -> list[str]:
     cpu = root.find("cpu")
     if cpu is None:
         return []
@@ -69,7 +69,7 @@ def _cpu(root: etree._Element, capabilities: Capabilities) -> list[str]:
     return [] if capabilities.cpu_models[model] or forgiving else [f"a CPU that can run the model {model}"]
 
 
-def _devices(root: etree._Element, capabilities: Capabilities) -> list[str]:
+def _devices(root: etree._Element, capabilities: HostCapabilities) -> list[str]:
     lacking = []
     for kind, element, attribute, key in DEVICES:
         values = (each.get(attribute) or "" for each in root.iterfind(f"devices/{element}"))

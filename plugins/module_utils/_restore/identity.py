@@ -28,7 +28,7 @@ class Fresh:
 
 
 @dataclass(frozen=True)
-class Wish:
+class IdentityWish:
     """What was asked for: ``name`` "": the archive's; ``uuid``: "", keep, new or a UUID; ``mac``: "", keep or new."""
 
     name: str = ""
@@ -58,7 +58,7 @@ def is_name(name: str) -> bool:
     return bool(name.strip()) and not forbidden
 
 
-def decide(name: str, uuid: str, macs: Sequence[str], wish: Wish, vms: Sequence[ExistingVm], fresh: Fresh) -> Identity:
+def decide(name: str, uuid: str, macs: Sequence[str], wish: IdentityWish, vms: Sequence[ExistingVm], fresh: Fresh) -> Identity:
     """Identity of a restored VM ``name``, ``uuid`` with the addresses ``macs`` ("" for an interface without one)."""
     problems: list[str] = []
     chosen = wish.name or name

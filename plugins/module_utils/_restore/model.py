@@ -94,7 +94,7 @@ class ExistingVm:
 
 
 @dataclass(frozen=True)
-class Capabilities:
+class HostCapabilities:
     """What this host can run for the architecture and type of the VM; from libvirt's domain capabilities.
 
     `problem` not "": it runs none of that kind. `cpu_models`: name → usable; `firmware`: files of loaders it knows.
@@ -157,7 +157,7 @@ class HostFacts:
     vms: tuple[ExistingVm, ...] = ()
     networks: frozenset[str] = frozenset()
     interfaces: frozenset[str] = frozenset()
-    capabilities: Capabilities = field(default_factory=Capabilities)
+    capabilities: HostCapabilities = field(default_factory=HostCapabilities)
     files: Mapping[str, HostFile] = field(default_factory=dict)
     block_devices: Mapping[str, BlockDevice] = field(default_factory=dict)
     hostdevs: frozenset[str] = frozenset()

@@ -24,7 +24,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     boot,
     definition,
     disks,
-    host_exposure,
     identity,
     layout,
     mark,
@@ -225,7 +224,7 @@ def _decide(
         configuration.vm_name,
         configuration.vm_uuid.lower(),
         macs,
-        identity.Wish(request.name, request.uuid, request.mac, request.force),
+        identity.IdentityWish(request.name, request.uuid, request.mac, request.force),
         host.vms,
         fresh,
     )
@@ -299,10 +298,9 @@ def _draft(
             **{member.former_path: files.of_member(member.name).path for member in booted.restored},
         },
     )
-    outcome = rewrite.Outcome() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
+    outcome = rewrite.Rewritten() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
     if outcome.lacking:
         problems.append("this host does not have " + ", ".join(outcome.lacking))
-    reduced = tuple(item.device for item in outcome.skipped if host_exposure.NOT_TAKEN in item.reason)
     of_tree = states.plan(decided.tree, files, now, heads)
     warnings = [
         # how the members were matched with the disks
@@ -340,7 +338,7 @@ def _draft(
             lacking=() if bare else tuple(_lacking(root, nvram, tpm)),
             estimated_bytes=sum(file.member.size_bytes * (2 if file.temporary else 1) for file in all_files),
             start=request.start,
-            reduced=reduced,
+            reduced=outcome.reduced,
             repair=request.repair,
             autostart=configuration.autostart and not configuration.template and _takes_its_place(configuration, who),
             requires=configuration.requires,

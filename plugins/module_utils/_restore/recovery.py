@@ -30,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import (
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Head, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, JournalHead
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import files, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -168,7 +168,7 @@ def settle(conn: Connection, journal: Journal[RestoreFacts], _progress: Progress
         ) from error
 
 
-def tell(facts: RestoreFacts, _head: Head) -> str:
+def tell(facts: RestoreFacts, _head: JournalHead) -> str:
     """What a dead restore left that settle() would look at, as one clause."""
     return f"a restore of {facts.name} from {facts.source} was interrupted"
 

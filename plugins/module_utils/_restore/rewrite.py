@@ -60,12 +60,16 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What there is to say about a rewritten definition. ``lacking``: what it needs and the host does not have."""
+class Rewritten:
+    """What there is to say about a rewritten definition.
+
+    ``lacking``: what it needs and the host does not have. ``reduced``: devices that only an archive of ours would get.
+    """
 
     warnings: tuple[Notice, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     lacking: tuple[str, ...] = ()
+    reduced: tuple[str, ...] = ()
 
 
 def rewrite(
@@ -74,7 +78,7 @@ def rewrite(
     tops: Mapping[str, PlannedFile | MadeFile],
     now: Circumstances,
     macs: Sequence[str] = (),
-) -> Outcome:
+) -> Rewritten:
     """Rewrites a definition in place. ``tops``: the file of each restored disk by target.
 
     ``macs``: addresses of its interfaces, one by one, where they were decided for this very definition.
@@ -101,12 +105,14 @@ def rewrite(
         nvram_path=nvram,
         trusted=now.trusted,
     )
+    untrusted = [target for target, fate in fates.items() if isinstance(fate, disks.Dropped) and fate.untrusted]
     outcome = definition.apply(root, changes, now.host)
     boot.attach(own)
-    return Outcome(
+    return Rewritten(
         warnings=(*exposed.warnings, *host_devices, *outcome.warnings),
         skipped=(*outcome.skipped, *exposed.skipped, *absent),
         lacking=tuple(lacking),
+        reduced=(*untrusted, *(() if now.trusted else (item.device for item in exposed.skipped))),
     )
 
 

@@ -31,11 +31,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     PlannedFile,
     PlannedState,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.tree import StateDisk, TreeState
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.tree import TreeDisk, TreeState
 
 _MAX_HEADS_BYTES = 32 * 2**20  # libvirt leaves 64 KiB for each
 _MAX_HEADS_NODES = 300_000
-Heads = Mapping[str, memory_image.Head]  # of external memory images, by member
+Heads = Mapping[str, memory_image.MemoryHead]  # of external memory images, by member
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ _MEMORY_MAY_NOT_FIT = Notice(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlannedTree:
     """The snapshots to define, memory images with their new heads, and what there is to say."""
 
     states: tuple[PlannedState, ...]
@@ -90,7 +90,7 @@ class Outcome:
 
 def memory_heads(read: Callable[[str, int, int], bytes], configuration: Configuration) -> Heads:
     """Heads of the memory images that snapshots have; ``read``: bytes of a member from an offset. Raises HostileError."""
-    heads: dict[str, memory_image.Head] = {}
+    heads: dict[str, memory_image.MemoryHead] = {}
     total = nodes = 0
     for state in tree.read(configuration):
         image = _image(state, configuration)
@@ -153,7 +153,7 @@ def _image(state: TreeState, configuration: Configuration) -> Member | None:
     return next((member for member in images if member.former_path == state.memory_path), None)
 
 
-def _memory_root(name: str, head: memory_image.Head) -> etree._Element:
+def _memory_root(name: str, head: memory_image.MemoryHead) -> etree._Element:
     root = _xml.parse(head.xml, f"The configuration in the memory image {name}")
     if root.tag != "domain":
         raise HostileError(f"The memory image {name}", f"it holds a <{root.tag}>")
@@ -195,7 +195,7 @@ def other_macs(configuration: Configuration, heads: Heads, known: Sequence[str])
     return list(dict.fromkeys(mac for mac in found if mac and mac not in known))
 
 
-def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circumstances, heads: Heads) -> Outcome:
+def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circumstances, heads: Heads) -> PlannedTree:
     """Rewrites everything in the snapshots for the new identity and the new places."""
     notes: dict[Notice, list[str]] = {}
     problems: list[str] = []
@@ -233,7 +233,7 @@ def plan(found: Sequence[RestoredSnapshot], layout: Layout, now: rewrite.Circums
         text = f"A guest that is resumed from the memory in {', '.join(resuming)} goes on with its former MAC addresses"
         warnings.append(Notice(Code.SAME_NETWORK, f"{text}: keep it off the original's network."))
     files = tuple(new_heads.get(file.path, file) for file in layout.files)
-    return Outcome(tuple(planned), files, tuple(warnings), tuple(problems))
+    return PlannedTree(tuple(planned), files, tuple(warnings), tuple(problems))
 
 
 def _tops(each: _Definition, layout: Layout) -> dict[str, PlannedFile | MadeFile]:
@@ -241,7 +241,7 @@ def _tops(each: _Definition, layout: Layout) -> dict[str, PlannedFile | MadeFile
 
 
 def _with_head(
-    file: PlannedFile, memory: _Definition, head: memory_image.Head, now: rewrite.Circumstances, lost: bool
+    file: PlannedFile, memory: _Definition, head: memory_image.MemoryHead, now: rewrite.Circumstances, lost: bool
 ) -> PlannedFile:
     """The memory image for the new identity. One with a codec that is not known stays as it is where everything else does."""
     what = f"The memory image {file.member.name}"
@@ -267,19 +267,19 @@ def _planned(
 ) -> PlannedState:
     here = {disk.target for disk in disks.elements(state.tree.domain)}
 
-    def placed(listed: Sequence[StateDisk]) -> list[StateDisk]:
+    def placed(listed: Sequence[TreeDisk]) -> list[TreeDisk]:
         return [
             replace(disk, overlay=_overlay(state, disk, paths, layout, now)) for disk in listed if disk.target in here
         ]
 
     listed = placed(state.tree.disks)
-    listed += [StateDisk(target, "no") for target in sorted(here - {disk.target for disk in listed})]
+    listed += [TreeDisk(target, "no") for target in sorted(here - {disk.target for disk in listed})]
     xml = tree.document(state.tree, memory_path, listed, placed(state.tree.revert_disks))
     return PlannedState(state.name, xml, state.tree.parent, state.tree.current)
 
 
 def _overlay(
-    state: RestoredSnapshot, disk: StateDisk, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
+    state: RestoredSnapshot, disk: TreeDisk, paths: Mapping[str, str], layout: Layout, now: rewrite.Circumstances
 ) -> str:
     """Where the file is now that took the writes after a snapshot."""
     if disk.mode != "external":

@@ -29,7 +29,7 @@ _MAX_NAME = 200
 
 
 @dataclass(frozen=True)
-class StateDisk:
+class TreeDisk:
     """What a snapshot says about one disk. ``overlay``: the file that took the writes from then on ("" if none is named)."""
 
     target: str
@@ -53,8 +53,8 @@ class TreeState:
     created: int
     memory: str
     memory_path: str
-    disks: tuple[StateDisk, ...]
-    revert_disks: tuple[StateDisk, ...]
+    disks: tuple[TreeDisk, ...]
+    revert_disks: tuple[TreeDisk, ...]
     domain: etree._Element
     inactive: etree._Element | None
     cookie: etree._Element | None
@@ -141,15 +141,15 @@ def _own(element: etree._Element) -> etree._Element:
     return copy
 
 
-def _disk(element: etree._Element, what: str) -> StateDisk:
+def _disk(element: etree._Element, what: str) -> TreeDisk:
     source = element.find("source")
     mode = element.get("snapshot") or "no"
     if mode not in _MODES or not element.get("name"):
         raise HostileError(what, "its list of disks makes no sense")
-    return StateDisk(element.get("name") or "", mode, (source.get("file") or "") if source is not None else "")
+    return TreeDisk(element.get("name") or "", mode, (source.get("file") or "") if source is not None else "")
 
 
-def document(state: TreeState, memory_path: str, disks: Sequence[StateDisk], revert_disks: Sequence[StateDisk]) -> str:
+def document(state: TreeState, memory_path: str, disks: Sequence[TreeDisk], revert_disks: Sequence[TreeDisk]) -> str:
     """The <domainsnapshot> for libvirt. The state's definitions have been rewritten; all paths are the new ones."""
     root = etree.Element("domainsnapshot")
     etree.SubElement(root, "name").text = state.name
@@ -175,7 +175,7 @@ def document(state: TreeState, memory_path: str, disks: Sequence[StateDisk], rev
     return _xml.text(root)
 
 
-def _disk_list(root: etree._Element, tag: str, disks: Sequence[StateDisk]) -> None:
+def _disk_list(root: etree._Element, tag: str, disks: Sequence[TreeDisk]) -> None:
     parent = etree.SubElement(root, tag)
     for disk in disks:
         element = etree.SubElement(parent, "disk", name=disk.target, snapshot=disk.mode)

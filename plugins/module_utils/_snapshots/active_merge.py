@@ -58,7 +58,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation
     DiskSituation,
     JobSeen,
     Power,
-    Seen,
+    SeenActive,
     Situation,
     WayOut,
     can_wait,
@@ -124,16 +124,16 @@ def _look(
     overlay: Overlay,
     facts: MergeFacts,
     seen: views.VmView,
-    jobs: Mapping[str, blockjobs.Job],
+    jobs: Mapping[str, blockjobs.BlockJob],
     opened: Collection[str],
 ) -> DiskSituation:
     disk, step = seen.disk(overlay.target), facts.step(overlay.target)
     attached = bool(disk.qemu or disk.live)
     in_use = not attached and _in_use(overlay)
     detached = not attached and not in_use
-    on_overlay = _seen(disk.qemu, overlay) is Seen.OVERLAY
+    on_overlay = _seen(disk.qemu, overlay) is SeenActive.OVERLAY
     kept = _seen(disk.persistent, overlay)
-    gone = domain is not None and not attached and kept in (Seen.NONE, Seen.OTHER) and step is not Step.LEFT
+    gone = domain is not None and not attached and kept in (SeenActive.NONE, SeenActive.OTHER) and step is not Step.LEFT
     claimed = _claimed(conn, domain, merge, overlay, seen) if gone else ""
     return DiskSituation(
         target=overlay.target,
@@ -154,18 +154,18 @@ def _look(
     )
 
 
-def _seen(chain: tuple[str, ...], overlay: Overlay) -> Seen:
+def _seen(chain: tuple[str, ...], overlay: Overlay) -> SeenActive:
     if not chain:
-        return Seen.NONE
+        return SeenActive.NONE
     if chain[0] == views.real(overlay.overlay_path):
         # what the overlay stands on must be ours too, as far as the view says it; after REJOIN that is the base itself
         below = [views.real(path) for path in (*overlay.between, overlay.base_path)]
         ours = all(here == there for here, there in zip(chain[1:], below)) or chain[1] == below[-1]
-        return Seen.OVERLAY if ours else Seen.OTHER
-    return Seen.BASE if chain[0] == views.real(overlay.base_path) else Seen.OTHER
+        return SeenActive.OVERLAY if ours else SeenActive.OTHER
+    return SeenActive.BASE if chain[0] == views.real(overlay.base_path) else SeenActive.OTHER
 
 
-def _job_seen(job: blockjobs.Job | None, step: Step) -> JobSeen:
+def _job_seen(job: blockjobs.BlockJob | None, step: Step) -> JobSeen:
     if job is None:
         return JobSeen.NONE
     if job.id.startswith(blockjobs.OWN_PREFIX):
@@ -186,11 +186,11 @@ def _is_blank(path: str, image_format: str) -> bool:
     return image_format == "qcow2" and not os.path.getsize(path)
 
 
-def _is_open(persistent: Seen, step: Step) -> bool:
+def _is_open(persistent: SeenActive, step: Step) -> bool:
     """Whether only the files themselves can tell what to do: comparing them reads both whole."""
-    if persistent is Seen.OVERLAY:
+    if persistent is SeenActive.OVERLAY:
         return step not in (Step.NONE, Step.COMMITTING)
-    if persistent is Seen.BASE:
+    if persistent is SeenActive.BASE:
         return step not in (Step.PIVOTING, Step.PIVOTED)
     return step is not Step.LEFT
 
@@ -474,7 +474,7 @@ def _merge(work: Work, targets: list[str]) -> None:
 def _pivot(work: Work, targets: list[str]) -> None:
     seen = views.gather(work.conn, work.domain)
     for number, target in enumerate(targets):
-        blind = _seen(seen.disk(target).persistent, work.overlay(target)) is Seen.BASE
+        blind = _seen(seen.disk(target).persistent, work.overlay(target)) is SeenActive.BASE
         work.steps([target], Step.PIVOTING_BLIND if blind else Step.PIVOTING)
         try:
             blockjobs.pivot(work.domain, target)
@@ -504,7 +504,7 @@ def _require_on_base(work: Work, targets: list[str]) -> None:
     seen = views.gather(work.conn, work.domain)
     for target in targets:
         disk, overlay = seen.disk(target), work.overlay(target)
-        if _seen(disk.qemu, overlay) is not Seen.BASE or _seen(disk.live, overlay) is not Seen.BASE:
+        if _seen(disk.qemu, overlay) is not SeenActive.BASE or _seen(disk.live, overlay) is not SeenActive.BASE:
             raise SplitViewError(
                 f"The disk {target} of {work.merge.vm_name}",
                 f"after the merge QEMU has {_first(disk.qemu)}, the live definition {_first(disk.live)}; "
@@ -568,7 +568,7 @@ def _merge_off(work: Work, targets: list[str]) -> None:
         work.steps([target], Step.PIVOTING)  # whoever starts the VM after the next line starts it on the base, rightly
         if work.domain is not None:
             kept = views.gather(work.conn, work.domain).disk(target).persistent
-            if _seen(kept, overlay) is Seen.OVERLAY:
+            if _seen(kept, overlay) is SeenActive.OVERLAY:
                 _redefine(work, [target])
         work.steps([target], Step.PIVOTED)
 
@@ -581,7 +581,7 @@ def _restore_definition(work: Work) -> None:
     """libvirt may leave an empty <backingStore/> where there was none."""
     if work.domain is not None and work.domain.isPersistent():
         kept = views.gather(work.conn, work.domain)
-        on_base = [each for each in work.merge.overlays if _seen(kept.disk(each.target).persistent, each) is Seen.BASE]
+        on_base = [each for each in work.merge.overlays if _seen(kept.disk(each.target).persistent, each) is SeenActive.BASE]
         _define_originals(work, on_base)
 
 

@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import doma
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers, retained_layers
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Kind
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import SnapshotKind
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def of_vm(conn: Connection, domain: Domain, view: domain_xml.DomainView) -> list
     if domain.snapshotNum(0):
         for info in snapshots.tree(domain, secrets=False):
             for each in layers.disks_of(conn, info):
-                if each.kind is Kind.EXTERNAL:
+                if each.kind is SnapshotKind.EXTERNAL:
                     frozen.setdefault(each.target, set()).add(each.path)
     kept = retained_layers.load(view.uuid)
     found = []

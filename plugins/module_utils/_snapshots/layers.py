@@ -35,7 +35,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._template import fin
 _FORMATS = ("qcow2", "raw")
 
 
-class Kind(str, Enum):
+class SnapshotKind(str, Enum):
     """Where the state of one disk is."""
 
     EXTERNAL = "external"  # frozen in a file of its own
@@ -44,7 +44,7 @@ class Kind(str, Enum):
 
 
 @dataclass(frozen=True)
-class StateDisk:
+class SnapshotDisk:
     """One disk in a snapshot.
 
     ``path`` is the file that the disk was then: what EXTERNAL has frozen, what INTERNAL lies in. ``overlay_path`` is the
@@ -52,7 +52,7 @@ class StateDisk:
     """
 
     target: str
-    kind: Kind
+    kind: SnapshotKind
     path: str
     overlay_path: str
     definition: str
@@ -63,14 +63,14 @@ class LayeredSnapshot:
     """A snapshot with its disks."""
 
     info: Snapshot
-    disks: tuple[StateDisk, ...]
+    disks: tuple[SnapshotDisk, ...]
 
     @property
     def name(self) -> str:
         """The name that libvirt has it under."""
         return self.info.name
 
-    def disk(self, target: str) -> StateDisk | None:
+    def disk(self, target: str) -> SnapshotDisk | None:
         """Its disk of that target."""
         return next((disk for disk in self.disks if disk.target == target), None)
 
@@ -130,7 +130,7 @@ class Layers:
         return tuple(
             state
             for state in self.states
-            if any(disk.kind is Kind.EXTERNAL and disk.path == path for disk in state.disks)
+            if any(disk.kind is SnapshotKind.EXTERNAL and disk.path == path for disk in state.disks)
         )
 
 
@@ -157,8 +157,8 @@ def look(conn: Connection, domain: Domain) -> Layers:
             _follow(path, disk.format or "raw", files)
     for state in states:
         for each in state.disks:
-            if each.kind is not Kind.NONE:
-                _follow(each.path, "" if each.kind is Kind.EXTERNAL else "qcow2", files)
+            if each.kind is not SnapshotKind.NONE:
+                _follow(each.path, "" if each.kind is SnapshotKind.EXTERNAL else "qcow2", files)
                 _follow(each.overlay_path, "qcow2", files)
     neighbours = find.neighbours(conn)
     copies = retained_layers.load(uuid, retained_layers.COPIES)
@@ -227,7 +227,7 @@ def _state(conn: Connection, info: Snapshot) -> LayeredSnapshot:
     return LayeredSnapshot(info, disks_of(conn, info))
 
 
-def disks_of(conn: Connection, info: Snapshot) -> tuple[StateDisk, ...]:
+def disks_of(conn: Connection, info: Snapshot) -> tuple[SnapshotDisk, ...]:
     """The disks in a snapshot."""
     root = _xml.parse(info.xml, f"The snapshot {info.name}")
     then = root.find("domain")
@@ -238,15 +238,15 @@ def disks_of(conn: Connection, info: Snapshot) -> tuple[StateDisk, ...]:
     disks = []
     for disk in domain_xml.view(then).disks:
         entry = listed.get(disk.target)
-        kind = Kind.NONE
+        kind = SnapshotKind.NONE
         overlay = ""
-        if entry is not None and entry.get("snapshot") in (Kind.EXTERNAL.value, Kind.INTERNAL.value):
-            kind = Kind(entry.get("snapshot"))
+        if entry is not None and entry.get("snapshot") in (SnapshotKind.EXTERNAL.value, SnapshotKind.INTERNAL.value):
+            kind = SnapshotKind(entry.get("snapshot"))
             source = entry.find("source")
-            if kind is Kind.EXTERNAL and source is not None:
+            if kind is SnapshotKind.EXTERNAL and source is not None:
                 overlay = views.real(source.get("file", ""))
         definition = _definition(then if kept is None else kept, disk.target) or _definition(then, disk.target)
-        disks.append(StateDisk(disk.target, kind, path_of(conn, disk), overlay, definition))
+        disks.append(SnapshotDisk(disk.target, kind, path_of(conn, disk), overlay, definition))
     return tuple(disks)
 
 

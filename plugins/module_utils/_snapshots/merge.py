@@ -80,7 +80,7 @@ class RemovalFacts(MergeFacts):
 
 
 @dataclass(frozen=True)
-class Removed:
+class RemovedSnapshots:
     """What is gone: names of snapshots, children first; ``notes`` is what a person should know."""
 
     names: tuple[str, ...]
@@ -97,7 +97,7 @@ def remove_snapshots(
     names: removal.Names,
     context: Context,
     begin: Callable[[], None] = _nothing,
-) -> Removed:
+) -> RemovedSnapshots:
     """Remove snapshots, VM running or off. The caller holds the VM's lock and has settled what dead runs left.
 
     ``begin`` is called before anything is touched, once it is known that nothing speaks against it.
@@ -109,7 +109,7 @@ def remove_snapshots(
     found = layers.look(conn, domain)
     plan = removal.plan_removal(found, names)
     if not plan.names:
-        return Removed((), ())
+        return RemovedSnapshots((), ())
     require_removable(conn, domain, found, plan)
     begin()
     active = [merge for merge in plan.merges if merge.active]
@@ -169,7 +169,7 @@ def require_removable(conn: Connection, domain: Domain, found: layers.Layers, pl
     _require_unused(found, plan)
 
 
-def remove(conn: Connection, domain: Domain | None, journal: Journal[RemovalFacts], progress: Progress) -> Removed:
+def remove(conn: Connection, domain: Domain | None, journal: Journal[RemovalFacts], progress: Progress) -> RemovedSnapshots:
     """Carry the journal's plan out, from where an earlier run stopped. A wish to cancel is not heard."""
     plan = journal.facts.plan
     notes: list[str] = []
@@ -190,7 +190,7 @@ def remove(conn: Connection, domain: Domain | None, journal: Journal[RemovalFact
     files.sync(conn.getURI(), plan.vm_name)
     _unlink(conn, plan)
     retained_layers.save(plan.vm_uuid, plan.left)
-    return Removed(plan.names, tuple(Notice(Code.PUT_RIGHT, text) for text in notes))
+    return RemovedSnapshots(plan.names, tuple(Notice(Code.PUT_RIGHT, text) for text in notes))
 
 
 def _owner_after(merge: Merge) -> Owner:

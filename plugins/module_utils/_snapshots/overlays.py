@@ -15,7 +15,7 @@ from typing import Optional
 EXTENSION = ".qcow2"
 
 
-class Phase(str, Enum):
+class SnapshotPhase(str, Enum):
     """How far the run as a whole had come."""
 
     TAKING = "taking"
@@ -117,10 +117,10 @@ class SnapshotFacts(MergeFacts):
     plan: Optional[SnapshotPlan] = None
     originals: Mapping[str, OriginalDisk] = field(default_factory=dict)
     stood_on: str = ""
-    phase: Optional[Phase] = None
+    phase: Optional[SnapshotPhase] = None
     frozen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing of the snapshot can be on the VM: it was never asked for, or all was put back."""
-        return self.plan is None or self.phase is Phase.PUT_BACK
+        return self.plan is None or self.phase is SnapshotPhase.PUT_BACK

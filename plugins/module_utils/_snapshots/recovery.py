@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
-from ansible_collections.kvmops.backup.plugins.module_utils._journal import Head, Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal, JournalHead
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -88,7 +88,7 @@ def undo(
     return []
 
 
-def tell_run(vm_name: str, head: Head) -> str:
+def tell_run(vm_name: str, head: JournalHead) -> str:
     """A clause about a run that died."""
     who = f"process {head.holder.pid} on {head.holder.host}"
     return f"a run of {head.operation} of {vm_name} ({who}) ended before it had finished"
@@ -99,15 +99,15 @@ def tell_snapshot(facts: SnapshotFacts) -> str:
     return f"; its snapshot {facts.plan.name} may still be there" if facts.plan is not None else ""
 
 
-def _tell_snapshot(facts: SnapshotFacts, head: Head) -> str:
+def _tell_snapshot(facts: SnapshotFacts, head: JournalHead) -> str:
     return tell_run(facts.vm_name, head) + tell_snapshot(facts)
 
 
-def _tell_removal(facts: RemovalFacts, head: Head) -> str:
+def _tell_removal(facts: RemovalFacts, head: JournalHead) -> str:
     return f"{tell_run(facts.plan.vm_name, head)}; it was removing {', '.join(facts.plan.names)}"
 
 
-def _tell_revert(facts: RevertFacts, head: Head) -> str:
+def _tell_revert(facts: RevertFacts, head: JournalHead) -> str:
     return f"{tell_run(facts.plan.vm_name, head)}; it was reverting to {facts.plan.name}"
 
 

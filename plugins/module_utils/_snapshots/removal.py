@@ -19,9 +19,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
-    Kind,
     LayeredSnapshot,
     Layers,
+    SnapshotKind,
     require_free,
 )
 
@@ -101,7 +101,7 @@ def plan_removal(layers: Layers, names: Names) -> RemovalPlan:
         if removed and missing:
             raise RefusedError(what, f"{missing}, which {target} stands on, is not there", "Bring the file back.")
     for state in removed:
-        elsewhere = [disk.target for disk in state.disks if disk.kind is Kind.EXTERNAL and not disk.path]
+        elsewhere = [disk.target for disk in state.disks if disk.kind is SnapshotKind.EXTERNAL and not disk.path]
         if elsewhere:
             raise RefusedError(what, f"{state.name} has {', '.join(elsewhere)}, which is no file of this host")
     kept = [state for state in layers.states if state.name not in wanted]
@@ -181,7 +181,7 @@ def _own_layers(work: _Work, target: str, frozen: Iterable[str]) -> list[str]:
         for state in work.removed
         for disk in state.disks
         if disk.target == target
-        for path in (disk.overlay_path, disk.path if disk.kind is Kind.INTERNAL else "")
+        for path in (disk.overlay_path, disk.path if disk.kind is SnapshotKind.INTERNAL else "")
     ]
     own = [path for path in dict.fromkeys([*frozen, *made]) if path in layers.files]
     roots = layers.roots(layers.active.get(target, ""))
@@ -227,21 +227,21 @@ def _frozen(states: Iterable[LayeredSnapshot], target: str) -> dict[str, str]:
         disk.path: disk.definition
         for state in states
         for disk in state.disks
-        if disk.target == target and disk.kind is Kind.EXTERNAL
+        if disk.target == target and disk.kind is SnapshotKind.EXTERNAL
     }
 
 
 def _pinned(states: Iterable[LayeredSnapshot], target: str) -> list[str]:
     """Files whose very content snapshots need."""
     return [
-        disk.path for state in states for disk in state.disks if disk.target == target and disk.kind is not Kind.NONE
+        disk.path for state in states for disk in state.disks if disk.target == target and disk.kind is not SnapshotKind.NONE
     ]
 
 
 def _elsewhere(work: _Work, target: str) -> list[str]:
     """Files that other disks, now or in a snapshot that stays, need too: disks may have been swapped."""
     return [path for other, path in work.layers.active.items() if other != target] + [
-        disk.path for state in work.kept for disk in state.disks if disk.target != target and disk.kind is not Kind.NONE
+        disk.path for state in work.kept for disk in state.disks if disk.target != target and disk.kind is not SnapshotKind.NONE
     ]
 
 
@@ -313,7 +313,7 @@ def _require_nothing_lost(work: _Work, what: str) -> None:
 def _lies_elsewhere(work: _Work, name: str, path: str) -> bool:
     """Whether it is what a revert left in the original of a copy: the snapshot lies in the copy now."""
     state = work.layers.state(name)
-    return state is not None and path not in {disk.path for disk in state.disks if disk.kind is Kind.INTERNAL}
+    return state is not None and path not in {disk.path for disk in state.disks if disk.kind is SnapshotKind.INTERNAL}
 
 
 def _inner(work: _Work, gone: Sequence[str], what: str) -> Iterable[InnerState]:
@@ -322,7 +322,7 @@ def _inner(work: _Work, gone: Sequence[str], what: str) -> Iterable[InnerState]:
     after = {merge.target: merge.base_path for merge in work.merges if merge.active}
     now = {target: after.get(target, path) for target, path in layers.active.items()}
     attached = {path for active in layers.active.values() for path in layers.chain(active)}
-    inside = {state.name for state in work.removed if any(disk.kind is Kind.INTERNAL for disk in state.disks)}
+    inside = {state.name for state in work.removed if any(disk.kind is SnapshotKind.INTERNAL for disk in state.disks)}
     for path, layer in layers.files.items():
         # also in a file that a revert has made a copy of
         for name in layer.internal:

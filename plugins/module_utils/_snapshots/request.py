@@ -16,7 +16,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._units import durati
 ALL_NAME = "all"
 
 
-class Wish(str, Enum):
+class SnapshotWish(str, Enum):
     """What shall be true of the snapshot."""
 
     PRESENT = "present"
@@ -33,7 +33,7 @@ class SnapshotRequest:
 
     vm: str
     snapshot: str
-    wish: Wish = Wish.PRESENT
+    wish: SnapshotWish = SnapshotWish.PRESENT
     memory: bool = False
     quiesce: bool = False
     description: str = ""
@@ -48,7 +48,7 @@ def from_params(params: Mapping[str, Any]) -> SnapshotRequest:
     request = SnapshotRequest(
         vm=params["vm"],
         snapshot=params["snapshot"],
-        wish=Wish(params["state"]),
+        wish=SnapshotWish(params["state"]),
         memory=params["memory"],
         quiesce=params["quiesce"],
         description=params["description"] or "",
@@ -61,9 +61,9 @@ def from_params(params: Mapping[str, Any]) -> SnapshotRequest:
     what = f"The snapshot {name!r}"
     if not name or name.startswith(".") or "/" in name or any(ord(letter) < 32 for letter in name):
         raise RefusedError(what, "libvirt takes no empty names, none with a slash and none that begins with a dot")
-    if request.wish is not Wish.ABSENT and name == ALL_NAME:
+    if request.wish is not SnapshotWish.ABSENT and name == ALL_NAME:
         raise RefusedError(what, f"{ALL_NAME!r} stands for every snapshot, with state=absent only")
-    if request.wish is Wish.PRESENT and request.memory and request.quiesce:
+    if request.wish is SnapshotWish.PRESENT and request.memory and request.quiesce:
         raise RefusedError(
             what,
             "memory and quiesce exclude each other: frozen file systems would be frozen in the memory too",

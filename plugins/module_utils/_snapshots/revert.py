@@ -39,16 +39,16 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     retained_layers,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
-    Kind,
     LayeredSnapshot,
     Layers,
+    SnapshotKind,
     require_free,
 )
 
 OPERATION = "a revert"
 
 
-class Phase(str, Enum):
+class RevertPhase(str, Enum):
     """How far a revert had come."""
 
     PREPARING = "preparing"  # new files are being made, the VM has not been touched
@@ -58,7 +58,7 @@ class Phase(str, Enum):
 
 
 @dataclass(frozen=True)
-class Fresh:
+class NewLayer:
     """A new file for one disk: an overlay on the frozen ``base_path`` or, of an internal snapshot, a copy of it."""
 
     target: str
@@ -81,7 +81,7 @@ class RevertPlan:
     vm_name: str
     name: str
     internal: bool
-    fresh: tuple[Fresh, ...]
+    fresh: tuple[NewLayer, ...]
     actives: tuple[str, ...]  # the images that the VM writes to now
     definition: str
     former_definition: str
@@ -98,7 +98,7 @@ class RevertFacts:
     """What the journal of a revert says."""
 
     plan: RevertPlan
-    phase: Phase = Phase.PREPARING
+    phase: RevertPhase = RevertPhase.PREPARING
 
 
 def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> RevertPlan:
@@ -111,12 +111,12 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
     state = layers.state(name)
     if state is None:
         raise RefusedError(what, "there is no such snapshot", f"virsh snapshot-list {layers.vm_name} shows them.")
-    internal = any(disk.kind is Kind.INTERNAL for disk in state.disks) or state.info.memory == "internal"
+    internal = any(disk.kind is SnapshotKind.INTERNAL for disk in state.disks) or state.info.memory == "internal"
     _require_whole(layers, state, what)
-    frozen = [disk for disk in state.disks if disk.kind is not Kind.NONE]
+    frozen = [disk for disk in state.disks if disk.kind is not SnapshotKind.NONE]
     copied = [disk for disk in frozen if internal and _is_stood_on(layers, disk.path)]
     fresh = tuple(
-        Fresh(disk.target, disk.path, layers.files[disk.path].format, _free_name(layers, disk.path, stamp))
+        NewLayer(disk.target, disk.path, layers.files[disk.path].format, _free_name(layers, disk.path, stamp))
         for disk in (copied if internal else frozen)
     )
     discarded, notes = _discarded(layers, {disk.path for disk in frozen})
@@ -150,26 +150,26 @@ def plan_revert(layers: Layers, name: str, definition: str, stamp: int) -> Rever
 def _require_whole(layers: Layers, state: LayeredSnapshot, what: str) -> None:
     for disk in state.disks:
         layer = layers.files.get(disk.path)
-        if disk.kind is Kind.NONE:
+        if disk.kind is SnapshotKind.NONE:
             continue
         if layer is None:
             raise RefusedError(
                 what, f"its file {disk.path} is not there", "Bring the file back, or remove the snapshot."
             )
-        if disk.kind is Kind.EXTERNAL and disk.path.startswith("/dev/"):
+        if disk.kind is SnapshotKind.EXTERNAL and disk.path.startswith("/dev/"):
             raise RefusedError(
                 what, f"{disk.path} is a device: there is no place beside it for the overlay of a revert"
             )
         below = layers.files[layers.chain(disk.path)[-1]].backing
         if below:
             raise RefusedError(what, f"{below}, which it stands on, is not there", "Bring the file back.")
-        if disk.kind is Kind.EXTERNAL and disk.path in layers.active.values():
+        if disk.kind is SnapshotKind.EXTERNAL and disk.path in layers.active.values():
             raise RefusedError(
                 what,
                 f"{disk.path}, which it had frozen, is what the VM writes to: the snapshot is damaged",
                 "Remove the snapshot; it cannot be used any more.",
             )
-        if disk.kind is Kind.INTERNAL and state.name not in layer.internal:
+        if disk.kind is SnapshotKind.INTERNAL and state.name not in layer.internal:
             raise RefusedError(what, f"it does not lie in {disk.path} any more", "Remove the snapshot.")
     memory = state.info.memory_path
     if state.info.memory == "external" and not _filenames.is_there(memory):
@@ -188,14 +188,14 @@ def _is_stood_on(layers: Layers, path: str) -> bool:
         link
         for state in layers.states
         for disk in state.disks
-        if disk.kind is Kind.EXTERNAL
+        if disk.kind is SnapshotKind.EXTERNAL
         for link in layers.chain(disk.path)
     }
     needed |= {
         link
         for state in layers.states
         for disk in state.disks
-        if disk.kind is Kind.INTERNAL
+        if disk.kind is SnapshotKind.INTERNAL
         for link in layers.chain(disk.path)[1:]
     }
     return path in needed
@@ -203,7 +203,7 @@ def _is_stood_on(layers: Layers, path: str) -> bool:
 
 def _discarded(layers: Layers, wanted: set[str]) -> tuple[tuple[str, ...], list[str]]:
     """Active overlays that hold nothing but the state of now, and notes about other images that nothing will name then."""
-    states = [disk.path for state in layers.states for disk in state.disks if disk.kind is not Kind.NONE]
+    states = [disk.path for state in layers.states for disk in state.disks if disk.kind is not SnapshotKind.NONE]
     needed = {link for path in (*wanted, *states) for link in layers.chain(path)}
     gone, notes = [], []
     for target, path in layers.active.items():
@@ -229,7 +229,7 @@ def original_of(layers: Layers, path: str) -> str:
 
 
 def _definition(
-    root: etree._Element, state: LayeredSnapshot, fresh: tuple[Fresh, ...], definition: str, layers: Layers, what: str
+    root: etree._Element, state: LayeredSnapshot, fresh: tuple[NewLayer, ...], definition: str, layers: Layers, what: str
 ) -> str:
     """The <domain> of that moment on the new overlays, under the name that the VM has now."""
     domain = _definition_then(root, layers.vm_name, what)
@@ -300,7 +300,7 @@ def _list_chain(disk: etree._Element, below: Sequence[qemu_img.QemuImageInfo]) -
         after.addnext(end)
 
 
-def _with_overlays(xml: str, fresh: tuple[Fresh, ...], discarded: tuple[str, ...]) -> str:
+def _with_overlays(xml: str, fresh: tuple[NewLayer, ...], discarded: tuple[str, ...]) -> str:
     """The snapshot with the new overlays in place of its own ones that go."""
     root = _xml.parse(xml, "A snapshot")
     news = {each.target: each.path for each in fresh}
@@ -329,7 +329,7 @@ def run(conn: Connection, domain: Domain, journal: Journal[RevertFacts], progres
             copies = {each.path: each.base_path for each in plan.fresh}
             copies = {**retained_layers.load(plan.vm_uuid, retained_layers.COPIES), **copies}
             retained_layers.save(plan.vm_uuid, copies, retained_layers.COPIES)
-        journal.record(phase=Phase.COMMITTED)
+        journal.record(phase=RevertPhase.COMMITTED)
     except (KvmopsError, OSError):
         _take_back(conn, domain, plan)
         journal.done()
@@ -342,14 +342,14 @@ def resume(conn: Connection, domain: Domain | None, journal: Journal[RevertFacts
     plan = journal.facts.plan
     what = f"{plan.vm_name}: the revert to {plan.name}"
     phase = journal.facts.phase
-    if phase == Phase.ENDED:
+    if phase == RevertPhase.ENDED:
         if domain is not None:
             _discard(conn, domain, plan)
         return f"{what} was finished"
     if domain is None:
         _take_back(conn, None, plan)
         return f"{what} was given up: the VM is not defined any more"
-    if phase not in (Phase.COMMITTED, Phase.STOPPED):
+    if phase not in (RevertPhase.COMMITTED, RevertPhase.STOPPED):
         _take_back(conn, domain, plan)
         return f"{what} was taken back"
     if not domain.isActive():
@@ -359,7 +359,7 @@ def resume(conn: Connection, domain: Domain | None, journal: Journal[RevertFacts
         _forward(conn, domain, plan, journal)
         return f"{what} was finished"
     runs_on = _active_images(conn, domain, live=True)
-    if plan.internal and not plan.fresh and phase == Phase.STOPPED:
+    if plan.internal and not plan.fresh and phase == RevertPhase.STOPPED:
         # the images are the same ones, loaded or not
         if domain.state()[:2] == [libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED]:
             _discard(conn, domain, plan)
@@ -378,7 +378,7 @@ def resume(conn: Connection, domain: Domain | None, journal: Journal[RevertFacts
     raise SplitViewError(what, f"the VM runs on {', '.join(sorted(runs_on))}", "Look at its disks by hand.")
 
 
-def _make(plan: RevertPlan, fresh: Fresh, progress: Progress) -> None:
+def _make(plan: RevertPlan, fresh: NewLayer, progress: Progress) -> None:
     if plan.internal:
         copying.copy(fresh.base_path, fresh.path, progress)
         for name in qemu_img.info(fresh.path, "qcow2").internal_snapshots:
@@ -434,7 +434,7 @@ def _forward_internal(domain: Domain, plan: RevertPlan, journal: Journal[RevertF
         snapshots.redefine(domain, plan.state_xml, current=False)
     if domain.isActive():
         domain.destroy()  # libvirt would load the snapshot into the QEMU that runs, from the images that it has
-    journal.record(phase=Phase.STOPPED)
+    journal.record(phase=RevertPhase.STOPPED)
     snapshots.revert_internal(domain, plan.name)
 
 
@@ -468,7 +468,7 @@ def _let_run(domain: Domain, plan: RevertPlan, *, waits: bool) -> None:
 
 def _end(conn: Connection, domain: Domain, plan: RevertPlan, journal: Journal[RevertFacts]) -> None:
     files.sync(conn.getURI(), plan.vm_name)
-    journal.record(phase=Phase.ENDED)
+    journal.record(phase=RevertPhase.ENDED)
     _discard(conn, domain, plan)
 
 

@@ -37,7 +37,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     revert,
     snapshot,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Kind, Layers
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import Layers, SnapshotKind
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     Overlay,
     SnapshotFacts,
@@ -46,7 +46,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays 
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import (
     ALL_NAME,
     SnapshotRequest,
-    Wish,
+    SnapshotWish,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find, mark
 
@@ -82,10 +82,10 @@ def ensure(request: SnapshotRequest, context: Context) -> dict[str, Any]:
 
 
 def _dispatch(run: _Run) -> dict[str, Any]:
-    acts: dict[Wish, Callable[[_Run], dict[str, Any]]] = {
-        Wish.PRESENT: _present,
-        Wish.ABSENT: _absent,
-        Wish.REVERTED: _reverted,
+    acts: dict[SnapshotWish, Callable[[_Run], dict[str, Any]]] = {
+        SnapshotWish.PRESENT: _present,
+        SnapshotWish.ABSENT: _absent,
+        SnapshotWish.REVERTED: _reverted,
     }
     doing = f"Snapshot {run.request.snapshot} of VM {run.found.vm_name}, {run.request.wish.value}"
     receivers.refuse(run.conn, run.found.vm_uuid, doing, settled=not run.request.check_mode)
@@ -94,7 +94,7 @@ def _dispatch(run: _Run) -> dict[str, Any]:
 
 
 def _refuse_template(run: _Run) -> None:
-    if run.request.wish is Wish.ABSENT and not run.found.states:
+    if run.request.wish is SnapshotWish.ABSENT and not run.found.states:
         return
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE if run.domain.isPersistent() else 0
     if mark.is_marked_xml(run.domain.XMLDesc(flags)):
@@ -288,7 +288,7 @@ def _require_no_attached(found: Layers, name: str) -> None:
     state = found.state(name)
     if state is None or receivers.without_attached(state.info.xml) == state.info.xml:
         return
-    if state.info.memory != "no" or any(disk.kind is Kind.INTERNAL for disk in state.disks):
+    if state.info.memory != "no" or any(disk.kind is SnapshotKind.INTERNAL for disk in state.disks):
         raise RefusedError(
             f"The snapshot {name} of {found.vm_name}",
             "the VM held a disk of another VM then, and would come back with it, as that file is now",
@@ -301,9 +301,9 @@ def _stands_there(found: Layers, name: str) -> bool:
     state = found.state(name)
     if state is None or found.running or not state.info.current or state.info.memory != "no":
         return False
-    frozen = [disk for disk in state.disks if disk.kind is not Kind.NONE]
+    frozen = [disk for disk in state.disks if disk.kind is not SnapshotKind.NONE]
     return set(found.active) == {disk.target for disk in frozen} and all(
-        disk.kind is Kind.EXTERNAL
+        disk.kind is SnapshotKind.EXTERNAL
         and found.chain(found.active[disk.target])[1:2] == (disk.path,)
         and not image_layers.has_data(found.active[disk.target])
         and found.files[found.active[disk.target]].virtual_size_bytes == found.files[disk.path].virtual_size_bytes

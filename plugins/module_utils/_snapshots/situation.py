@@ -26,7 +26,7 @@ class Power(str, Enum):
     GONE = "not defined any more"
 
 
-class Seen(str, Enum):
+class SeenActive(str, Enum):
     """Which image one view has as the disk's active one."""
 
     BASE = "base"
@@ -60,9 +60,9 @@ class DiskSituation:
     """One disk of the snapshot as it is found."""
 
     target: str
-    qemu: Seen
-    live: Seen
-    persistent: Seen
+    qemu: SeenActive
+    live: SeenActive
+    persistent: SeenActive
     job: JobSeen
     step: Step
     content: Content
@@ -75,7 +75,8 @@ class DiskSituation:
     @property
     def unplugged(self) -> bool:
         """Whether the VM does not have the disk any more, under either file."""
-        return (self.qemu, self.live) == (Seen.NONE, Seen.NONE) and self.persistent in (Seen.NONE, Seen.OTHER)
+        running_has_it = (self.qemu, self.live) != (SeenActive.NONE, SeenActive.NONE)
+        return not running_has_it and self.persistent in (SeenActive.NONE, SeenActive.OTHER)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def decide(situation: Situation) -> list[Action]:
     merges = []
     staying = set()
     for disk in situation.disks:
-        attached = disk.qemu is not Seen.NONE or disk.live is not Seen.NONE
+        attached = disk.qemu is not SeenActive.NONE or disk.live is not SeenActive.NONE
         why = ""
         if disk.unplugged and situation.power is not Power.GONE:
             act, why = _unplugged(disk, situation.power)
@@ -178,7 +179,7 @@ def decide(situation: Situation) -> list[Action]:
     if situation.stale_jobs:
         actions.append(Action(Act.DISMISS))
     actions += merges
-    if any(disk.qemu is Seen.BASE and disk.live is Seen.OVERLAY for disk in situation.disks):
+    if any(disk.qemu is SeenActive.BASE and disk.live is SeenActive.OVERLAY for disk in situation.disks):
         return actions  # what comes after depends on what libvirt makes of it
     actions += [Action(Act.DROP, disk.target) for disk in situation.disks if disk.stray]
     if situation.listed:
@@ -204,11 +205,11 @@ def _is_whole(disk: DiskSituation, power: Power) -> bool:
     if disk.job is not JobSeen.NONE or disk.ghost or disk.stray or disk.in_use or disk.inside:
         return False
     if power is Power.RUNNING:
-        kept = disk.persistent in (Seen.OVERLAY, Seen.NONE)
-        return kept and disk.qemu is Seen.OVERLAY and disk.live is Seen.OVERLAY
+        kept = disk.persistent in (SeenActive.OVERLAY, SeenActive.NONE)
+        return kept and disk.qemu is SeenActive.OVERLAY and disk.live is SeenActive.OVERLAY
     there = disk.content is not Content.MISSING and disk.step in (Step.NONE, Step.COMMITTING)
-    detached = disk.qemu is Seen.NONE and disk.live is Seen.NONE
-    return power is Power.OFF and detached and there and disk.persistent is Seen.OVERLAY
+    detached = disk.qemu is SeenActive.NONE and disk.live is SeenActive.NONE
+    return power is Power.OFF and detached and there and disk.persistent is SeenActive.OVERLAY
 
 
 def _attached(disk: DiskSituation) -> Act | None:
@@ -216,42 +217,42 @@ def _attached(disk: DiskSituation) -> Act | None:
     where = (disk.qemu, disk.live)
     if disk.job is JobSeen.FOREIGN:
         raise Blocked(BusyError, "a block job that is not ours is at work on it", disk.target)
-    known = disk.persistent is not Seen.OTHER
+    known = disk.persistent is not SeenActive.OTHER
     asked = disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED)
     if disk.ghost and disk.job is JobSeen.NONE:
-        if where == (Seen.BASE, Seen.OVERLAY) and asked and disk.persistent is Seen.OVERLAY:
+        if where == (SeenActive.BASE, SeenActive.OVERLAY) and asked and disk.persistent is SeenActive.OVERLAY:
             return Act.REDEFINE  # so that the next start, at least, is right
         why = "libvirt believes in a block job that QEMU does not have, and refuses every other one"
         raise Blocked(SplitViewError, why, disk.target, WayOut.GHOST)
-    if where == (Seen.OVERLAY, Seen.OVERLAY) and known and disk.job in _MERGES:
+    if where == (SeenActive.OVERLAY, SeenActive.OVERLAY) and known and disk.job in _MERGES:
         return _MERGES[disk.job]
-    if where == (Seen.OVERLAY, Seen.BASE) and known and disk.job in _MERGES_QEMU:
+    if where == (SeenActive.OVERLAY, SeenActive.BASE) and known and disk.job in _MERGES_QEMU:
         return _MERGES_QEMU[disk.job]
-    if where == (Seen.BASE, Seen.OVERLAY) and known and asked and disk.job is JobSeen.NONE:
+    if where == (SeenActive.BASE, SeenActive.OVERLAY) and known and asked and disk.job is JobSeen.NONE:
         return Act.REJOIN
-    if where == (Seen.BASE, Seen.BASE) and known and disk.job is JobSeen.OURS_QEMU:
+    if where == (SeenActive.BASE, SeenActive.BASE) and known and disk.job is JobSeen.OURS_QEMU:
         return Act.FINISH_QEMU
-    if where == (Seen.BASE, Seen.BASE) and known and disk.job is JobSeen.NONE:
+    if where == (SeenActive.BASE, SeenActive.BASE) and known and disk.job is JobSeen.NONE:
         # PIVOTING_BLIND is no proof: the VM may have been off in between and started on the base
         merged = disk.step in (Step.PIVOTING, Step.PIVOTED)
         if not merged and disk.content not in (Content.MISSING, Content.EMPTY):
             raise Blocked(
                 SplitViewError, "the guest runs on the base, but the overlay holds what it wrote before", disk.target
             )
-        return Act.REDEFINE if disk.persistent is Seen.OVERLAY else None
+        return Act.REDEFINE if disk.persistent is SeenActive.OVERLAY else None
     raise Blocked(SplitViewError, "this has no written recovery", disk.target)
 
 
 def _detached(disk: DiskSituation, power: Power) -> Act | None:
     """A disk that no running QEMU known to libvirt has."""
     _refuse_in_use(disk)
-    if power is Power.SAVED and disk.persistent is Seen.OVERLAY:
+    if power is Power.SAVED and disk.persistent is SeenActive.OVERLAY:
         raise Blocked(RefusedError, "the VM was saved to disk while it ran on the overlay", disk.target, WayOut.START)
     if disk.content is Content.MISSING:
-        if disk.persistent is Seen.OVERLAY:
+        if disk.persistent is SeenActive.OVERLAY:
             raise Blocked(SplitViewError, "the definition names an overlay that is not there", disk.target)
         return None
-    if disk.persistent is Seen.OVERLAY:
+    if disk.persistent is SeenActive.OVERLAY:
         if disk.content in _NOTHING_MORE:
             return Act.REDEFINE
         if disk.step in (Step.NONE, Step.COMMITTING):
@@ -259,7 +260,7 @@ def _detached(disk: DiskSituation, power: Power) -> Act | None:
         if disk.step is Step.PIVOTING and disk.content is Content.NEWER:
             return Act.MERGE_OFF
         raise Blocked(SplitViewError, "both files were written to since, and either may be the right one", disk.target)
-    if disk.persistent is Seen.BASE:
+    if disk.persistent is SeenActive.BASE:
         if disk.content in _NOTHING_MORE or disk.step in (Step.PIVOTING, Step.PIVOTED):
             return None
         if disk.content is Content.NEWER:

@@ -42,8 +42,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import or
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     OriginalDisk,
     Overlay,
-    Phase,
     SnapshotFacts,
+    SnapshotPhase,
     SnapshotPlan,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.watchdog import Watchdog
@@ -74,7 +74,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
         plan=plan,
         originals=_originals(domain, plan),
         stood_on=next((node.name for node in snapshots.tree(domain) if node.current), ""),
-        phase=Phase.TAKING,
+        phase=SnapshotPhase.TAKING,
     )
     try:
         taken = _create(conn, domain, plan)
@@ -88,7 +88,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
             undo.undo(conn, domain, plan, journal, Progress())
         except KvmopsError as left:
             raise KvmopsError(what, f"{error}; not yet put back: {left}") from error
-        journal.record(phase=Phase.PUT_BACK)
+        journal.record(phase=SnapshotPhase.PUT_BACK)
         if isinstance(error, KvmopsError):
             raise
         if plan.quiesce and agent.is_agent_failure(error):
@@ -97,7 +97,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
         raise translate(error, what) from error
     files.sync(conn.getURI(), plan.vm_name)
     frozen = {each.target: overlays.content_of(each.base_path) for each in plan.overlays}
-    journal.record(phase=Phase.TAKEN, frozen=frozen)
+    journal.record(phase=SnapshotPhase.TAKEN, frozen=frozen)
     return taken
 
 
@@ -109,7 +109,7 @@ def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journa
     the next run settles it.
     """
     conn, domain = again(conn, domain)
-    journal.record(phase=Phase.REMOVING)
+    journal.record(phase=SnapshotPhase.REMOVING)
     undo.undo(conn, domain, plan, journal, progress)
 
 

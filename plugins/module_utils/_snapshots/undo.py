@@ -17,8 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Pro
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_merge import ActiveMerge, Acts, Work
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
-    Phase,
     SnapshotFacts,
+    SnapshotPhase,
     SnapshotPlan,
     Step,
 )
@@ -74,7 +74,7 @@ def _observe(
 ) -> Situation:
     """The situation of the VM for decide(), with all that belongs to the snapshot."""
     found = active_merge.observe(conn, domain, merge, facts)
-    taking = facts.phase is Phase.TAKING
+    taking = facts.phase is SnapshotPhase.TAKING
     in_taking = taking and found.power is Power.RUNNING
     return replace(
         found,

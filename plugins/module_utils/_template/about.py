@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 from ansible_collections.kvmops.backup.plugins.module_utils._template import requirement
 
 
-class Point(Protocol):
+class PointOfClone(Protocol):
     """What is looked at of a point."""
 
     @property
@@ -30,7 +30,7 @@ class AboutTemplate:
         self._conn: Connection = None
         self._known: dict[TemplateRequirement, list[str]] = {}
 
-    def __call__(self, point: Point) -> list[str]:
+    def __call__(self, point: PointOfClone) -> list[str]:
         """Warnings about a point; the same three reasons for which a restore refuses it."""
         required = point.requires
         if required is None:

@@ -30,7 +30,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Point:
+class ReportedPoint:
     """One restorable moment. `at`: unix time; `lost`: a verification has found damage that costs it."""
 
     at: int
@@ -41,14 +41,14 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Archive:
+class ReportedArchive:
     """One archive. `verified_at` None: never, as far as the host knows; `added_since`: it has points that no verification saw."""
 
     path: str
     size_bytes: int
     protected: bool
     incrementable: bool
-    points: tuple[Point, ...]
+    points: tuple[ReportedPoint, ...]
     verified_at: int | None = None
     verified_ok: bool = True
     added_since: bool = False
@@ -67,14 +67,14 @@ class Vm:
     host: str
     running: bool
     objective_s: int
-    newest: Point | None
+    newest: ReportedPoint | None
     age_s: int | None
     state: State
-    archives: tuple[Archive, ...]
+    archives: tuple[ReportedArchive, ...]
     warnings: tuple[str, ...] = ()
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[ReportedPoint]:
         """All points, oldest first."""
         return sorted((point for each in self.archives for point in each.points), key=lambda point: point.at)
 
@@ -113,7 +113,7 @@ def report(
     limits = [(glob, duration_s(text, "objectives")) for glob, text in (objectives or {}).items()]
     default_s = duration_s(max_age, "max_age")
     where: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    archives: dict[str, dict[tuple[Any, ...], Archive]] = {}
+    archives: dict[str, dict[tuple[Any, ...], ReportedArchive]] = {}
     names: dict[str, str] = {}
     unreadable, not_ours = [], []
     for host in hosts:
@@ -154,7 +154,7 @@ def _vm(
     uuid: str,
     found: tuple[str, Mapping[str, Any]] | None,
     limit_s: int,
-    archives: Sequence[Archive],
+    archives: Sequence[ReportedArchive],
     now: int,
 ) -> Vm:
     good = [point for each in archives for point in each.points if not point.lost and point.at <= now + FUTURE_S]
@@ -181,11 +181,11 @@ def _about_attached(disks: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _archive(entry: Mapping[str, Any], now: int) -> Archive:
+def _archive(entry: Mapping[str, Any], now: int) -> ReportedArchive:
     verified = entry.get("verified") or {}
     lost = set(verified.get("lost") or ())
     points = [
-        Point(
+        ReportedPoint(
             int(row["point"]),
             row["mode"] == "full",
             int(row["size"]),
@@ -194,7 +194,7 @@ def _archive(entry: Mapping[str, Any], now: int) -> Archive:
         )
         for row in entry["points"]
     ]
-    return Archive(
+    return ReportedArchive(
         path=str(entry["path"]),
         size_bytes=int(entry["size"]),
         protected=bool(entry["protected"]),

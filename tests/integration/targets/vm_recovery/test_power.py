@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, SplitViewError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain, monitor, views
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Phase, Step
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import SnapshotPhase, Step
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery import cycle
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_recovery.cycle import Before, Cycle, open_journal
 from ansible_collections.kvmops.backup.tests.lab import recovery, truth
@@ -33,7 +33,7 @@ def overlaid_behind_libvirt(vm):
     run = Cycle(vm, "crash")
     plan = run.plan
     originals = cycle.snapshot._originals(run.domain, plan)
-    run.journal.record(plan=plan, originals=originals, phase=Phase.TAKING)
+    run.journal.record(plan=plan, originals=originals, phase=SnapshotPhase.TAKING)
     indexes = [int(disk.index) for disk in domain.parse(vm.xml()).disks]
     actions = []
     for number, overlay in enumerate(plan.overlays, start=max(indexes) + 1):
@@ -226,7 +226,7 @@ def test_a_disk_that_was_unplugged(vm, lab):
     # the same run again, and nobody takes it
     again = open_journal(run.plan)
     originals = cycle.snapshot._originals(run.domain, run.plan)
-    again.record(plan=run.plan, originals=originals, phase=Phase.TAKEN)
+    again.record(plan=run.plan, originals=originals, phase=SnapshotPhase.TAKEN)
     again.close()
     print(cycle.settle(vm))
     assert not os.path.exists(vdb.overlay_path)

@@ -41,7 +41,7 @@ def frozen(vm):
         (state.name, disk.target): truth.content_sha256(disk.path, found.files[disk.path].format, in_use=found.running)
         for state in found.states
         for disk in state.disks
-        if disk.kind is layers.Kind.EXTERNAL
+        if disk.kind is layers.SnapshotKind.EXTERNAL
     }
 
 
@@ -87,6 +87,6 @@ def assert_consistent(vm, gone=()):
             assert f"{name}'" not in text and f'{name}"' not in text, (name, text)
     for state in found.states:
         for disk in state.disks:
-            if disk.kind is not layers.Kind.NONE:
+            if disk.kind is not layers.SnapshotKind.NONE:
                 assert disk.path in found.files, (state.name, disk)
     assert recovery.pending(vm.domain.UUIDString()) == []

@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import run
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, Wish
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, SnapshotWish
 from ansible_collections.kvmops.backup.tests.integration.targets.vm_snapshot import states
 from ansible_collections.kvmops.backup.tests.lab import daemons, truth
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
@@ -51,13 +51,13 @@ class Tree:
         if kind == "internal":
             states.internal(self.vm, name)
         else:
-            self.ask(name, Wish.PRESENT)
+            self.ask(name, SnapshotWish.PRESENT)
         self.should[name] = self.now()
         return f"{kind} {name}"
 
     def revert(self):
         name = self.chance.choice(sorted(self.should))
-        self.ask(name, Wish.REVERTED)
+        self.ask(name, SnapshotWish.REVERTED)
         assert self.now() == self.should[name], name
         return f"reverted to {name}"
 
@@ -65,7 +65,7 @@ class Tree:
         name = self.chance.choice(sorted(self.should))
         before = self.now()
         try:
-            self.ask(name, Wish.ABSENT)
+            self.ask(name, SnapshotWish.ABSENT)
         except RefusedError as refused:
             assert "would be lost" in str(refused)
             return f"not removed: {name}"
@@ -98,11 +98,11 @@ def test_whatever_stays_is_what_it_was(lab, seed):
         print(tree.chance.choice(acts)(), flush=True)
         tree.check()
     for name in sorted(tree.should):
-        tree.ask(name, Wish.REVERTED)
+        tree.ask(name, SnapshotWish.REVERTED)
         assert tree.now() == tree.should[name], name
         tree.check()
     last = tree.now()
-    tree.ask("all", Wish.ABSENT)
+    tree.ask("all", SnapshotWish.ABSENT)
     assert tree.now() == last
     # the original of a copy that the VM is now is never deleted
     files = set(os.listdir(os.path.dirname(vm.disks()["vda"])))

@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_i
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import copying, run
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, Wish
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.request import SnapshotRequest, SnapshotWish
 from ansible_collections.kvmops.backup.tests.lab.kills import Steps
 
 EVENTS = (
@@ -43,7 +43,7 @@ EVENTS = (
 def main(kill_at, vm, snapshot, state):
     """See the top of the file."""
     steps = Steps(EVENTS, kill_at)
-    request = SnapshotRequest(vm=vm, snapshot=snapshot, wish=Wish(state))
+    request = SnapshotRequest(vm=vm, snapshot=snapshot, wish=SnapshotWish(state))
     run.ensure(request, Context(Progress(), lambda text: None))
     print(steps.count)
 

@@ -20,9 +20,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._policy import FUTURE_S
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import (
     DAY_S,
-    Archive,
+    ArchiveFacts,
+    RetentionVerdict,
     Rules,
-    Verdict,
     in_order,
     judge,
     make_room,
@@ -39,11 +39,11 @@ def at(text: str, zone: timezone | ZoneInfo = UTC) -> int:
     return int(datetime.fromisoformat(text).replace(tzinfo=zone).timestamp())
 
 
-def archives(times: Sequence[str]) -> list[Archive]:
-    return [Archive(path=each, vm_uuid="elsa", newest=at(each)) for each in times]
+def archives(times: Sequence[str]) -> list[ArchiveFacts]:
+    return [ArchiveFacts(path=each, vm_uuid="elsa", newest=at(each)) for each in times]
 
 
-def kept(found: Sequence[Archive], rules: Rules, **options: object) -> set[str]:
+def kept(found: Sequence[ArchiveFacts], rules: Rules, **options: object) -> set[str]:
     options = {"now": max(each.newest for each in found), "tz": UTC, **options}
     return {verdict.path for verdict in judge(found, rules, **options) if verdict.keep}  # type: ignore[arg-type]
 
@@ -88,7 +88,7 @@ def test_proxmox_examples(times: list[str], rules: Rules, expected: list[int]) -
 def test_the_example_of_the_proxmox_manual_covers_years_without_gaps() -> None:
     """keep-last 3, daily 13, weekly 8, monthly 11, yearly 9, with a backup each day for three years."""
     newest = at("2025-11-22T01:00:00")
-    found = [Archive(f"{each:04}", "vm", newest - each * DAY_S) for each in range(3 * 365)]
+    found = [ArchiveFacts(f"{each:04}", "vm", newest - each * DAY_S) for each in range(3 * 365)]
     days = {int(each) for each in kept(found, Rules(last=3, daily=13, weekly=8, monthly=11, yearly=9))}
     # 3 + 13 days, then Sundays, then the last days of months, then the ends of the years before those
     local = [(datetime(2025, 11, 22) - timedelta(days=each)).date().isoformat() for each in sorted(days)]
@@ -133,7 +133,7 @@ def test_negative_numbers_are_refused() -> None:
 
 
 def test_days_are_a_limit_over_the_other_rules() -> None:
-    found = [Archive(f"{days}", "vm", NOW - days * DAY_S) for days in (0, 29, 30, 31, 400)]
+    found = [ArchiveFacts(f"{days}", "vm", NOW - days * DAY_S) for days in (0, 29, 30, 31, 400)]
     assert kept(found, Rules(days=30), now=NOW) == {"0", "29", "30"}
     assert kept(found, Rules(days=30, last=9, yearly=9), now=NOW) == {"0", "29", "30"}
     assert kept(found, Rules(days=30, last=2), now=NOW) == {"0", "29"}
@@ -141,10 +141,10 @@ def test_days_are_a_limit_over_the_other_rules() -> None:
 
 
 def test_what_does_not_count_pushes_nothing_out() -> None:
-    good = [Archive(f"good {days}", "vm", NOW - days * DAY_S) for days in (1, 2, 3)]
-    broken = Archive("broken", "vm", NOW, damaged=True)
-    future = Archive("future", "vm", NOW + 10 * 365 * DAY_S)
-    locked = Archive("protected", "vm", NOW - 40 * DAY_S, protected=True)
+    good = [ArchiveFacts(f"good {days}", "vm", NOW - days * DAY_S) for days in (1, 2, 3)]
+    broken = ArchiveFacts("broken", "vm", NOW, damaged=True)
+    future = ArchiveFacts("future", "vm", NOW + 10 * 365 * DAY_S)
+    locked = ArchiveFacts("protected", "vm", NOW - 40 * DAY_S, protected=True)
     found = [*good, broken, future, locked]
     assert kept(found, Rules(last=2), now=NOW) == {"good 1", "good 2", "broken", "future", "protected"}
     reasons = {each.path: each.reason for each in judge(found, Rules(last=2), now=NOW, tz=UTC)}
@@ -157,10 +157,10 @@ def test_what_does_not_count_pushes_nothing_out() -> None:
 
 def test_vms_are_judged_by_themselves() -> None:
     found = [
-        Archive("a1", "a", NOW),
-        Archive("a2", "a", NOW - 1),
-        Archive("b1", "b", NOW - 2),
-        Archive("b2", "b", NOW - 3),
+        ArchiveFacts("a1", "a", NOW),
+        ArchiveFacts("a2", "a", NOW - 1),
+        ArchiveFacts("b1", "b", NOW - 2),
+        ArchiveFacts("b2", "b", NOW - 3),
     ]
     assert kept(found, Rules(last=1)) == {"a1", "b1"}
     assert kept(found, Rules(last=1), vm_uuids=["a"]) == {"a1", "b1", "b2"}
@@ -169,11 +169,11 @@ def test_vms_are_judged_by_themselves() -> None:
 def test_a_template_goes_with_the_last_archive_that_needs_it() -> None:
     old, new = frozenset({"t old"}), frozenset({"t new"})
     templates = [
-        Archive("t1", "t", NOW - 9 * DAY_S, provides=old),
-        Archive("t2", "t", NOW - 8 * DAY_S, provides=old),
-        Archive("t3", "t", NOW - 7 * DAY_S, provides=new),
+        ArchiveFacts("t1", "t", NOW - 9 * DAY_S, provides=old),
+        ArchiveFacts("t2", "t", NOW - 8 * DAY_S, provides=old),
+        ArchiveFacts("t3", "t", NOW - 7 * DAY_S, provides=new),
     ]
-    clones = [Archive("c1", "c", NOW - 6 * DAY_S, needs=old), Archive("c2", "c", NOW - DAY_S, needs=new)]
+    clones = [ArchiveFacts("c1", "c", NOW - 6 * DAY_S, needs=old), ArchiveFacts("c2", "c", NOW - DAY_S, needs=new)]
     rules = Rules(last=2)
     assert kept([*templates, *clones], rules) == {"t2", "t3", "c1", "c2"}
     assert kept([*templates, *clones], Rules(last=1)) == {"t3", "c2"}
@@ -188,12 +188,12 @@ GIB = 2**30
 
 def test_room_is_made_from_the_oldest_of_any_vm_and_not_one_more() -> None:
     found = [
-        Archive("a old", "a", NOW - 9, GIB),
-        Archive("b older", "b", NOW - 10, GIB),
-        Archive("b", "b", NOW - 5, GIB),
-        Archive("a", "a", NOW - 4, GIB),
-        Archive("c only", "c", NOW - 20, GIB),
-        Archive("not ours", "", NOW - 30, 9 * GIB, not_ours="it was not made by this collection"),
+        ArchiveFacts("a old", "a", NOW - 9, GIB),
+        ArchiveFacts("b older", "b", NOW - 10, GIB),
+        ArchiveFacts("b", "b", NOW - 5, GIB),
+        ArchiveFacts("a", "a", NOW - 4, GIB),
+        ArchiveFacts("c only", "c", NOW - 20, GIB),
+        ArchiveFacts("not ours", "", NOW - 30, 9 * GIB, not_ours="it was not made by this collection"),
     ]
     verdicts = judge(found, Rules(), now=NOW, tz=UTC)
 
@@ -210,10 +210,10 @@ def test_room_is_made_from_the_oldest_of_any_vm_and_not_one_more() -> None:
 
 def test_the_newest_of_a_vm_does_not_go_for_space_while_an_older_one_must_stay() -> None:
     found = [
-        Archive("protected", "a", NOW - 9, GIB, protected=True),
-        Archive("newest", "a", NOW - 5, GIB),
-        Archive("damaged", "a", NOW - 4, GIB, damaged=True),
-        Archive("b", "b", NOW - 3, GIB),
+        ArchiveFacts("protected", "a", NOW - 9, GIB, protected=True),
+        ArchiveFacts("newest", "a", NOW - 5, GIB),
+        ArchiveFacts("damaged", "a", NOW - 4, GIB, damaged=True),
+        ArchiveFacts("b", "b", NOW - 3, GIB),
     ]
     verdicts = judge(found, Rules(), now=NOW, tz=UTC)
     made = make_room(found, verdicts, wanted_bytes=GIB, free_bytes=0, now=NOW)
@@ -222,13 +222,13 @@ def test_the_newest_of_a_vm_does_not_go_for_space_while_an_older_one_must_stay()
 
 
 def test_room_counts_what_the_rules_remove() -> None:
-    found = [Archive(f"{each}", "a", NOW - each, GIB) for each in range(5)]
+    found = [ArchiveFacts(f"{each}", "a", NOW - each, GIB) for each in range(5)]
     verdicts = judge(found, Rules(last=3), now=NOW, tz=UTC)
     made = make_room(found, verdicts, wanted_bytes=3 * GIB, free_bytes=0, now=NOW)
     assert made is not None and [each.path for each in made if not each.keep] == ["2", "3", "4"]
 
 
-def _history(pick: random.Random) -> list[Archive]:
+def _history(pick: random.Random) -> list[ArchiveFacts]:
     """Archives of a few VMs, among them a template and its clone, with everything that can be odd about them."""
     found = []
     base = NOW - pick.choice((0, 3, 40, 400)) * DAY_S
@@ -239,7 +239,7 @@ def _history(pick: random.Random) -> list[Archive]:
         newest = base - age + (pick.choice((FUTURE_S, FUTURE_S + 1, 3650 * DAY_S)) if pick.random() < 0.1 else 0)
         odd = pick.random
         found.append(
-            Archive(
+            ArchiveFacts(
                 path=f"/{number:02}",
                 vm_uuid=vm,
                 newest=newest,
@@ -263,11 +263,11 @@ def _rules(pick: random.Random) -> Rules:
     return Rules(some(), some(), some(), some(), some(), some(), pick.choice((0, 0, 1, 7, 30)))
 
 
-def _good(found: Sequence[Archive]) -> list[Archive]:
+def _good(found: Sequence[ArchiveFacts]) -> list[ArchiveFacts]:
     return [each for each in found if not each.damaged and not each.not_ours and each.newest <= NOW + FUTURE_S]
 
 
-def _check_invariants(before: Sequence[Archive], gone: Sequence[Archive]) -> None:
+def _check_invariants(before: Sequence[ArchiveFacts], gone: Sequence[ArchiveFacts]) -> None:
     """What E5 promises, told in other words than the code's."""
     left = [each for each in before if each not in gone]
     for each in gone:
@@ -318,12 +318,12 @@ def test_what_must_never_go_never_goes() -> None:
     assert removals > HISTORIES / 2 and rooms > HISTORIES / 10  # else nothing was looked at
 
 
-def _gone(found: Sequence[Archive], verdicts: Sequence[Verdict]) -> list[Archive]:
+def _gone(found: Sequence[ArchiveFacts], verdicts: Sequence[RetentionVerdict]) -> list[ArchiveFacts]:
     return [each for each, verdict in zip(found, verdicts) if not verdict.keep]
 
 
 def _check_room(
-    pick: random.Random, found: Sequence[Archive], verdicts: Sequence[Verdict], gone: Sequence[Archive]
+    pick: random.Random, found: Sequence[ArchiveFacts], verdicts: Sequence[RetentionVerdict], gone: Sequence[ArchiveFacts]
 ) -> int:
     free, wanted = pick.randrange(3) * GIB, pick.randrange(9) * GIB
     made = make_room(found, verdicts, wanted_bytes=wanted, free_bytes=free, now=NOW)

@@ -206,7 +206,7 @@ def test_the_cost_of_being_careful(archive: Path, monkeypatch: pytest.MonkeyPatc
         with_checks = _fastest_s(use)
         with monkeypatch.context() as patch:
             patch.setattr(_trust, "doubt", lambda *_arguments: "")
-            patch.setattr(host_exposure, "only_allowed", lambda _root: host_exposure.Outcome())
+            patch.setattr(host_exposure, "only_allowed", lambda _root: host_exposure.Exposure())
             found[name] = (with_checks, _fastest_s(use))
     for name, (careful_s, careless_s) in found.items():
         print(f"{name}: {1000 * careful_s:.2f} ms, without the checks {1000 * careless_s:.2f} ms")

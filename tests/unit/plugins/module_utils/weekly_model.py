@@ -67,7 +67,7 @@ class Model:
 
     def _clean_up(self, now: int) -> None:
         archives = [
-            _retention.Archive(path=str(each.full), vm_uuid=VM, newest=each.points[-1], continued=each.stands)
+            _retention.ArchiveFacts(path=str(each.full), vm_uuid=VM, newest=each.points[-1], continued=each.stands)
             for each in self.files
         ]
         verdicts = _retention.judge(archives, _retention.Rules(days=self.keep_days), now=now, tz=self.tz)

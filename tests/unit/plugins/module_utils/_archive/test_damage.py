@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import frames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import Report, verify_file
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import VerifyReport, verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, DamagedError, KvmopsError
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._archive import archives
 
@@ -41,7 +41,7 @@ class Victim:
         self.harmless: Counter[int] = Counter()
         assert verify_file(str(path), threads=1).ok
 
-    def damage(self, data: bytes) -> Report:
+    def damage(self, data: bytes) -> VerifyReport:
         self.path.write_bytes(data)
         return verify_file(str(self.path), threads=1)
 

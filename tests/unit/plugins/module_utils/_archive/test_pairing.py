@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.pairing import Disk, Pairs, pair
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.pairing import DefinedDisk, Pairs, pair
 
 
 def image(name: str, image_format: str = "qcow2", parent: str = "") -> Member:
@@ -24,7 +24,7 @@ def paired(disks: Mapping[str, str], members: list[Member], said: Mapping[str, s
     for target, path in disks.items():
         file, _blank, image_format = path.partition(" ")
         network = "" if file.startswith("/") else file
-        found.append(Disk(target, "" if network else file, "disk", image_format or "qcow2", network))
+        found.append(DefinedDisk(target, "" if network else file, "disk", image_format or "qcow2", network))
     return pair(found, {each.name: each for each in members}, said or {})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image, Verdict, judge
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import DiskVerdict, Image, judge
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
 
@@ -68,11 +68,11 @@ CASES = {
 }
 
 WORDS = {
-    "stored": {Verdict.FREEZE, Verdict.COPY, Verdict.ISO},
-    "refused": {Verdict.REFUSE},
-    "skipped": {Verdict.SKIP},
-    "nothing": {Verdict.NOTHING},
-    "as": {Verdict.FREEZE, Verdict.COPY},
+    "stored": {DiskVerdict.FREEZE, DiskVerdict.COPY, DiskVerdict.ISO},
+    "refused": {DiskVerdict.REFUSE},
+    "skipped": {DiskVerdict.SKIP},
+    "nothing": {DiskVerdict.NOTHING},
+    "as": {DiskVerdict.FREEZE, DiskVerdict.COPY},
 }
 
 
@@ -92,15 +92,15 @@ def test_row(kind, running, off):
         for disk, image, snapshots, include_iso in CASES[kind]:
             judgement = judge(disk, image, running=is_running, snapshots=snapshots, include_iso=include_iso)
             assert judgement.verdict in WORDS[told.split()[0].rstrip(",")], (kind, is_running, judgement)
-            assert bool(judgement.reason) == (judgement.verdict in (Verdict.SKIP, Verdict.REFUSE))
+            assert bool(judgement.reason) == (judgement.verdict in (DiskVerdict.SKIP, DiskVerdict.REFUSE))
             assert ("warning" in told) == bool(judgement.warning)
 
 
 def test_only_a_running_writable_disk_is_frozen():
-    assert judge(FILE, QCOW2, running=True, snapshots=False, include_iso=True).verdict is Verdict.FREEZE
-    assert judge(FILE, QCOW2, running=False, snapshots=False, include_iso=True).verdict is Verdict.COPY
+    assert judge(FILE, QCOW2, running=True, snapshots=False, include_iso=True).verdict is DiskVerdict.FREEZE
+    assert judge(FILE, QCOW2, running=False, snapshots=False, include_iso=True).verdict is DiskVerdict.COPY
     read_only = replace(FILE, readonly=True)
-    assert judge(read_only, QCOW2, running=True, snapshots=False, include_iso=True).verdict is Verdict.COPY
+    assert judge(read_only, QCOW2, running=True, snapshots=False, include_iso=True).verdict is DiskVerdict.COPY
 
 
 @pytest.mark.parametrize("kind", ["lvm", "thin_lvm", "shared_lvm"])
@@ -110,14 +110,14 @@ def test_a_layer_below_on_lvm_is_refused_too(kind):
         replace(DEVICE, path="/dev/vg0/base", kind=PlaceKind(kind), group="vg0"),
     ]
     judgement = judge(FILE, QCOW2, running=False, snapshots=False, include_iso=True, below=below)
-    assert judgement.verdict is Verdict.REFUSE and "/dev/vg0/base" in judgement.reason and "vg0" in judgement.reason
+    assert judgement.verdict is DiskVerdict.REFUSE and "/dev/vg0/base" in judgement.reason and "vg0" in judgement.reason
 
 
 def test_a_disk_in_a_read_only_place_is_copied_but_not_frozen():
     image = replace(QCOW2, read_only="/images is named as read-only")
     for running, incrementable, verdict in (
-        (False, False, Verdict.COPY), (True, False, Verdict.REFUSE), (False, True, Verdict.REFUSE),
+        (False, False, DiskVerdict.COPY), (True, False, DiskVerdict.REFUSE), (False, True, DiskVerdict.REFUSE),
     ):  # fmt: skip
         arguments = {"running": running, "snapshots": False, "include_iso": True, "incrementable": incrementable}
         assert judge(FILE, image, **arguments).verdict is verdict
-        assert judge(replace(FILE, readonly=True), image, **arguments).verdict is Verdict.COPY
+        assert judge(replace(FILE, readonly=True), image, **arguments).verdict is DiskVerdict.COPY

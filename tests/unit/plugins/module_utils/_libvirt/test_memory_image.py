@@ -33,7 +33,7 @@ def image(
     return header + data.ljust(room, b"\0")
 
 
-def parsed(raw: bytes) -> memory_image.Head:
+def parsed(raw: bytes) -> memory_image.MemoryHead:
     assert memory_image.head_bytes(raw[:92], "image") == len(raw)
     return memory_image.parse(raw, "image")
 

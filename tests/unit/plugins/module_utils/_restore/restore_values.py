@@ -9,8 +9,8 @@ from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
-    Capabilities,
     ExistingVm,
+    HostCapabilities,
     HostFacts,
     RestorePlace,
     RestorePlan,
@@ -67,7 +67,7 @@ def configuration(xml: str = "", members: tuple[Member, ...] = (VDA, VDB), **mor
     )  # fmt: skip
 
 
-CAPABILITIES = Capabilities(
+CAPABILITIES = HostCapabilities(
     emulator="/usr/bin/qemu-system-x86_64",
     emulators=frozenset({"/usr/bin/qemu-system-x86_64"}),
     machines=frozenset({"pc-q35-7.2", "q35"}),

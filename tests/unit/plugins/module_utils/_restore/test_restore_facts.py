@@ -14,8 +14,8 @@ from lxml import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import facts
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import (
-    Capabilities,
     DiskState,
+    HostCapabilities,
     HostFacts,
     Mark,
     RestorePlace,
@@ -38,7 +38,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch, point: Any) -> HostFacts:
         listAllDomains=lambda _flags: [], listAllNetworks=lambda _flags: [], getURI=lambda: "test:///x"
     )
     monkeypatch.setattr(facts.storage, "pools", lambda _conn: [])
-    monkeypatch.setattr(facts, "_capabilities", lambda *_arguments: Capabilities())
+    monkeypatch.setattr(facts, "_capabilities", lambda *_arguments: HostCapabilities())
     monkeypatch.setattr(facts, "_place", lambda *_arguments, path="", pool="": RestorePlace(path, pool))
     return facts.gather(conn, point, request(), "/backup/web.tar", {})
 

@@ -88,7 +88,7 @@ STATES = (
 )  # fmt: skip
 
 
-def head(xml: str = "", codec: int = 0) -> dict[str, memory_image.Head]:
+def head(xml: str = "", codec: int = 0) -> dict[str, memory_image.MemoryHead]:
     data = (xml or definition("/vms/web.first")).encode() + b"\0"
     raw = b"LibvirtQemudSave" + struct.pack("<19I", 2, 8192, 1, codec, 0, *[0] * 14) + data.ljust(8192, b"\0")
     return {IMAGE.name: memory_image.parse(raw, "image")}

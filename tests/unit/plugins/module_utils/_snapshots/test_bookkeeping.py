@@ -20,11 +20,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     revert,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
-    Kind,
     Layer,
     LayeredSnapshot,
     Layers,
-    StateDisk,
+    SnapshotDisk,
+    SnapshotKind,
 )
 
 REPLACED = {"/p/b": ("/p/a", "raw"), "/p/c": ("/p/a", "raw")}
@@ -115,7 +115,7 @@ def asked(**changes):
 
 def test_request():
     assert (asked().wait_timeout_s, asked().bandwidth_bps) == (300, 8 * 2**20)
-    assert asked(snapshot="all", state="absent").wish is request.Wish.ABSENT
+    assert asked(snapshot="all", state="absent").wish is request.SnapshotWish.ABSENT
     for bad in ({"snapshot": ""}, {"snapshot": ".a"}, {"snapshot": "a/b"}, {"snapshot": "all"}, {"snapshot": "a\n"}):
         with pytest.raises(RefusedError):
             asked(**bad)
@@ -139,8 +139,8 @@ STATE = (
 def layers_of(active="/p/a.s", files=("/p/a", "/p/a.s"), **changes):
     info = snapshots.describe(STATE, current=True)
     disks = (
-        StateDisk("vda", Kind.EXTERNAL, "/p/a", "/p/a.s", ""),
-        StateDisk("vdb", Kind.NONE, "/p/data", "", ""),
+        SnapshotDisk("vda", SnapshotKind.EXTERNAL, "/p/a", "/p/a.s", ""),
+        SnapshotDisk("vdb", SnapshotKind.NONE, "/p/data", "", ""),
     )
     found = {path: Layer(path, "qcow2", "/p/a" if path != "/p/a" else "", 1) for path in files}
     values = {"active": {"vda": active}, "files": found, "other_vms": {}, **changes}

@@ -15,11 +15,11 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Refus
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import removal
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.layers import (
-    Kind,
     Layer,
     LayeredSnapshot,
     Layers,
-    StateDisk,
+    SnapshotDisk,
+    SnapshotKind,
 )
 
 TEMPLATE, ORIGINAL = "/t/template", "/p/a"
@@ -57,18 +57,18 @@ class Model:
     def external(self):
         name, frozen = f"s{len(self.states)}", self.active
         self.active = self._new_file(frozen)
-        self.states.append((name, Kind.EXTERNAL, frozen, self.active, self.current))
+        self.states.append((name, SnapshotKind.EXTERNAL, frozen, self.active, self.current))
         self.current = name
 
     def internal(self):
         name = f"s{len(self.states)}"
         self.inside.setdefault(self.active, {})[name] = self.seen(self.active)
-        self.states.append((name, Kind.INTERNAL, self.active, "", self.current))
+        self.states.append((name, SnapshotKind.INTERNAL, self.active, "", self.current))
         self.current = name
 
     def revert(self, name):
         _name, kind, path, _overlay, _parent = next(state for state in self.states if state[0] == name)
-        if kind is Kind.EXTERNAL:
+        if kind is SnapshotKind.EXTERNAL:
             old, self.active, self.current = self.active, self._new_file(path), name
             if old not in {state[2] for state in self.states}:
                 del self.holds[old], self.backing[old]
@@ -80,8 +80,8 @@ class Model:
         }
         states = tuple(
             LayeredSnapshot(
-                Snapshot(name, "", parent, name == self.current, kind is Kind.EXTERNAL, "no", "", "", number),
-                (StateDisk("vda", kind, path, overlay, f"<disk><source file='{path}'/></disk>"),),
+                Snapshot(name, "", parent, name == self.current, kind is SnapshotKind.EXTERNAL, "no", "", "", number),
+                (SnapshotDisk("vda", kind, path, overlay, f"<disk><source file='{path}'/></disk>"),),
             )
             for number, (name, kind, path, overlay, parent) in enumerate(self.states)
         )
@@ -92,7 +92,7 @@ class Model:
         found = {"now": self.seen(self.active)}
         for name, kind, path, _overlay, _parent in self.states:
             if name not in gone:
-                found[name] = self.seen(path) if kind is Kind.EXTERNAL else self.inside[path][name]
+                found[name] = self.seen(path) if kind is SnapshotKind.EXTERNAL else self.inside[path][name]
         return found
 
     def apply(self, plan):

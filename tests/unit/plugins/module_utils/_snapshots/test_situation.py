@@ -20,17 +20,17 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation
     DiskSituation,
     JobSeen,
     Power,
-    Seen,
+    SeenActive,
     Situation,
     can_wait,
     decide,
 )
 
-B, O, X, N = Seen.BASE, Seen.OVERLAY, Seen.OTHER, Seen.NONE  # noqa: E741
+B, O, X, N = SeenActive.BASE, SeenActive.OVERLAY, SeenActive.OTHER, SeenActive.NONE  # noqa: E741
 RUNNING, OFF = Power.RUNNING, Power.OFF
 
 
-def disk(qemu: Seen, live: Seen, persistent: Seen, content: Content, **others: object) -> DiskSituation:
+def disk(qemu: SeenActive, live: SeenActive, persistent: SeenActive, content: Content, **others: object) -> DiskSituation:
     facts = {"job": JobSeen.NONE, "step": Step.NONE, **others}
     return DiskSituation("vda", qemu, live, persistent, content=content, **facts)  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ def every_disk() -> list[DiskSituation]:
         (False, False, True),
         (False, True, True),
     ]
-    rows = itertools.product(Seen, Seen, Seen, JobSeen, Step, Content, flags)
+    rows = itertools.product(SeenActive, SeenActive, SeenActive, JobSeen, Step, Content, flags)
     fields = ((*row[:-1], *row[-1]) for row in rows)
     return [found for found in (DiskSituation("vda", *each) for each in fields) if _observable(found)]
 

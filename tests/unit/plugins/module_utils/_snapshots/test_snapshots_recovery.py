@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge, original_disk, overlays
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import SeenActive
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
 AFTER = (
@@ -50,14 +50,14 @@ def test_former_source_twice_is_the_same():
 @pytest.mark.parametrize(
     ("chain", "expected"),
     [
-        (("/p/c", "/p/b", "/p/a", "/p/template"), Seen.OVERLAY),
-        (("/p/c", "/p/b"), Seen.OVERLAY),
-        (("/p/c",), Seen.OVERLAY),
-        (("/p/c", "/p/a"), Seen.OVERLAY),  # what REJOIN makes
-        (("/p/c", "/p/other", "/p/a"), Seen.OTHER),
-        (("/p/b", "/p/a"), Seen.OTHER),
-        (("/p/a", "/p/template"), Seen.BASE),
-        ((), Seen.NONE),
+        (("/p/c", "/p/b", "/p/a", "/p/template"), SeenActive.OVERLAY),
+        (("/p/c", "/p/b"), SeenActive.OVERLAY),
+        (("/p/c",), SeenActive.OVERLAY),
+        (("/p/c", "/p/a"), SeenActive.OVERLAY),  # what REJOIN makes
+        (("/p/c", "/p/other", "/p/a"), SeenActive.OTHER),
+        (("/p/b", "/p/a"), SeenActive.OTHER),
+        (("/p/a", "/p/template"), SeenActive.BASE),
+        ((), SeenActive.NONE),
     ],
 )
 def test_what_a_view_has_of_several_layers(chain, expected):
