@@ -12,15 +12,15 @@ from __future__ import annotations
 import re
 import struct
 import sys
-import zlib
+import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Callable
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _libraries
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import ImageError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.zero import zero_fill
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import inflate
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import PackageFile
 
 SECTOR = 512
@@ -31,6 +31,7 @@ _MIN_GRAIN, _MAX_GRAIN = 8, 2048  # sectors
 _MAX_TABLE_ENTRIES = 512
 _MAX_DIRECTORY_ENTRIES = 4 << 20
 _MAX_EXTENTS = 1024
+_SCRATCH_STEP_BYTES = 1 << 20
 _AT_END = 0xFFFFFFFFFFFFFFFF
 _COMPRESSED, _MARKERS = 1 << 16, 1 << 17
 _HEADER = struct.Struct("<4sIIQQQQIQQQBccccH")
@@ -126,7 +127,8 @@ class SparseVmdk:
         if self._compressed != (self._text.type.lower() == "streamoptimized"):
             raise ImageError(self.what, f"its header does not fit its type {self._text.type}", _MADE_TO_DECEIVE)
         self._directory = self._read_directory(header)
-        self._new: Any = (_libraries.isal_zlib or zlib).decompressobj
+        self._inflated = inflate.best()
+        self._scratch = threading.local()
 
     @property
     def type(self) -> str:
@@ -306,24 +308,36 @@ class SparseVmdk:
     def _inflate(self, first: int, entries: Sequence[int], present: list[int], offset: int, buffer: memoryview) -> None:
         lowest = min(entries[index] for index in present)
         highest = max(entries[index] for index in present)
-        tail = self._grain_bytes + 2 * SECTOR
+        tail = self._grain_bytes + 2 * SECTOR  # hardly a grain is longer
         span = (highest - lowest) * SECTOR + tail
         # grains that lie together, as a rule, are read at once
-        block = memoryview(self._file.read_at(lowest * SECTOR, span)) if span <= 2 * len(buffer) + tail else None
+        block = self._read(lowest * SECTOR, span) if span <= 2 * len(buffer) + tail else None
         for index, entry in enumerate(entries):
             part, within = self._place(first + index, offset, buffer)
             if entry <= 1:
                 zero_fill(part)
                 continue
-            data = block[(entry - lowest) * SECTOR :] if block is not None else None
-            grain = self._grain(first + index, entry, data)
-            part[:] = grain[within : within + len(part)].ljust(len(part), b"\0")
+            data = block[(entry - lowest) * SECTOR :] if block is not None else self._read(entry * SECTOR, tail)
+            if len(part) == self._grain_bytes:
+                self._grain(first + index, entry, data, part)
+            else:  # at the end of the disk, or for a caller with small steps
+                grain = memoryview(bytearray(self._grain_bytes))
+                self._grain(first + index, entry, data, grain)
+                part[:] = grain[within : within + len(part)]
         self._reached((highest + 1) * SECTOR)
 
-    def _grain(self, number: int, sector: int, data: memoryview | None) -> bytes:
-        """One inflated grain, which may be shorter than a grain at the end of the disk. ``data``: the file from its marker on."""
-        if data is None:
-            data = memoryview(self._file.read_at(sector * SECTOR, self._grain_bytes + 2 * SECTOR))
+    def _read(self, at: int, length: int) -> memoryview:
+        """Bytes of the file, fewer at its end, in a buffer of the calling thread: good until the thread reads again."""
+        length = max(0, min(length, self._file.size_bytes - at))
+        buffer: bytearray = getattr(self._scratch, "buffer", bytearray())
+        if len(buffer) < length:  # kept: a new one for each read costs page faults
+            self._scratch.buffer = buffer = bytearray(-(-length // _SCRATCH_STEP_BYTES) * _SCRATCH_STEP_BYTES)
+        part = memoryview(buffer)[:length]
+        self._file.read_into(at, part)
+        return part
+
+    def _grain(self, number: int, sector: int, data: memoryview, grain: memoryview) -> None:
+        """Inflates one grain, which may be shorter than `grain`. ``data``: the file from its marker on."""
         if len(data) <= _GRAIN_MARKER.size:
             raise ImageError(self.what, f"the grain at sector {sector} lies outside of the file", _MADE_TO_DECEIVE)
         lba, size = _GRAIN_MARKER.unpack_from(data)
@@ -337,17 +351,16 @@ class SparseVmdk:
             raise ImageError(self.what, f"the grain at sector {sector} has {size} compressed bytes", _MADE_TO_DECEIVE)
         end = _GRAIN_MARKER.size + size
         if end > len(data):
-            data = memoryview(self._file.read_at(sector * SECTOR, end))
-        inflater = self._new()
+            data = memoryview(bytearray(self._file.read_at(sector * SECTOR, end)))
+        if end > len(data):
+            raise ImageError(self.what, f"the grain at sector {sector} is cut off", _MADE_TO_DECEIVE)
         try:
-            grain: bytes = inflater.decompress(data[_GRAIN_MARKER.size : end], self._grain_bytes + 1)
-        except Exception as error:  # zlib.error and its likes have no common base
+            length = self._inflated(data[_GRAIN_MARKER.size : end], grain)
+        except inflate.InflateError as error:
             raise ImageError(
-                self.what, f"the grain at sector {sector} cannot be inflated ({error})", "Copy it again."
+                self.what, f"the grain at sector {sector} cannot be inflated: {error}", "Copy the package again."
             ) from error
-        if len(grain) > self._grain_bytes or not inflater.eof or end > len(data):
-            raise ImageError(self.what, f"the grain at sector {sector} is cut off or too large", _MADE_TO_DECEIVE)
-        return grain
+        zero_fill(grain[length:])
 
 
 class JoinedDisk:
