@@ -100,6 +100,7 @@ class PackedFile:
 
     def put(self, frame: bytes, content: int) -> None:
         _files.write_all(self.fd, frame, self.size, self._path)
+        _files.start_writing_back(self.fd, self.size, len(frame))
         self._frames.extend((len(frame), content))
         self.size += len(frame)
         self.written += len(frame)
