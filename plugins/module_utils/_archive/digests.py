@@ -58,7 +58,8 @@ def _hashlib(new: Callable[..., Any], **parameters: Any) -> Callable[[bytes | me
 def _xxh3(data: bytes | memoryview) -> bytes:
     if xxhash is None:
         require_library(XXH3, "The archive")
-    result: bytes = xxhash.xxh3_128_digest(data)
+    # the one-shot function keeps Python's lock, so that only one thread would hash at a time
+    result: bytes = xxhash.xxh3_128(data).digest()
     return result
 
 

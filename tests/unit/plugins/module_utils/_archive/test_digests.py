@@ -8,7 +8,10 @@ import hashlib
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,34 @@ def test_each_algorithm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data[data.index(b"disk adisk a")] ^= 1
     Path(path).write_bytes(data)
     assert [damage.member for damage in verify_file(path).damage] == ["vda_0.qcow2"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_other_threads_run_while_one_hashes(name: str) -> None:
+    data = memoryview(b"x" * 2**26)
+    events: list[str] = []
+
+    def work() -> None:
+        events.append("begun")
+        digests.ALGORITHMS[name].of_chunk(data)
+        events.append("done")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # a thread loses Python's lock only where it gives it up
+    try:
+        for _attempt in range(100):  # a busy machine may not let this thread run in time
+            events.clear()
+            thread = threading.Thread(target=work)
+            thread.start()
+            while not events:
+                time.sleep(0)
+            overlapped = events == ["begun"]
+            thread.join()
+            if overlapped:
+                return
+    finally:
+        sys.setswitchinterval(interval)
+    pytest.fail(f"{name} keeps Python's lock")
 
 
 @pytest.mark.parametrize(
