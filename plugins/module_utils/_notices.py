@@ -29,7 +29,7 @@ class Code(str, Enum):
     RECORDED = "recorded"  # A warning that an archive has kept from the run that made it.
     # the VM and its snapshots
     GUEST_STOPPED = "guest-stopped"  # The guest stands still after an I/O error.
-    SNAPSHOT_STAYS = "snapshot-stays"  # A snapshot of kvmops.backup is on the VM now, or stays there.
+    SNAPSHOT_STAYS = "snapshot-stays"  # The VM has a snapshot that a backup made, and keeps it.
     LAYERS_STAY = "layers-stay"  # Layers or disks of removed or reverted snapshots stay.
     MANY_LAYERS = "many-layers"  # A disk stands on so many layers that the VM may not start.
     UNMERGED = "unmerged"  # Snapshots of earlier backups are still to be merged.

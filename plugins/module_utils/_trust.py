@@ -19,7 +19,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _mounts, _set
 _MAX_LINKS = 40  # as the kernel
 # POSIX ACLs as the kernel hands them out (linux/posix_acl_xattr.h); what the mask takes away is not written into the entries.
 _ACL, _ACL_HEAD_BYTES, _ACL_USER, _ACL_GROUP, _ACL_WRITE = "system.posix_acl_access", 4, 0x02, 0x08, 0x02
-_WAYS_OUT = "see docs/SECURITY.md, or take it as ours with 'trust: true'"
+_WAYS_OUT = "see docs/SECURITY.md, or trust it with 'trust: true'"
 
 
 def doubt(path: str, opened: os.stat_result | None = None) -> str:

@@ -68,7 +68,7 @@ options:
   trust:
     description:
       - Whether to compress or uncompress an archive that another user of the host can have written. The result belongs to
-        the user who runs the module. From then on it counts as ours, with everything that its definitions name on the host.
+        the user who runs the module. From then on it is trusted, with everything that its definitions name on the host.
     type: bool
     default: false
   force:

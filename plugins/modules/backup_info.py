@@ -117,7 +117,7 @@ archives:
       description:
         - Why the archive does not count in retention, O(kvmops.backup.vm_backup#module:max_age), mode V(auto) and
           the report. Such an archive is restored as a foreign one, unless it was converted from another product's package.
-        - Empty if the archive is ours, that is if this collection made it and no other user of the host can have written it.
+        - Empty if the archive is trusted, that is if this collection made it and no other user of the host can have written it.
       type: str
       returned: success
       sample: it belongs to mallory

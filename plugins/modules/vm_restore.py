@@ -133,20 +133,20 @@ options:
     default: false
   start_reduced:
     description:
-      - Whether O(start) starts the VM even if a part of its definition was left out because the archive is not ours (see
+      - Whether O(start) starts the VM even if a part of its definition was left out because the archive is not trusted (see
         O(trust)). Otherwise such a restore is refused before anything is written.
     type: bool
     default: false
   trust:
     description:
-      - Whether to treat the source as ours although it is a foreign archive, a Domain XML, or an archive that another user
+      - Whether to trust the source although it is a foreign archive, a Domain XML, or an archive that another user
         of the host can have written.
-      - A source that is ours may use everything that its definition names on the host. From other sources, only a list of
+      - A trusted source may use everything that its definition names on the host. From other sources, only a list of
         harmless elements and attributes is restored, and nothing that names a file, device or socket of the host.
         RV(skipped_devices) lists the rest. The page C(docs/SECURITY.md) of the collection has the rules.
-      - An archive is ours if this collection made it, it belongs to root or to the user who runs the module, no other user
+      - An archive is trusted if this collection made it, it belongs to root or to the user who runs the module, no other user
         can write to it, and the same holds for every directory on the path (sticky directories may be world-writable). To
-        declare users whose archives count as ours in a place, as on NFS with C(root_squash), set
+        declare users whose archives are trusted in a place, as on NFS with C(root_squash), set
         C(hypervisor_trusted_owners) of the role P(kvmops.backup.hypervisor#role).
       - Also whether to restore to a directory in which every user of the host may replace files. Otherwise this is refused.
     type: bool

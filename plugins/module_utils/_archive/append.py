@@ -69,7 +69,7 @@ def why_full(reader: ArchiveReader) -> str:
     one is taken to be at most twice as large as the newest.
     """
     if reader.distrust:
-        return f"it is not ours: {reader.distrust}"
+        return f"it is not trusted: {reader.distrust}"
     newest = reader.entry(reader.points[-1].member_name).size_bytes
     if len(reader.points) < MAX_CONFIGURATIONS and reader.heads_bytes + 2 * newest <= MAX_CONFIGURATION_BYTES:
         return ""
@@ -435,7 +435,7 @@ def _fit(path: str, timestamp: int) -> _Archive:
         if not reader.native:
             raise RefusedError(what, "it was not made by this collection, so nothing is added to it", _FULL)
         if reader.distrust:
-            raise RefusedError(what, f"it is not ours: {reader.distrust}", _FULL)
+            raise RefusedError(what, f"it is not trusted: {reader.distrust}", _FULL)
         reader.point()  # raises where the newest one is not good
         if reader.remains.text:
             raise DamagedError(what, f"there are {reader.remains.text}, which no append has left", _FULL)

@@ -73,7 +73,7 @@ def uncompress(
 def not_ours(path: str, distrust: str) -> RefusedError:
     """Why an archive is not converted; the result would belong to whoever runs, as if it had always done so."""
     return RefusedError(
-        f"Archive {path}", f"it is not ours: {distrust}", "Its other form would be ours. If you trust it: 'trust: true'."
+        f"Archive {path}", f"it is not trusted: {distrust}", "Its other form would be. If you trust it: 'trust: true'."
     )
 
 

@@ -113,7 +113,7 @@ def judge(
             DiskVerdict.REFUSE, f"disks of type {disk.type} ({disk.network or 'no local file'}) cannot be read here"
         )
     if disk.mirror:
-        return Judgement(DiskVerdict.REFUSE, f"a block job ({disk.mirror}) that is not ours is at work on it")
+        return Judgement(DiskVerdict.REFUSE, f"a block job ({disk.mirror}) that kvmops.backup did not start is at work on it")
     if image is None:
         gone = unseen or f"{disk.path} is not there"
         if disk.volume and not unseen:

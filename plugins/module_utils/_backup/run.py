@@ -137,7 +137,7 @@ def _afterwards(run: Run, planned: BackupPlan, done: _Done, *, limited: bool) ->
             context.warn(Notice(Code.NO_NOTES, f"The archive has no notes: {error}"))
     distrust = _trust.doubt(done.archive.path)
     if distrust:
-        text = f"{done.archive.path} will not count as ours: {distrust}. Later runs make a full each time, and retention spares it."
+        text = f"{done.archive.path} will not be trusted: {distrust}. Later runs make a full each time, and retention spares it."
         context.warn(Notice(Code.FOREIGN, text))
     if done.stuck is not None and planned.snapshot:
         if isinstance(done.stuck, (SplitViewError, CancelledError)):
@@ -199,7 +199,7 @@ def _facts(run: Run, *, agent: bool) -> VmFacts:
 def _decide(run: Run, facts: VmFacts) -> mode.ModeDecision:
     views = run.archives.views(run.place.directory)
     for path, why in run.archives.distrusted.items():
-        run.context.warn(Notice(Code.FOREIGN, f"{path} is not ours and counts for nothing: {why}"))
+        run.context.warn(Notice(Code.FOREIGN, f"{path} is not trusted and counts for nothing: {why}"))
     decision = mode.decide(
         run.conn, run.domain, facts, run.place.directory, views, run.request, int(time.time()), run.context
     )

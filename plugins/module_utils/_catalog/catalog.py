@@ -197,7 +197,7 @@ def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
         "conversion": _conversion(view.newest.conversion),
         "files": [{"name": name, "present": present, "size": size} for name, present, size in view.files],
         "warnings": [
-            *([f"not ours: {view.distrust}"] if view.distrust else []),
+            *([f"not trusted: {view.distrust}"] if view.distrust else []),
             *view.broken,
             *_found(view.found),
             *told["warnings"],

@@ -402,7 +402,7 @@ def _vms_of(place: RetentionPlace, paths: Collection[str]) -> set[str]:
 
 def _not_ours(view: View) -> str:
     if view.not_ours:
-        return f"not ours: {view.distrust}" if view.distrust else view.not_ours
+        return f"not trusted: {view.distrust}" if view.distrust else view.not_ours
     return "" if view.newest.vm_uuid else "it does not say whose it is"
 
 

@@ -138,7 +138,7 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
         view = catalog.look(path)
         points = view.points
         if view.distrust:
-            text = f"{path} is not ours, so that its digests prove nothing of who made it: {view.distrust}"
+            text = f"{path} is not trusted, so that its digests prove nothing of who made it: {view.distrust}"
             context.warn(Notice(Code.FOREIGN, text))
     lost = sorted({point for item in damage for point in item.points})
     verified.record(path, points, at=int(time.time()), ok=not damage, coverage=report.coverage, lost=lost)

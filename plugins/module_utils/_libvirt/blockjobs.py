@@ -65,7 +65,7 @@ def require_idle(domain: Domain, what: str) -> None:
     found = jobs(domain)
     if found:
         named = ", ".join(f"{job.id} ({job.type}, {job.status})" for job in found)
-        why = f"block jobs that are not ours are at work on it: {named}"
+        why = f"block jobs that kvmops.backup did not start are at work on it: {named}"
         raise BusyError(what, why, "Wait until they have finished.")
 
 

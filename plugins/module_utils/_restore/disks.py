@@ -225,7 +225,7 @@ def _without_member(
             return kept
         if file_of(disk, facts.pools) in facts.files and not trusted:
             return Emptied(
-                f"the medium {disk.source} is not in the archive, and an archive that is not ours to trust is shown a file of this "
+                f"the medium {disk.source} is not in the archive, and an archive that is not trusted is shown a file of this "
                 "host only if every user may read it and none but root may replace it"
             )
         return Emptied(f"the medium {disk.source} is neither in the archive nor on this host")

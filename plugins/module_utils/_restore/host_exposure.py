@@ -79,7 +79,7 @@ _ONCE = (
 )  # fmt: skip
 _OF_BOOT_FILES = ("file", "type", "bar", "enabled", "readonly", "secure", "stateless", "format")
 #: Why something is left out of a definition that is not ours to trust; says what to do about it.
-NOT_TAKEN = "it is not taken from an archive that is not ours to trust ('trust: true' takes it)"
+NOT_TAKEN = "it is not taken from an archive that is not trusted ('trust: true' takes it)"
 
 
 @dataclass(frozen=True)

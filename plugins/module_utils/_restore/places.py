@@ -55,7 +55,7 @@ def unknown(members: Iterable[Member], facts: HostFacts) -> list[str]:
     keys = dict.fromkeys(former_key(member) for member in members)
     found = ((key, facts.former.get(key)) for key in keys if key.startswith("/"))
     return [
-        f"the former directory {key} is no storage pool, and no VM of this host has a disk in it, so an archive that is not ours "
+        f"the former directory {key} is no storage pool, and no VM of this host has a disk in it, so a foreign archive "
         "to trust does not choose it (name it, or another place, with 'pool' or 'path')"
         for key, place in found
         if place is not None and not place.pool and not {place.path, place.real_path} & known and not directory_problem(place)

@@ -120,8 +120,8 @@ def _to_be_repaired(file: PlannedFile) -> Notice:
 
 def _not_started(reduced: Sequence[str]) -> str:
     return (
-        f"it would start without {', '.join(reduced)}, which the archive asks for and is not ours to trust ('start: false' to look "
-        "at the VM first, 'start_reduced: true' to start it like that, 'trust: true' to take the archive as ours)"
+        f"it would start without {', '.join(reduced)}, which an archive that is not trusted does not get ('start: false' to look "
+        "at the VM first, 'start_reduced: true' to start it like that, 'trust: true' to trust the archive)"
     )
 
 

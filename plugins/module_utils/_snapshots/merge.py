@@ -290,7 +290,8 @@ def _merge_in_qemu(work: _Work, merges: Sequence[Merge]) -> _Work:
         job = running.get(merge.target)
         ours = work.journal.facts.started.get(merge.target) == merge.top_path
         if job and not (ours and job.type == "commit"):
-            raise BusyError(_what(work, merge), f"the block job {job.id} is not ours", "Wait until it has finished.")
+            why = f"kvmops.backup did not start the block job {job.id}"
+            raise BusyError(_what(work, merge), why, "Wait until it has finished.")
         if not job and merge.top_path in seen.disk(merge.target).qemu:
             fresh.append(merge)
     apparmor.lift(domain, _written(fresh))

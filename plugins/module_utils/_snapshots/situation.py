@@ -216,7 +216,7 @@ def _attached(disk: DiskSituation) -> Act | None:
     """A disk that QEMU has, or that libvirt believes it has."""
     where = (disk.qemu, disk.live)
     if disk.job is JobSeen.FOREIGN:
-        raise Blocked(BusyError, "a block job that is not ours is at work on it", disk.target)
+        raise Blocked(BusyError, "a block job that kvmops.backup did not start is at work on it", disk.target)
     known = disk.persistent is not SeenActive.OTHER
     asked = disk.step in (Step.PIVOTING, Step.PIVOTING_BLIND, Step.PIVOTED)
     if disk.ghost and disk.job is JobSeen.NONE:

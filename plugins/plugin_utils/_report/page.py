@@ -49,7 +49,7 @@ def render(report: Report, *, title: str, tz: Optional[tzinfo] = None) -> str:
         parts.append(f"<h2>Files that cannot be read</h2><ul>{rows}</ul>")
     if report.not_ours:
         rows = "".join(f"<li>{escape(path)}: {escape(why)}</li>" for path, why in report.not_ours)
-        parts.append(f"<h2>Archives that are not ours and count for nothing</h2><ul>{rows}</ul>")
+        parts.append(f"<h2>Archives that are not trusted and count for nothing</h2><ul>{rows}</ul>")
     return "".join(parts) + "</main></body></html>\n"
 
 

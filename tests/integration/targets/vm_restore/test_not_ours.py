@@ -39,7 +39,7 @@ def test_it_brings_nothing_and_counts_for_nothing(lab: Lab, run_module: Callable
 
     fresh = run_module("vm_backup", vm="prey", path=str(place), keep_last=2)
     assert fresh.changed and genuine.exists() and forged.exists() and fresh["removed_archives"] == []
-    assert any(f"{forged} is not ours" in warning for warning in fresh.warnings)
+    assert any(f"{forged} is not trusted" in warning for warning in fresh.warnings)
     assert not run_module("backup_retention", path=str(place), keep_last=2).changed
     os.unlink(fresh["archive"]["path"])
     os.unlink(genuine)

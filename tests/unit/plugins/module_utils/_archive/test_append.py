@@ -526,8 +526,8 @@ def test_nothing_is_added_to_an_archive_of_another_user(archive: Path) -> None:
     before = archive.read_bytes()
     os.chown(archive, 1234567, -1)
     with open_archive(str(archive)) as reader:
-        assert append.why_full(reader).startswith("it is not ours: it belongs to the user 1234567")
-    with pytest.raises(RefusedError, match="it is not ours"):
+        assert append.why_full(reader).startswith("it is not trusted: it belongs to the user 1234567")
+    with pytest.raises(RefusedError, match="it is not trusted"):
         add(archive)
     assert archive.read_bytes() == before
 

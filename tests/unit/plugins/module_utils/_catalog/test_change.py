@@ -476,10 +476,10 @@ def test_an_archive_of_others_is_not_made_ours_by_converting_it(tmp_path: Path, 
     path = write(tmp_path)
     os.chown(path, 1234567, -1)
     for check_mode in (True, False):
-        with pytest.raises(RefusedError, match="not ours") as caught:
+        with pytest.raises(RefusedError, match="not trusted") as caught:
             run(path, told, compressed=True, check_mode=check_mode)
         assert "trust: true" in caught.value.hint
-    with pytest.raises(RefusedError, match="not ours"):
+    with pytest.raises(RefusedError, match="not trusted"):
         convert.compress(str(path))
     assert names(tmp_path) == [path.name]
     done = run(path, told, compressed=True, trust=True)

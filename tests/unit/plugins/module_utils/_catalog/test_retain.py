@@ -352,11 +352,11 @@ def test_nothing_of_ours_goes_because_of_an_archive_of_others(tmp_path: Path, to
     result = run(tmp_path, told, keep_last=1)
     assert not result["changed"] and genuine.exists() and forged.exists()
     reasons = {os.path.basename(each["path"]): each["reason"] for each in result["kept"]}
-    assert reasons[forged.name].startswith("not ours: it belongs to the user 1234567")
+    assert reasons[forged.name].startswith("not trusted: it belongs to the user 1234567")
     assert reasons[genuine.name] == "it is number 1 of 1 (keep_last)"
     described = catalog.describe(str(forged))
     assert described["not_ours"].startswith("it belongs to the user 1234567")
-    assert described["warnings"][0].startswith("not ours: ")
+    assert described["warnings"][0].startswith("not trusted: ")
     os.chown(forged, 0, -1)
     assert paths(run(tmp_path, told, keep_last=1)["removed"]) == {genuine.name}
 

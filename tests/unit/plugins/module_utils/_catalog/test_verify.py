@@ -318,7 +318,7 @@ def test_good_digests_in_the_hands_of_another_user_prove_nothing(tmp_path: Path,
     path = write(tmp_path)
     os.chown(path, 1234567, -1)
     assert verify(request(path), told)["archives"][0]["ok"]
-    assert any("is not ours" in text and "the user 1234567" in text for text in told.warnings)
+    assert any("is not trusted" in text and "the user 1234567" in text for text in told.warnings)
 
 
 def anchored(directory: Path, path: Path, expected: Any, **options: Any) -> VerifyRequest:
