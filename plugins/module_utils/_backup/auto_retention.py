@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._slots import Slot
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 if TYPE_CHECKING:
-    from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import BackupPlan, TargetFacts
+    from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import BackupPlan, TargetFacts
 
 
 class Keeper:

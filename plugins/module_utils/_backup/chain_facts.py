@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import appe
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks, template_base
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, RefusedError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import (
     FileSource,

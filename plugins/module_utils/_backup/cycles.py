@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import Deletes
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (

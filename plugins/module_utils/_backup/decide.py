@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import full_owed
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _files, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import STORED_FORMATS, Image
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import TargetFacts, VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import TargetFacts, VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.decide import newest_of
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (

@@ -69,7 +69,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a VM's members are made from; as in `plan.VmFacts`."""
+    """What a VM's members are made from; as in `model.VmFacts`."""
 
     view: DomainView
     images: Mapping[str, Image]

@@ -6,147 +6,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import digests, names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     Configuration,
     Consistency,
-    Member,
     Skipped,
     SnapshotNode,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members
+from ansible_collections.kvmops.backup.plugins.module_utils._backup import definition, estimate, members, space
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import DiskVerdict, Image, Judgement, judge
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, PlannedMember, Sources
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base, Sources
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import BackupPlan, TargetFacts, VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.template_base import Thin
-from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.agent import AgentState
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.boot_files import BootFile
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, DomainView
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots import Snapshot
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
-from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
-_REFLINK_FILE_SYSTEMS = ("xfs", "btrfs", "bcachefs", "ocfs2")
-_OVERHEAD_BYTES = 2**20  # headers, digests and XML of an ordinary VM
-_LOW_SPACE_BYTES = 2**30
-_OVERLAY_BYTES = 2**20  # of an empty one: header and tables
 _UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")
-
-
-@dataclass(frozen=True)
-class VmFacts:
-    """What is known about a VM before anything is touched.
-
-    `standing`: whether a running one stands still, and why. `autostart`: it starts with the host.
-    `view`: of the definition that counts now (live for a running VM). `images`: every image that its disks and snapshots
-    stand on, by path. `free_bytes`: free space of the file systems of those images, by device id. `foreign_jobs`: jobs at
-    work on the VM that are not ours. `locked_images`: images of an off VM that a QEMU has open all the same.
-    `tpm_path`: directory with the state of an emulated TPM, "" where there is none. `file_bytes`: sizes in an archive of what is
-    stored besides images, by path. `checkpoints`: those because of which libvirt takes no snapshot of the VM, which is off.
-    `memory_blockers`: what keeps the memory of a running VM from being saved, in QEMU's words. `unmerged`: names
-    of snapshots that an earlier run should have merged and could not. `shared`: files of its disks that
-    another VM has too, with the name of that one (`find.shared`). `boot_files`: files of the host that its definitions name and
-    QEMU loads. `unseen`: files of its disks that cannot be looked at, and why. `snapshot_files`: files beside its disks that are
-    named as those of our snapshots. `thin`: the template that it stands on, or is. `attached`: disks of other VMs that it holds;
-    `view` and all definitions are without them.
-    """
-
-    name: str
-    uuid: str
-    running: bool
-    persistent_xml: str
-    live_xml: str
-    view: DomainView
-    images: Mapping[str, Image]
-    standing: Standing = Standing.RUNS
-    autostart: bool = False
-    snapshots: tuple[Snapshot, ...] = ()
-    snapshot_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=dict)
-    agent: AgentState = AgentState.OFF
-    managed_save: bool = False
-    foreign_jobs: tuple[str, ...] = ()
-    locked_images: tuple[str, ...] = ()
-    nvram_bytes: int = 0
-    tpm_path: str = ""
-    file_bytes: Mapping[str, int] = field(default_factory=dict)
-    checkpoints: tuple[str, ...] = ()
-    memory_blockers: tuple[str, ...] = ()
-    unmerged: tuple[str, ...] = ()
-    shared: Mapping[str, str] = field(default_factory=dict)
-    boot_files: tuple[BootFile, ...] = ()
-    unseen: Mapping[str, str] = field(default_factory=dict)
-    snapshot_files: frozenset[str] = frozenset()
-    thin: Thin = field(default_factory=Thin)
-    attached: tuple[Disk, ...] = ()
-    free_bytes: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TargetFacts:
-    """The place that the archive goes to; `file_names` are those that are there already.
-
-    `can`: what its file system can do. `hint`: what now, if it is too full.
-    """
-
-    directory: str
-    free_bytes: int
-    device_id: int
-    fs_type: str
-    file_names: frozenset[str] = frozenset()
-    can: Capabilities = field(default_factory=Capabilities)
-    hint: str = "Free space there or choose another place."
-
-
-@dataclass(frozen=True)
-class BackupPlan:
-    """Everything a run will do. `snapshot` None: the VM's files are copied as they stand.
-
-    `members`: what is stored; `kept`: members of older points that this one needs too. `needed_bytes`: room that the target must
-    have, less than the estimate where blocks are shared. `base`: the archive that the point is added to, None for a new one.
-    `stays`: the snapshot is kept, so that the next increment can stand on it. `below`: evidence of the
-    files that the content of a template was read from.
-    """
-
-    vm_name: str
-    vm_uuid: str
-    running: bool
-    timestamp: int
-    directory: str
-    archive_name: str
-    consistency: Consistency
-    snapshot: SnapshotPlan | None
-    members: tuple[PlannedMember, ...]
-    configuration: Configuration
-    estimated_bytes: int
-    needed_bytes: int = 0
-    reason: str = ""
-    kept: tuple[Member, ...] = ()
-    base: Base | None = None
-    stays: bool = False
-    below: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def archive_path(self) -> str:
-        """Where the archive is or will be."""
-        return self.base.path if self.base else os.path.join(self.directory, self.archive_name)
-
-    @property
-    def warnings(self) -> tuple[Notice, ...]:
-        """What a person should know before and after the run."""
-        skipped = (f"{each.device} is not in the backup: {each.reason}" for each in self.configuration.skipped)
-        return (*self.configuration.warnings, *(Notice(Code.LEFT_OUT, text) for text in skipped))
 
 
 def plan(
@@ -204,8 +92,8 @@ def plan(
         warnings.append(
             Notice(Code.KEY_NOT_STORED, "the TPM's state is encrypted; its key is not part of the backup: keep it elsewhere")
         )
-    warnings += _space(facts, target, compressed, stored.new, consistency, snapshot, what)
-    warnings += _space_to_merge(facts) if stays else []
+    warnings += space.about_backup(facts, target, compressed, stored.new, consistency, snapshot, what)
+    warnings += space.about_merging(facts) if stays else []
     warnings += _about_marks(facts, {*(each.path for each in stored.new), *(each.former_path for each in stored.kept)})
     warnings += _about_standing_alone(facts) if request.mode is Mode.AUTO else []
     warnings += _about_templates(facts, request)
@@ -247,7 +135,7 @@ def plan(
         kept=stored.kept,
         configuration=configuration,
         estimated_bytes=estimated,
-        needed_bytes=_needed_bytes(facts, target, compressed, stored.new, consistency),
+        needed_bytes=space.needed_bytes(facts, target, compressed, stored.new, consistency),
         reason=reason,
         base=base,
         stays=stays,
@@ -604,88 +492,3 @@ def _overlay_path(facts: VmFacts, disk: Disk, snapshot: str) -> str:
 def _memory_path(facts: VmFacts, frozen: Sequence[Disk], snapshot: str) -> str:
     directory = os.path.dirname(os.path.realpath(frozen[0].path)) if frozen else ""
     return os.path.join(directory, f"{names.stem(facts.name)}.{snapshot}.memory")
-
-
-def _space(
-    facts: VmFacts,
-    target: TargetFacts,
-    compressed: bool,
-    planned_members: Sequence[PlannedMember],
-    consistency: Consistency,
-    snapshot: SnapshotPlan | None,
-    what: str,
-) -> list[Notice]:
-    """Warnings about space on both sides. Raises TargetError where the archive cannot fit."""
-    need = _needed_bytes(facts, target, compressed, planned_members, consistency)
-    warnings = [each.about(f"the file system of {target.directory}") for each in target.can.warnings]
-    certain = need - (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
-    if need > target.free_bytes:
-        figures = f"about {human_bytes(need)} are needed and {human_bytes(target.free_bytes)} are free"
-        if certain > target.free_bytes and not compressed:
-            raise TargetError(f"{what} to {target.directory}", figures, target.hint)
-        # a memory image or compressed data may turn out much smaller; what does not fit then fails cleanly
-        warnings.append(Notice(Code.SPACE, f"{target.directory} may be too small: {figures}, before compression"))
-    elif not (target.can.keeps_holes or compressed):
-        whole = sum(facts.images[each.path].size_bytes for each in planned_members if each.path in facts.images)
-        if whole > target.free_bytes:
-            figures = (
-                f"with the holes of the images {human_bytes(whole)}, and {human_bytes(target.free_bytes)} are free"
-            )
-            text = f"{target.directory} may be too small, as its file system does not seem to keep holes: {figures}"
-            warnings.append(Notice(Code.SPACE, text))
-    return warnings + (_space_beside(facts, snapshot) if snapshot else [])
-
-
-def _needed_bytes(
-    facts: VmFacts,
-    target: TargetFacts,
-    compressed: bool,
-    planned_members: Sequence[PlannedMember],
-    consistency: Consistency,
-) -> int:
-    """Blocks of the target's file system that the point takes at most, before compression."""
-    shared = not compressed and target.fs_type in _REFLINK_FILE_SYSTEMS
-    need = _OVERHEAD_BYTES
-    for planned in planned_members:
-        image = facts.images.get(planned.path)
-        if image is None:
-            need += facts.file_bytes.get(planned.path, 0)
-        elif not (shared and image.device_id == target.device_id and not planned.from_raw):
-            need += min(image.allocated_bytes, image.size_bytes)
-    return need + (facts.view.memory_bytes if consistency is Consistency.MEMORY else 0)
-
-
-def _space_beside(facts: VmFacts, snapshot: SnapshotPlan) -> list[Notice]:
-    """Warnings about the file systems that take what the guest writes while the copy runs."""
-    beside: dict[int, str] = {}
-    for overlay in snapshot.overlays:
-        beside.setdefault(facts.images[overlay.base_path].device_id, overlay.base_path)
-    warnings = []
-    for device, path in beside.items():
-        if device in facts.free_bytes and facts.free_bytes[device] < _OVERLAY_BYTES * len(snapshot.overlays):
-            resume = f", and let the VM go on: virsh resume {facts.name}" if facts.standing is Standing.IO_ERROR else "."
-            there = human_bytes(facts.free_bytes[device])
-            why = f"only {there} are free beside {path}, too little for the overlay of a snapshot"
-            raise RefusedError(f"Backup of VM {facts.name}", why, f"Free space there{resume}")
-        holds_memory = snapshot.memory_path and path == snapshot.overlays[0].base_path
-        free = facts.free_bytes.get(device, 0) - (facts.view.memory_bytes if holds_memory else 0)
-        if free < _LOW_SPACE_BYTES:
-            text = f"only {human_bytes(max(free, 0))} are free beside {path}: what the guest writes meanwhile goes there"
-            warnings.append(Notice(Code.SPACE, text))
-    return warnings
-
-
-def _space_to_merge(facts: VmFacts) -> list[Notice]:
-    """Warnings about file systems on which a merge of all layers could need more than there is."""
-    needed: dict[int, int] = {}
-    for image in facts.images.values():
-        if image.backing_path:
-            needed[image.device_id] = needed.get(image.device_id, 0) + image.allocated_bytes
-    warnings = []
-    for device, size in needed.items():
-        free = facts.free_bytes.get(device, 0)
-        if size > free:
-            path = next(each.path for each in facts.images.values() if each.backing_path and each.device_id == device)
-            text = f"merging the layers beside {path} may need up to {human_bytes(size)} there, and {human_bytes(free)} are free"
-            warnings.append(Notice(Code.SPACE, text))
-    return warnings

@@ -38,12 +38,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.backup impor
     what,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import PlannedMember, memory_member
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
-    BackupPlan,
-    TargetFacts,
-    VmFacts,
-    in_archive,
-)
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import BackupPlan, TargetFacts, VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import in_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import plan as make_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.recovery import OPERATION, BackupFacts, Keep
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode

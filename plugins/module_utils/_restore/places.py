@@ -56,7 +56,7 @@ def unknown(members: Iterable[Member], facts: HostFacts) -> list[str]:
     found = ((key, facts.former.get(key)) for key in keys if key.startswith("/"))
     return [
         f"the former directory {key} is no storage pool, and no VM of this host has a disk in it, so a foreign archive "
-        "to trust does not choose it (name it, or another place, with 'pool' or 'path')"
+        "does not choose it (name it, or another place, with 'pool' or 'path')"
         for key, place in found
         if place is not None and not place.pool and not {place.path, place.real_path} & known and not directory_problem(place)
     ]

@@ -42,6 +42,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
+    active_disks,
     active_merge,
     bookkeeping,
     copying,
@@ -50,7 +51,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import (
     removal,
     retained_layers,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_merge import ActiveMerge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_disks import ActiveMerge
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     MergeFacts,
     OriginalDisk,
@@ -137,7 +138,7 @@ def may_wait(conn: Connection, domain: Domain | None, facts: RemovalFacts) -> bo
     if not merged.overlays:
         return True
     # not one snapshot names the overlays: _stands() has seen that libvirt lists all of them
-    return active_merge.may_wait(lambda: replace(active_merge.observe(conn, domain, merged, facts), listed=True))
+    return active_merge.may_wait(lambda: replace(active_disks.observe(conn, domain, merged, facts), listed=True))
 
 
 def _stands(conn: Connection, domain: Domain, plan: RemovalPlan) -> bool:

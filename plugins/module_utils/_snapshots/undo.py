@@ -14,8 +14,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._journal import Jour
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import agent, blockjobs, files, snapshots
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_merge import ActiveMerge, Acts, Work
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_disks, active_merge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_disks import ActiveMerge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.active_merge import Acts, Work
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import (
     SnapshotFacts,
     SnapshotPhase,
@@ -73,7 +74,7 @@ def _observe(
     conn: Connection, domain: Domain | None, plan: SnapshotPlan, facts: SnapshotFacts, merge: ActiveMerge
 ) -> Situation:
     """The situation of the VM for decide(), with all that belongs to the snapshot."""
-    found = active_merge.observe(conn, domain, merge, facts)
+    found = active_disks.observe(conn, domain, merge, facts)
     taking = facts.phase is SnapshotPhase.TAKING
     in_taking = taking and found.power is Power.RUNNING
     return replace(

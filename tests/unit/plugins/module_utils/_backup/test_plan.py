@@ -18,11 +18,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.disks import Image
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.members import Base
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import (
-    TargetFacts,
-    VmFacts,
-    plan,
-)
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import TargetFacts, VmFacts
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, ConsistencyWish, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError, TargetError

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_disks
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import Content
 
@@ -27,7 +27,7 @@ def overlay(tmp_path, request):
 
 
 def content(overlay, compare=False):
-    return active_merge._content(overlay, compare=compare)
+    return active_disks._content(overlay, compare=compare)
 
 
 def test_nothing_in_it(overlay):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_merge, original_disk, overlays
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import active_disks, original_disk, overlays
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.situation import SeenActive
 
 OVERLAY = overlays.Overlay("vda", "/p/a.raw", "raw", "/p/a.ov")
@@ -61,4 +61,4 @@ def test_former_source_twice_is_the_same():
     ],
 )
 def test_what_a_view_has_of_several_layers(chain, expected):
-    assert active_merge._seen(chain, overlays.Overlay("vda", "/p/a", "qcow2", "/p/c", ("/p/b",))) is expected
+    assert active_disks.seen_active(chain, overlays.Overlay("vda", "/p/a", "qcow2", "/p/c", ("/p/b",))) is expected
