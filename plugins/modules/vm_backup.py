@@ -20,7 +20,7 @@ description:
     frozen data to the same file. Each of its points can be restored. The module examines the VM (snapshots, disks, the bytes
     of frozen files) to find out whether an archive can be continued, and never relies on records alone.
   - libvirt refuses to migrate a VM with snapshots live, and to undefine it without further options.
-    M(kvmops.backup.vm_snapshot) deletes the snapshots, which also ends the chain.
+    M(kvmops.backup.vm_snapshot) deletes the snapshots, which also ends the cycle.
   - For a thin clone of a template (M(kvmops.backup.vm_template)), the archive holds only the clone's own layers and the
     digests of the template's disks. A template gets full backups only.
   - The archive appears under its name only when it is complete and durable. The next backup of the VM settles what a killed
@@ -115,7 +115,7 @@ options:
     description:
       - With this option, a full is due if this place has no good full of the VM since the last such day began (00:00 in the
         host's time zone). O(mode=auto) then makes one, whatever O(max_age) says, so the run after a missed day makes the full.
-      - Without this option, O(mode=auto) makes a full only when a chain ends (O(increment_limit), or a VM that no longer stands
+      - Without this option, O(mode=auto) makes a full only when a cycle ends (O(increment_limit), or a VM that no longer stands
         on its archive).
     type: str
     choices: [monday, tuesday, wednesday, thursday, friday, saturday, sunday]

@@ -61,7 +61,7 @@ options:
         VM of the host uses a disk of this VM too, because both would lose what they write.
       - V(absent) removes the snapshot and merges its layers. Other snapshots stay usable.
       - V(reverted) reverts the VM to the snapshot. The state of the VM since then is lost.
-      - A snapshot that a backup made for its increments is removed or reverted to like any other. This ends the chain of
+      - A snapshot that a backup made for its increments is removed or reverted to like any other. This ends the cycle of
         that archive, and the next backup is a full.
     type: str
     choices: [present, absent, reverted]

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files, _policy
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 
 
@@ -25,7 +25,7 @@ class VmArchives:
         self.distrusted: dict[str, str] = {}
         self._of_others: set[tuple[str, tuple[int, ...]]] = set()
 
-    def views(self, directory: str) -> list[View]:
+    def views(self, directory: str) -> list[ArchiveView]:
         """Those in this directory now; what cannot be read is nobody's."""
         found = []
         for path in catalog.find([directory]):
@@ -45,7 +45,7 @@ class VmArchives:
         return select.without_twins(found)
 
 
-def full_owed(views: Sequence[View], weekday: str, now: int) -> str:
+def full_owed(views: Sequence[ArchiveView], weekday: str, now: int) -> str:
     """Why the weekly policy wants a full of the VM whose archives these are, "" if it does not; `weekday` "": no such policy."""
     if not weekday:
         return ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import retention
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
@@ -109,7 +109,7 @@ class Keeper:
     def _look(self, directory: str, of_vm: str = "") -> retention.RetentionPlace:
         uri, context = self._request.uri, self._context
 
-        def continued(views: Sequence[View]) -> str:
+        def continued(views: Sequence[ArchiveView]) -> str:
             # Asked only where an archive would go: all about the VM hangs on it.
             from ansible_collections.kvmops.backup.plugins.module_utils._backup.incrementable import Judge
 

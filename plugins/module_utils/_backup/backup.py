@@ -20,7 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives imp
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.auto_retention import Keeper
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, OnUnmerged
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, Point
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -136,7 +136,7 @@ def nothing_due(run: Run, merged: Sequence[str] = ()) -> dict[str, Any] | None:
     }
 
 
-def _young_enough(run: Run) -> tuple[View, Point] | None:
+def _young_enough(run: Run) -> tuple[ArchiveView, Point] | None:
     """The newest good point of the VM in this place, if `max_age` is content with it and no full is owed."""
     if run.request.max_age_s is None:
         return None

@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.members impo
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import BackupRequest, Mode
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import Connection, Domain
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
@@ -41,7 +41,7 @@ def decide(
     domain: Domain,
     facts: VmFacts,
     directory: str,
-    views: Sequence[View],
+    views: Sequence[ArchiveView],
     request: BackupRequest,
     now: int,
     context: Context,
@@ -96,14 +96,14 @@ def decide(
     return ModeDecision(f"the VM still stands on point {base.newest.timestamp} of {path}", base, found.proved)
 
 
-def newest_of(views: Sequence[View], snapshots: set[str], now: int) -> str:
+def newest_of(views: Sequence[ArchiveView], snapshots: set[str], now: int) -> str:
     """The newest archive of those made incrementable, "" if there is none; `snapshots`: names of those on the VM. Pure.
 
     An archive from the future (the clock was wrong once) counts only while the VM has its snapshot: it would keep every
     later archive from being continued.
     """
 
-    def counts(view: View) -> bool:
+    def counts(view: ArchiveView) -> bool:
         return view.newest.timestamp <= now + _DAY_S or view.newest.snapshot in snapshots
 
     made = [view for view in views if view.newest.incrementable]
@@ -111,7 +111,7 @@ def newest_of(views: Sequence[View], snapshots: set[str], now: int) -> str:
     return max(usable, key=lambda view: view.newest.timestamp).path if usable else ""
 
 
-def not_before(views: Sequence[View], now: int) -> int:
+def not_before(views: Sequence[ArchiveView], now: int) -> int:
     """The unix time for a new point: after every point of the VM in this place, unless those are from a far future. Pure."""
     known = [point.timestamp for view in views for point in view.points if point.timestamp <= now + 2 * _DAY_S]
     return max([now, *(timestamp + 1 for timestamp in known)])

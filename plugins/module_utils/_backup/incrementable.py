@@ -12,7 +12,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import facts as vm_facts
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.decide import newest_of
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
@@ -36,7 +36,7 @@ class Judge:
         self._vms: dict[str, tuple[Domain, VmFacts] | None] = {}
         self._host: find.Host | None = None
 
-    def __call__(self, view: View) -> tuple[bool | None, str]:
+    def __call__(self, view: ArchiveView) -> tuple[bool | None, str]:
         """Whether the archive can be continued (None: not known here), and why not or why that is not known."""
         if not view.newest.incrementable:
             return False, "it was not made incrementable"
@@ -57,7 +57,7 @@ class Judge:
             return None, f"{human_bytes(judged.unread_bytes)} of the VM's files would have to be read again (refresh)"
         return True, ""
 
-    def continued(self, views: Sequence[View]) -> str:
+    def continued(self, views: Sequence[ArchiveView]) -> str:
         """Of the archives of one VM in a place, the path of the one that mode auto would go on with, "" for none.
 
         Where nobody can tell it is the newest that was made incrementable.

@@ -77,7 +77,7 @@ _ENDLESS_BYTES = 2**62
 _SNAPSHOT_STAYS = Notice(
     Code.SNAPSHOT_STAYS,
     "the VM has snapshots now: it cannot be migrated live or undefined plainly until they are deleted "
-    "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's chain",
+    "(kvmops.backup.vm_snapshot with snapshot: all and state: absent), which ends the archive's cycle",
 )
 
 _Writer = Union[ArchiveWriter, ArchiveAppender]

@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import conf
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Conversion
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import index, shown, verified
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View, points_of
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, points_of
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
@@ -47,7 +47,7 @@ def find(directories: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-def look(path: str, *, refresh: bool = False) -> View:
+def look(path: str, *, refresh: bool = False) -> ArchiveView:
     """Reads an archive, another product's package or a bare domain XML. `refresh`: read a foreign compressed archive again, which
     takes its whole length.
 
@@ -64,7 +64,7 @@ def look(path: str, *, refresh: bool = False) -> View:
         raise ArchiveError(f"archive {path}", "it is not there any more") from error
 
 
-def glance(path: str, progress: Progress | None = None) -> View:
+def glance(path: str, progress: Progress | None = None) -> ArchiveView:
     """As look, but from the index where it knows the file as it is now. For lists; whoever changes or removes anything looks.
 
     The progress says what is read. Raises CancelledError too.
@@ -101,7 +101,7 @@ def _doubts() -> _trust.Doubts:
     return _trust.Doubts()
 
 
-def _of_index(path: str) -> View | None:
+def _of_index(path: str) -> ArchiveView | None:
     try:
         status = os.stat(path)
     except OSError:
@@ -119,7 +119,7 @@ def _of_index(path: str) -> View | None:
     )
 
 
-def _look_at_archive(path: str) -> View:
+def _look_at_archive(path: str) -> ArchiveView:
     begin = time.time_ns()
     with open_archive(path) as reader:
         broken = tuple(map(str, reader.broken))
@@ -127,7 +127,7 @@ def _look_at_archive(path: str) -> View:
             broken += (f"behind its end: {reader.pending}",)
         if not reader.points:
             reader.point()  # raises, with the reason
-        view = View(
+        view = ArchiveView(
             path,
             reader.size_bytes,
             reader.compressed,
@@ -145,7 +145,7 @@ def _look_at_archive(path: str) -> View:
         return replace(view, damaged=damaged, found=found, distrust=reader.distrust if reader.native else "")
 
 
-def _look_at_package(path: str) -> View:
+def _look_at_package(path: str) -> ArchiveView:
     if not os.path.lexists(path):
         raise ArchiveError(path, "there is no such file")
     # Rarely asked for, and a package's reader is as large as that of archives.
@@ -153,15 +153,15 @@ def _look_at_package(path: str) -> View:
 
     point, size, files = packages.view(path)
     told = shown.of_point(point)
-    return View(
+    return ArchiveView(
         path, size, compressed=False, native=False, points=points_of((point,)), files=tuple(files), shown=told
     )
 
 
-def _look_at_xml(path: str) -> View:
+def _look_at_xml(path: str) -> ArchiveView:
     point, size_bytes = config.of_file(path)
     told = shown.of_point(point)
-    return View(path, size_bytes, compressed=False, native=False, points=points_of((point,)), shown=told)
+    return ArchiveView(path, size_bytes, compressed=False, native=False, points=points_of((point,)), shown=told)
 
 
 def describe(path: str, *, point: int | None = None, refresh: bool = False) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def describe(path: str, *, point: int | None = None, refresh: bool = False) -> d
     return entry(look(path, refresh=refresh), point)
 
 
-def entry(view: View, timestamp: int | None = None) -> dict[str, Any]:
+def entry(view: ArchiveView, timestamp: int | None = None) -> dict[str, Any]:
     """A view in the shape of INTERFACE.md's ``archives``."""
     told = _shown(view, timestamp)
     return {
@@ -270,7 +270,7 @@ def iso_time(timestamp: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp))
 
 
-def _points(view: View) -> list[dict[str, Any]]:
+def _points(view: ArchiveView) -> list[dict[str, Any]]:
     return [
         {
             "point": point.timestamp,
@@ -283,7 +283,7 @@ def _points(view: View) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(view: View, timestamp: int | None) -> Mapping[str, Any]:
+def _shown(view: ArchiveView, timestamp: int | None) -> Mapping[str, Any]:
     point = view.point(timestamp)
     if point is view.newest:
         return view.shown

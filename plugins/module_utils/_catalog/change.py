@@ -25,7 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import ChangeRequest
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     DamagedError,
@@ -51,7 +51,7 @@ class ArchiveState:
     compressed: bool | None
     protected: bool
     notes: str
-    view: View | None
+    view: ArchiveView | None
     doubt: str = ""
 
     def result(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _existing(archive: str, compressed: bool | None) -> str | None:
 
 
 def _state(path: str) -> ArchiveState:
-    view: View | None = None
+    view: ArchiveView | None = None
     doubt = ""
     try:
         view = catalog.look(path)
@@ -281,7 +281,7 @@ def _refuse_to_delete(before: ArchiveState) -> None:
         )
 
 
-def _is_last(view: View, others: Sequence[View]) -> bool:
+def _is_last(view: ArchiveView, others: Sequence[ArchiveView]) -> bool:
     """Whether the VM has no other good archive among these, and for a foreign one no other foreign one either. Pure."""
     if view.damaged:
         return False  # it is not a good one
@@ -290,7 +290,7 @@ def _is_last(view: View, others: Sequence[View]) -> bool:
     return len(select.without_twins(own)) < 2
 
 
-def needing(template: View, others: Sequence[View]) -> list[str]:
+def needing(template: ArchiveView, others: Sequence[ArchiveView]) -> list[str]:
     """Archives of thin clones that can be restored on no other good archive's template than this one. Pure."""
     found = []
     for view in others:
@@ -302,7 +302,7 @@ def needing(template: View, others: Sequence[View]) -> list[str]:
     return found
 
 
-def _provides(view: View, required: TemplateRequirement) -> bool:
+def _provides(view: ArchiveView, required: TemplateRequirement) -> bool:
     return any(point.template and required.fits(point.provides) for point in view.points)
 
 

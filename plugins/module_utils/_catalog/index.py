@@ -26,7 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
     TemplateRequirement,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import cache
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, Point
 
 _VERSION = f"1/{FORMAT_VERSION}".encode()
 _MAX_FILES = 200
@@ -48,13 +48,13 @@ class Line:
     slow: bool
     rest: bytes = field(repr=False)
 
-    def view(self, path: str, status: os.stat_result) -> View | None:
+    def view(self, path: str, status: os.stat_result) -> ArchiveView | None:
         """What was read, without what is never taken from here: whose the file is, and what verifications have found."""
         try:
             compressed, native, damaged, broken, points, shown = _json.parse(self.rest)
             if not points or {name: type(shown[name]) for name in _SHOWN_TYPES} != _SHOWN_TYPES:
                 return None
-            return View(
+            return ArchiveView(
                 path,
                 status.st_size,
                 compressed is True,
@@ -92,7 +92,7 @@ class Index:
         except ValueError:
             return None
 
-    def keep(self, view: View, status: os.stat_result, begin_ns: int) -> None:
+    def keep(self, view: ArchiveView, status: os.stat_result, begin_ns: int) -> None:
         """Adds what was read from `begin_ns` on of a file that had this status before and after. That may fail: it is a cache."""
         if not self._path or max(status.st_mtime_ns, status.st_ctime_ns) > begin_ns - _FRESH_NS:
             return

@@ -10,14 +10,14 @@ from typing import Any, Optional
 
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, Point
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 #: Whether an archive can be continued (None: not known here), and why not.
-Judge = Callable[[View], tuple[Optional[bool], str]]
+Judge = Callable[[ArchiveView], tuple[Optional[bool], str]]
 
 
 #: What there is to say about the template that a point of a thin clone needs.
@@ -36,7 +36,7 @@ def info(
     archive that cannot be read is listed with the reason.
     """
     selection = request.selection
-    views: list[View] = []
+    views: list[ArchiveView] = []
     unreadable: dict[str, str] = {}
     for path in select.paths(selection, context):
         try:
@@ -70,7 +70,7 @@ def info(
 
 
 def _entry(
-    view: View, point: int | None, judge: Judge | None, about_template: AboutTemplate | None
+    view: ArchiveView, point: int | None, judge: Judge | None, about_template: AboutTemplate | None
 ) -> dict[str, Any]:
     entry = catalog.entry(view, point)
     if about_template:

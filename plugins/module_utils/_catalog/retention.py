@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import arch
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import RetentionRequest
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     BusyError,
@@ -31,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._progress import Con
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
 #: Of the archives of one VM, the path of the one that a backup with mode auto would go on with; "" for none.
-Continued = Callable[[Sequence[View]], str]
+Continued = Callable[[Sequence[ArchiveView]], str]
 Verdicts = list[_retention.RetentionVerdict]
 Decide = Callable[[Sequence[_retention.ArchiveFacts]], Optional[Verdicts]]
 _OTHERS_TIMEOUT_S = 600.0
@@ -59,7 +59,7 @@ class RetentionPlace:
 
     directory: str
     archives: tuple[_retention.ArchiveFacts, ...]
-    views: dict[str, View] = field(default_factory=dict)
+    views: dict[str, ArchiveView] = field(default_factory=dict)
     twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: dict[str, tuple[int, ...]] = field(default_factory=dict)
     continued: Continued = lambda _views: ""
@@ -196,10 +196,10 @@ def _views(
     of_vm: str,
     *,
     all_read: bool = False,
-) -> tuple[list[View], list[_retention.ArchiveFacts]]:
+) -> tuple[list[ArchiveView], list[_retention.ArchiveFacts]]:
     """Archives of ours, and what else is there. `of_vm`: those that are surely of other VMs are left out; `all_read`: nothing is
     taken from the index."""
-    views: list[View] = []
+    views: list[ArchiveView] = []
     unknown: list[_retention.ArchiveFacts] = []
     for path in paths:
         if of_vm and catalog.surely_of_others(path, of_vm):
@@ -223,7 +223,7 @@ def _views(
     return views, unknown
 
 
-def _read(path: str, twins: Sequence[str]) -> tuple[View | None, _retention.ArchiveFacts]:
+def _read(path: str, twins: Sequence[str]) -> tuple[ArchiveView | None, _retention.ArchiveFacts]:
     """An archive as it is, whatever the index says; None where it is none of ours."""
     try:
         view = catalog.look(path)
@@ -237,7 +237,7 @@ def _unreadable(path: str, error: ArchiveError) -> _retention.ArchiveFacts:
     return _retention.ArchiveFacts(path, "", 0, not_ours=f"it cannot be read: {error}")
 
 
-def _spared(view: View, why: str) -> _retention.ArchiveFacts:
+def _spared(view: ArchiveView, why: str) -> _retention.ArchiveFacts:
     # that it needs a template of ours is believed: nothing is lost by that
     return _retention.ArchiveFacts(view.path, "", 0, not_ours=why, needs=_needs(view))
 
@@ -400,13 +400,13 @@ def _vms_of(place: RetentionPlace, paths: Collection[str]) -> set[str]:
     return {each.vm_uuid for each in place.archives if each.path in paths}
 
 
-def _not_ours(view: View) -> str:
+def _not_ours(view: ArchiveView) -> str:
     if view.not_ours:
         return f"not trusted: {view.distrust}" if view.distrust else view.not_ours
     return "" if view.newest.vm_uuid else "it does not say whose it is"
 
 
-def _facts(view: View, twins: Sequence[str]) -> _retention.ArchiveFacts:
+def _facts(view: ArchiveView, twins: Sequence[str]) -> _retention.ArchiveFacts:
     names = (view.path, *twins)
     return _retention.ArchiveFacts(
         path=view.path,
@@ -421,11 +421,11 @@ def _facts(view: View, twins: Sequence[str]) -> _retention.ArchiveFacts:
     )
 
 
-def _provides(view: View) -> frozenset[str]:
+def _provides(view: ArchiveView) -> frozenset[str]:
     return frozenset(_version(point.provides) for point in view.points if point.provides)
 
 
-def _needs(view: View) -> frozenset[str]:
+def _needs(view: ArchiveView) -> frozenset[str]:
     return frozenset(_version(point.requires.disks) for point in view.points if point.requires)
 
 

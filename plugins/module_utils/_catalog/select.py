@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
@@ -91,7 +91,7 @@ def vm_on_host(selection: Selection, context: Context) -> str:
         return ""
 
 
-def of_vm(views: Sequence[View], vm: str, host_uuid: str) -> list[View]:
+def of_vm(views: Sequence[ArchiveView], vm: str, host_uuid: str) -> list[ArchiveView]:
     """Those archives that belong to the VM of this name or UUID. Pure.
 
     `host_uuid`: the UUID that decides; "": that of every archive with a point of this name. An archive without UUID
@@ -101,7 +101,7 @@ def of_vm(views: Sequence[View], vm: str, host_uuid: str) -> list[View]:
     return [v for v in views if v.newest.vm_uuid in uuids - {""} or (not v.newest.vm_uuid and v.newest.vm_name == vm)]
 
 
-def without_twins(views: Iterable[View]) -> list[View]:
+def without_twins(views: Iterable[ArchiveView]) -> list[ArchiveView]:
     """The views, an archive and its compressed form counted once: for a moment of the conversion both are there."""
     seen = set()
     kept = []

@@ -76,7 +76,7 @@ def points_of(configurations: tuple[Configuration, ...]) -> tuple[Point, ...]:
 
 
 @dataclass(frozen=True)
-class View:
+class ArchiveView:
     """What a file says: its good points, oldest first. `native`: in the form that this collection gives it; `distrust`: why its
     file is not ours to trust, "" if it is. `broken`: why other points are not good, and what an append has left. `damaged`:
     there are such points, or the last verification has found damage; `found` is what it has found. `files`: those that a package

@@ -33,7 +33,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.writer impo
     PublishedArchive,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     KvmopsError,
@@ -114,7 +114,7 @@ def _target(request: ConvertRequest, source: str) -> str:
 class _There:
     """An archive that this very conversion has made earlier."""
 
-    view: View
+    view: ArchiveView
     conversion: Conversion
 
 

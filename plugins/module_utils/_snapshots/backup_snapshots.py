@@ -15,7 +15,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import ov
 
 _NAME = re.compile(r"kvmops-[0-9]{1,11}")
 _SERVES = "Made by kvmops.backup for the archive "
-_WARNING = "\nDeleting or reverting it ends the archive's chain: the next backup is a full."
+_WARNING = "\nDeleting or reverting it ends the archive's cycle: the next backup is a full."
 _FILE = re.compile(r"\.kvmops-[0-9]{1,11}\.(?:qcow2|memory)$")
 _OVERLAY = re.compile(r"\.kvmops-[0-9]{1,11}\.qcow2$")
 

@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SnapshotNode
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import cycles, decide
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.cycles import Served
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View, points_of
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, points_of
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots
 
 NOW = 1_800_000_000
@@ -27,7 +27,7 @@ def view(path, *timestamps, incrementable=True):
         )
         for each in timestamps
     )  # fmt: skip
-    return View(path, 0, False, True, points_of(points))
+    return ArchiveView(path, 0, False, True, points_of(points))
 
 
 def test_the_newest_made_incrementable_is_looked_at():

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import select
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.info import info
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import InfoRequest, Selection
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import Point, View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, Point
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
     HostileError,
@@ -32,9 +32,9 @@ from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._catalog.
 )
 
 
-def view(path: str, *points: tuple[int, str, str], native: bool = True) -> View:
+def view(path: str, *points: tuple[int, str, str], native: bool = True) -> ArchiveView:
     made = tuple(Point(time, name, uuid, digest=f"{uuid}{time}") for time, name, uuid in points)
-    return View(path, 1, False, native, made)
+    return ArchiveView(path, 1, False, native, made)
 
 
 OLD = view("/b/old.tar", (1, "old", UUID))
@@ -56,7 +56,7 @@ ALL = [OLD, RENAMED, STRANGER, NAMELESS]
         ("", "", []),
     ],
 )
-def test_archives_belong_to_a_vm_by_uuid(vm: str, host_uuid: str, expected: list[View]) -> None:
+def test_archives_belong_to_a_vm_by_uuid(vm: str, host_uuid: str, expected: list[ArchiveView]) -> None:
     assert select.of_vm(ALL, vm, host_uuid) == expected
 
 

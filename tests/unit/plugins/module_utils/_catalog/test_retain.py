@@ -23,7 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.retention import retain
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.verify import verify
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, KvmopsError, TargetError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
@@ -49,7 +49,7 @@ def without_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention.time, "time", lambda: float(TIME + DAY_S))
 
 
-def nothing(_views: Sequence[View]) -> str:
+def nothing(_views: Sequence[ArchiveView]) -> str:
     return ""
 
 
@@ -120,7 +120,7 @@ def test_protected_used_and_continued_archives_stay(tmp_path: Path, told: Told) 
     made = history(tmp_path, [5, 4, 3, 2, 1])
     sidecars.set_protected(str(made[0]), True)
 
-    def continued(views: Sequence[View]) -> str:
+    def continued(views: Sequence[ArchiveView]) -> str:
         assert len(views) == 5
         return str(made[1])
 
@@ -146,7 +146,7 @@ def test_what_comes_into_use_meanwhile_stays(tmp_path: Path, told: Told, monkeyp
 def test_what_has_changed_since_it_was_looked_at_stays(tmp_path: Path, told: Told) -> None:
     made = history(tmp_path, [3, 2, 1])
 
-    def grows(_views: Sequence[View]) -> str:
+    def grows(_views: Sequence[ArchiveView]) -> str:
         with made[0].open("ab") as file:
             file.write(b"a point")
         return ""
@@ -328,7 +328,7 @@ def test_only_vms_of_which_an_archive_would_go_are_looked_at(tmp_path: Path, tol
     other = history(tmp_path, [1, 0], uuid=OTHER_UUID, name="other")
     asked = []
 
-    def continued(views: Sequence[View]) -> str:
+    def continued(views: Sequence[ArchiveView]) -> str:
         asked.append(views[0].newest.vm_uuid)
         return str(other[0])
 

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config, digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, SnapshotNode
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, shown
-from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import View, points_of
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, points_of
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import boot_files, domain, memory_image
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import (
     definition,
@@ -89,10 +89,10 @@ def test_fuzz_definitions(xml: str) -> None:
             use()
 
 
-def _view(point: Configuration | None) -> View:
+def _view(point: Configuration | None) -> ArchiveView:
     assert point is None or point.domain_xml
     known = point or restore_values.configuration()
-    return View("/none", 0, compressed=False, native=False, points=points_of((known,)), shown=shown.of_point(known))
+    return ArchiveView("/none", 0, compressed=False, native=False, points=points_of((known,)), shown=shown.of_point(known))
 
 
 def _of_the_host(xml: str) -> None:
