@@ -290,5 +290,4 @@ class RestoreResult:
     skipped: tuple[Skipped, ...] = ()
     bytes_written: int = 0
     duration_s: float = 0.0
-    warnings: tuple[Notice, ...] = ()
     repaired: tuple[RepairedImage, ...] = ()

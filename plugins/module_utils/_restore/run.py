@@ -260,7 +260,6 @@ def _predicted(plan: RestorePlan) -> RestoreResult:
         disks=plan.disks,
         snapshots=tuple(state.name for state in plan.states),
         skipped=plan.skipped,
-        warnings=(*plan.warnings, *plan.lacking),
     )
 
 

@@ -17,6 +17,7 @@ from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import allowed, host_exposure
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import plan as restore_plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import BlockDevice, ExistingVm, HostFile
@@ -332,7 +333,7 @@ def test_a_forged_archive_brings_nothing_that_ours_may() -> None:
     point = configuration(domain_xml(top=QEMU), autostart=True, template=True)
     plan = planned(point=point, distrust="it belongs to mallory")
     assert "chardev" not in plan.domain_xml and "+0:+0" not in plan.domain_xml and "template" not in plan.domain_xml
-    assert not plan.autostart and plan.warnings[0].text == "The archive is taken as a foreign one: it belongs to mallory."
+    assert not plan.autostart and plan.warnings[0].code is Code.FOREIGN and "it belongs to mallory" in plan.warnings[0].text
     assert plan.reduced == ("commandline -chardev", "seclabel +0:+0")
     ours = planned(point=point)
     assert "chardev" in ours.domain_xml and "+0:+0" in ours.domain_xml and ours.reduced == ()

@@ -17,6 +17,7 @@ from lxml import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_requirements, mark, run
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.identity import Fresh
@@ -337,7 +338,7 @@ def test_a_vm_that_has_gone_on_is_only_taken_back_with_force_and_when_it_is_off(
     facts = with_names(host(vms=(restored(**since),)), vms={"web.qcow2"}, data={"web.raw"})
     stays = planned(facts)
     assert stays.unchanged and len(stays.warnings) == 1
-    assert word in stays.warnings[0].text and stays.warnings[0].text.endswith("'force: true' takes it back to the point.")
+    assert stays.warnings[0].code is Code.GONE_ON and word in stays.warnings[0].text and "force: true" in stays.warnings[0].text
     again = planned(facts, force=True)
     assert not again.unchanged and again.replaced is not None and len(again.set_aside) == 2
     facts = replace(facts, vms=(restored(running=True, **since),))
@@ -727,7 +728,7 @@ TPM_XML = (
 def test_the_state_of_a_tpm_goes_to_libvirts_own_directory_of_the_new_uuid(name: str) -> None:
     found = planned(point=configuration(domain_xml(devices=TPM_XML), (VDA, VDB, TPM)), name=name)
     assert found.files[-1].path == f"/var/lib/libvirt/swtpm/{found.uuid}" and (found.uuid == UUID) is (not name)
-    assert "/root/x" not in found.domain_xml and not [notice.text for notice in found.warnings if "TPM" in notice.text]
+    assert "/root/x" not in found.domain_xml and not found.lacking
 
 
 def test_a_tpm_without_its_state_and_a_state_without_its_tpm() -> None:
@@ -756,10 +757,11 @@ def test_what_firmware_and_tpm_of_a_replaced_vm_leave_is_named() -> None:
         tpm_place=replace(host().tpm_place, names=frozenset({OTHER_UUID, UUID})),
         nvram_place=replace(host().nvram_place, names=frozenset({"web_VARS.fd", "db_VARS.fd"})),
     )
-    (left,) = [notice.text for notice in planned(facts, force=True).warnings if "stay" in notice.text]
+    (left,) = [notice.text for notice in planned(facts, force=True).warnings if notice.code is Code.FILES_STAY]
     assert tpm in left and nvram in left and UUID not in left and "db_VARS" not in left
     efi = domain_xml().replace("<os>", "<os firmware='efi'>")  # the new VM goes on with the variables that are there
-    (left,) = [notice.text for notice in planned(facts, configuration(efi), force=True).warnings if "stay" in notice.text]
+    told = planned(facts, configuration(efi), force=True).warnings
+    (left,) = [notice.text for notice in told if notice.code is Code.FILES_STAY]
     assert tpm in left and nvram not in left
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import ExistingVm, MadeFile
 from ansible_collections.kvmops.backup.plugins.module_utils._template.find import BaseDisk, Template
 from ansible_collections.kvmops.backup.plugins.module_utils._template.match import Match, Mismatch
@@ -85,7 +86,7 @@ def test_a_template_may_take_the_place_of_one_that_is_gone_and_nobody_else_may()
     bases = frozenset({"/vms/web.qcow2"})
     clone = ExistingVm("db", "u2", files=bases | {"/i/db"}, missing_bases=bases)
     made = planned(host(vms=(clone,)), TEMPLATE)
-    assert any(notice.text.startswith("db stood on these disks") for notice in made.warnings)
+    assert any(notice.code is Code.TEMPLATE_IN_USE and "db" in notice.text for notice in made.warnings)
     with pytest.raises(RefusedError, match="belongs to the VM db"):
         planned(host(vms=(clone,)))
     with pytest.raises(RefusedError, match="belongs to the VM db"):

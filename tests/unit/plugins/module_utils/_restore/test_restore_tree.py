@@ -22,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import memory_image
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.model import RestorePlace, RestorePlan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
@@ -202,7 +203,7 @@ def test_snapshots_are_rewritten_to_the_new_identity_and_places() -> None:
     assert (image.findtext("name"), image.findtext("uuid")) == ("copy", found.uuid)
     genids = {root.findtext("domain/genid") for root in trees.values()} | {image.findtext("genid")}
     assert len(genids) == 1 and genids != {"43dc0cf8-809b-4adb-9bea-a9abb5f3d90e"}
-    assert any("MAC addresses" in notice.text for notice in found.warnings)
+    assert Code.SAME_NETWORK in [notice.code for notice in found.warnings]
 
 
 def test_both_definitions_and_revert_overlays_are_rewritten_and_nothing_else_is_passed_on() -> None:
@@ -246,10 +247,10 @@ def test_disk_format_qcow2_goes_through_the_chain_and_the_snapshots() -> None:
 
 def test_snapshots_on_zfs_are_said_to_be_in_the_way_of_the_next_backup() -> None:
     zfs = {key: replace(place, kind=PlaceKind.ZFS) for key, place in host().former.items()}
-    (told,) = [notice.text for notice in planned(point(), facts=host(former=zfs)).warnings if "ZFS" in notice.text]
+    (told,) = [each.text for each in planned(point(), facts=host(former=zfs)).warnings if each.code is Code.NO_BACKUP]
     assert "/vms" in told and "'flatten: true'" in told and "state: absent" in told
-    assert not [notice.text for notice in planned(point(), facts=host(former=zfs), flatten=True).warnings if "ZFS" in notice.text]
-    assert not [notice.text for notice in planned(point()).warnings if "ZFS" in notice.text]
+    flat = planned(point(), facts=host(former=zfs), flatten=True)
+    assert Code.NO_BACKUP not in [each.code for each in (*flat.warnings, *planned(point()).warnings)]
 
 
 def test_flatten_makes_one_image_per_disk_with_the_lowest_layers_name_and_format() -> None:
@@ -290,7 +291,7 @@ def test_a_memory_image_from_libvirts_own_directory_goes_beside_the_disks(direct
         facts=host(former={**host().former, "/var/lib/libvirt/qemu/snapshot": RestorePlace("/var/lib/libvirt/qemu/snapshot")}),
     )
     assert next(f.path for f in found.files if f.member.role is Role.MEMORY) == "/vms/second.memory"
-    assert not any("goes to" in notice.text or "go to" in notice.text for notice in found.warnings)
+    assert Code.OTHER_PLACE not in [notice.code for notice in found.warnings]
 
 
 def test_files_in_use_are_refused_also_for_overlays_and_memory() -> None:
