@@ -145,8 +145,7 @@ def load(uuid: str) -> Record | None:
     """The record of a source. Raises KvmopsError for one that cannot be read: nobody can tell then what is attached."""
     path = _path(uuid)
     try:
-        with open(path, encoding="utf-8") as stream:
-            return _decode(_json.parse(stream.read()))
+        return _decode(_json.parse(_files.read_kept(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -103,6 +104,21 @@ def free_name(path: str, suffix: str) -> str:
     return found
 
 
+def read_kept(path: str, limit_bytes: int = 16 * 2**20) -> bytes:
+    """A small file that was kept by us, whole. Raises OSError where it is none, or larger than it can be.
+
+    Damage must neither hang a run nor fill its memory.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as stream:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        if status.st_size > limit_bytes:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, and never more than {limit_bytes}", path)
+        return stream.read(limit_bytes)
+
+
 def create(path: str, mode: int = 0o600) -> int:
     """A new file's descriptor, open for reading and writing."""
     try:
@@ -173,8 +189,8 @@ def clone_range(source_fd: int, source_offset: int, length: int, target_fd: int,
 
 def evidence(path: str) -> tuple[int, ...]:
     """What changes when a file is replaced or written to: device, inode, size in bytes, modification time in nanoseconds."""
-    stat = os.stat(path)
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def freed_bytes(path: str) -> int:

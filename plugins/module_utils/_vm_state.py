@@ -52,11 +52,8 @@ def evidence(path: str) -> tuple[int, ...]:
 
 def load(uuid: str) -> VmState:
     """The memory of a VM; an empty one where there is none that can be read."""
-    with (
-        suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
-        open(_path(uuid), encoding="utf-8") as stream,
-    ):
-        return _decode(_json.parse(stream.read()))
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _decode(_json.parse(_files.read_kept(_path(uuid))))
     return VmState()
 
 

@@ -18,7 +18,7 @@ import re
 from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     FORMAT_VERSION,
     Conversion,
@@ -31,6 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import
 _VERSION = f"1/{FORMAT_VERSION}".encode()
 _MAX_FILES = 200
 _SLACK_LINES = 200
+_MAX_BYTES = 64 * 2**20  # 5000 archives have a tenth of that
 # What was written so shortly before it was read may have been written to again within one tick of the clock of file times.
 _FRESH_NS = 10**9
 _FIELDS = tuple(each.name for each in fields(Point))
@@ -103,7 +104,7 @@ class Index:
         line = _key(status) + f"{uuid} {slow:d} {rest}\n".encode()
         with contextlib.suppress(OSError):
             is_new = not self._lines and not os.path.exists(self._path)
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
             try:
                 os.write(fd, line)
             finally:
@@ -114,13 +115,15 @@ class Index:
 
     def _read(self, directory: str) -> None:
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if os.lstat(self._path).st_uid not in (0, os.geteuid()):
+                return
+            data = _files.read_kept(self._path, _MAX_BYTES)
         except FileNotFoundError:
             return
-        with os.fdopen(fd, "rb") as stream:
-            if os.fstat(fd).st_uid not in (0, os.geteuid()):
-                return
-            first, *lines = stream.read().split(b"\n") or [b""]
+        except OSError:
+            os.unlink(self._path)  # no file of ours, or a damaged one: the next lines begin a new one
+            return
+        first, *lines = data.split(b"\n") or [b""]
         # The first line says how many there were when the file was last tidied, unless it is one of an archive.
         tidied = int(first) if first.isdigit() else 0
         for line in lines if first.isdigit() else [first, *lines]:

@@ -75,8 +75,7 @@ def last(path: str, points: Iterable[PointDigest]) -> Verified | None:
     """The last finding about the archive at `path`, which has these points; None where there is none."""
     try:
         stat = _files.evidence(path)
-        with open(_file(stat), encoding="utf-8") as stream:
-            kept = _json.parse(stream.read())
+        kept = _json.parse(_files.read_kept(_file(stat)))
         if kept["version"] != _VERSION or kept["first"] != _first(list(points)):
             return None
         return Verified(

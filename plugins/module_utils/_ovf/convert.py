@@ -183,8 +183,7 @@ class _Known:
 
     def _load(self) -> dict[str, Any]:
         try:
-            with open(self._path, encoding="ascii") as file:
-                known = _json.parse(file.read())
+            known = _json.parse(_files.read_kept(self._path))
             return known if isinstance(known, dict) else {}
         except (OSError, ValueError):
             return {}

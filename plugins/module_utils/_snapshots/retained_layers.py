@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _paths, _state_file
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths, _state_file
 
 LAYERS, COPIES = "layers", "copies"
 
@@ -25,11 +25,8 @@ def load(uuid: str, kind: str = LAYERS) -> dict[str, str]:
     Of a layer, the <disk> of the time when it was the active image; of a copy, the path of its original.
     """
     found: dict[str, str] = {}
-    with (
-        suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
-        open(_path(uuid, kind), encoding="utf-8") as stream,
-    ):
-        for path, each in _json.parse(stream.read()).items():
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        for path, each in _json.parse(_files.read_kept(_path(uuid, kind))).items():
             with suppress(OSError):
                 if each["file"] == _identity(path):
                     found[path] = str(each["disk_xml"])

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _files, _json, _paths
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.digests import SHA256
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
@@ -30,8 +30,7 @@ _ATTEMPTS = 4  # libvirt changes the owner, and so the ctime, of a template's di
 def cached(path: str, fmt: str) -> str | None:
     """The digest of a disk if it is known of its files as they are now; None: `of_disk` would have to read them."""
     try:
-        with open(_file(path), encoding="utf-8") as stream:
-            kept = _json.parse(stream.read())
+        kept = _json.parse(_files.read_kept(_file(path)))
         if (kept["version"], kept["format"], kept["evidence"]) == (_VERSION, fmt, _evidence(path)):
             return str(kept["digest"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -47,6 +47,20 @@ def test_a_forged_file_is_as_none(state_dir, text):
     assert _vm_state.load(UUID) == VmState()
 
 
+def test_what_cannot_be_ours_is_not_read(state_dir):
+    """Neither a run that hangs nor one that takes gigabytes."""
+    _vm_state.save(UUID, FULL)
+    path = state_dir / "vms" / f"{UUID}.json"
+    data = path.read_bytes()
+    path.write_bytes(data + b" " * 2**25)
+    assert _vm_state.load(UUID) == VmState()
+    path.write_bytes(data)
+    assert _vm_state.load(UUID) == FULL
+    path.unlink()
+    os.mkfifo(path)
+    assert _vm_state.load(UUID) == VmState()
+
+
 def test_end_of_a_cycle():
     _vm_state.save(UUID, VmState(frozen=FULL.frozen, begun=(3,), to_merge=("x",)))
     _vm_state.end_cycle(UUID, "snapshot k was deleted")

@@ -189,6 +189,31 @@ def test_an_index_that_others_could_have_written_is_not_believed(
     assert opened == [str(path)]
 
 
+def _huge(path: Path) -> None:
+    lines = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(2**26)
+        file.write(b"\n" + lines)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [_huge, _fifo])
+def test_an_index_that_no_run_can_have_written_is_begun_anew(
+    tmp_path: Path, index_file: Callable[[], Path], opened: list[str], damage: Callable[[Path], None]
+) -> None:
+    path = write(tmp_path)
+    first = listed(tmp_path)
+    damage(index_file())
+    opened.clear()
+    assert listed(tmp_path) == first and opened == [str(path)]
+    assert index_file().is_file() and index_file().stat().st_size < 2**20
+    assert listed(tmp_path) == first and opened == [str(path)]
+
+
 def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
     tmp_path: Path, own_directories: Path, index_file: Callable[[], Path]
 ) -> None:
