@@ -103,6 +103,7 @@ class Journal(Generic[Facts_co]):
     def open(key: str, operation: str, facts: NewFacts) -> Journal[NewFacts]:
         """Start the journal of ``operation`` on the object ``key``; durable when it returns."""
         directory = _directory()
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         path = os.path.join(directory, f"{secrets.token_hex(8)}.json")
         head = JournalHead(key, operation, _locks.Holder.myself(operation))
         with _directory_lock():
@@ -170,7 +171,7 @@ def _readable(*, take: bool) -> list[LeftBehind]:
     """Journals of dead runs, oldest first; with ``take`` each is locked."""
     directory = _directory()
     found = []
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(os.listdir(directory) if os.path.isdir(directory) else ()):
         if not name.endswith(".json"):
             continue
         path = os.path.join(directory, name)
@@ -260,6 +261,4 @@ def _of(kind: type[Any], value: Any) -> Any:
 
 
 def _directory() -> str:
-    directory = os.path.join(_paths.state_dir(), "journal")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    return directory
+    return os.path.join(_paths.state_dir(), "journal")

@@ -80,6 +80,7 @@ def hold(
     ``transient``: the lock's file goes with the lock, for names that are used a few times only. Always or never for one name.
     """
     path = _path(name)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     deadline = time.monotonic() + timeout_s
     fd = _open_locked(of, path, deadline, on_wait)
     try:
@@ -136,9 +137,7 @@ def holder(name: str) -> Holder | None:
 def _path(name: str) -> str:
     if not name or "/" in name or "\0" in name or name.startswith("."):
         raise ValueError(f"not a lock name: {name!r}")
-    directory = os.path.join(_paths.state_dir(), "locks")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    return os.path.join(directory, f"{name}.lock")
+    return os.path.join(_paths.state_dir(), "locks", f"{name}.lock")
 
 
 def _write(fd: int, data: bytes) -> None:

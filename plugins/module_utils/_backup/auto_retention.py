@@ -62,7 +62,7 @@ class Keeper:
 
     def _make_room(self, draft: BackupPlan, measure: Callable[[], int]) -> bool:
         """Removes the oldest archives beside a planned one until it fits; False, with nothing removed, where that cannot be."""
-        with retention.alone(draft.directory, self._context):
+        with retention.alone(draft.directory, self._context, check_mode=self._request.check_mode):
             free = measure()
             if draft.needed_bytes <= free:  # another backup has made room meanwhile
                 return True
@@ -93,7 +93,7 @@ class Keeper:
         if rules == Rules():
             return
         try:
-            with retention.alone(directory, self._context):
+            with retention.alone(directory, self._context, check_mode=self._request.check_mode):
                 place = self._look(directory, uuid)
                 gone = {each.path for each in self.removed}  # still there in check mode
                 place = replace(place, archives=tuple(each for each in place.archives if each.path not in gone))

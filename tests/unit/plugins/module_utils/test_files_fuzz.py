@@ -96,6 +96,7 @@ def test_fuzz_kept_files(data: bytes) -> None:
     digests.cached(archive, "raw")
     verified.last(archive, points)
     lock = Path(_locks._path("vm-x"))
+    lock.parent.mkdir(exist_ok=True)
     lock.write_bytes(data)
     with open(lock, "rb") as file:
         str(_locks._owner(file.fileno()))

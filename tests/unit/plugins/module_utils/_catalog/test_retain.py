@@ -66,6 +66,12 @@ def history(directory: Path, days: Sequence[int], **options: Any) -> list[Path]:
     return [write(directory, timestamp=TIME - each * DAY_S, **options) for each in days]
 
 
+def test_check_mode_leaves_nothing_at_all(tmp_path: Path, own_directories: Path, told: Told) -> None:
+    history(tmp_path, [1, 0])
+    assert run(tmp_path, told, keep_last=1, check_mode=True)["changed"]
+    assert not list((own_directories / "state_dir").iterdir())
+
+
 def test_keeps_the_newest_and_says_why(tmp_path: Path, told: Told) -> None:
     made = history(tmp_path, [3, 2, 1, 0])
     sidecars.set_notes(str(made[0]), "old")
