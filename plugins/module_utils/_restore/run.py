@@ -110,9 +110,24 @@ def _draft(
 
 def _source(request: RestoreRequest, conn: Connection) -> contextlib.AbstractContextManager[tuple[Source | None, Configuration]]:
     """The archive (None for a bare configuration file) and the point that is asked for."""
+    _refuse_what_does_not_apply(request)
     if request.source.endswith(".xml"):
         return contextlib.nullcontext((None, _bare(request.source)))
     return _package(request, conn) if names.is_package(request.source) else _archive(request)
+
+
+def _refuse_what_does_not_apply(request: RestoreRequest) -> None:
+    """Raises RefusedError for an option that says nothing about such a source: what it asks for would not be done."""
+    what, package = f"source {request.source}", names.is_package(request.source)
+    bare = not package and request.source.endswith(".xml")
+    if not (request.disks or package or bare):
+        why = f"{what} is an archive, and a VM is restored from it with its disks"
+        raise RefusedError("Option disks", why, "For the VM without its disks, unpack a configuration (.xml) and restore that.")
+    if request.disk_images and bare:
+        raise RefusedError("Option disk_images", f"{what} is a Domain XML, which has no images")
+    for option, value in (("system", request.system), ("configuration", request.configuration)):
+        if value and not package:
+            raise RefusedError(f"Option {option}", f"{what} is no package of OVF", "Leave the option out.")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.model impor
     RestorePlace,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._restore.plan import plan
-from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat
+from ansible_collections.kvmops.backup.plugins.module_utils._restore.request import DiskFormat, RestoreRequest
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._restore.restore_values import (
     DISKS,
     MAC,
@@ -375,6 +375,23 @@ def test_a_configuration_without_its_archive_is_a_definition_like_any_other(tmp_
     file.write_bytes(config.encode(configuration(autostart=True, template=True, members=()))[0])
     found = run._bare(str(file))
     assert (found.vm_uuid, found.autostart, found.template, found.format_version) == (UUID, False, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "value"),
+    [
+        ("/b/web.tar", "disks", False),
+        ("/b/web.tar.zst", "system", "web"),
+        ("/b/web.tar", "configuration", "small"),
+        ("/b/web.xml", "system", "web"),
+        ("/b/web.xml", "disk_images", {"vda": "a.qcow2"}),
+    ],
+)
+def test_an_option_that_such_a_source_does_not_know_is_refused(source: str, option: str, value: Any) -> None:
+    """Disks would be restored that nobody asked for, or another VM than the one that was named."""
+    request = RestoreRequest(source=source, **{option: value})
+    with pytest.raises(RefusedError, match=f"Option {option}"), run._source(request, cast("Any", None)):
+        pass
 
 
 def test_a_foreign_point_is_told_by_its_definition_and_members() -> None:
