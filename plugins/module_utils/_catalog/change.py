@@ -89,6 +89,12 @@ def change(request: ChangeRequest, context: Context) -> dict[str, Any]:
                 f"Archive {archive}", "there is no such file", "backup_info lists the archives of a place."
             )
         return {"changed": False}
+    if os.path.islink(path):
+        raise RefusedError(
+            f"Archive {path}",
+            f"it is a symbolic link to {os.path.realpath(path)}, and what is done to the link does not reach the archive",
+            "Name the archive itself, or remove the link with other means.",
+        )
     before = _state(path)
     if not request.present:
         return _delete(before, request, context)

@@ -280,6 +280,19 @@ def test_what_is_not_named_like_an_archive_is_never_touched(tmp_path: Path, told
     assert everything(tmp_path) == before
 
 
+def test_a_link_is_not_taken_for_its_archive(tmp_path: Path, told: Told) -> None:
+    """What is protected or compressed through it would be the link: the archive would go with the next retention."""
+    path = write(tmp_path)
+    link = tmp_path / "latest.tar"
+    link.symlink_to(path)
+    before = everything(tmp_path)
+    for options in (*ANYTHING, {"present": False, "force": True}, {}):
+        for check_mode in (True, False):
+            with pytest.raises(RefusedError, match=f"symbolic link to {path}"):
+                run(link, told, check_mode=check_mode, **options)
+    assert everything(tmp_path) == before
+
+
 def something_else(path: Path, kind: str) -> None:
     if kind == "tar of something else":
         with tarfile.open(path, "w") as tar:
