@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _json
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._priority import USUAL, Priority
 from ansible_collections.kvmops.backup.plugins.module_utils._retention import Rules
@@ -93,6 +94,11 @@ def _expected(given: Any, one_archive: bool) -> Mapping[str, str]:
     what, hint = "Option expected_digest", "Give what vm_backup returned as archive.digest, or a map of archives to it."
     if given is None or given == "":
         return {}
+    if isinstance(given, str) and given.lstrip().startswith("{"):  # on a command line every value is a text
+        try:
+            given = _json.parse(given)
+        except ValueError as error:
+            raise RefusedError(what, f"it is no map: {error}", hint) from error
     if isinstance(given, str):
         if not one_archive:
             raise RefusedError(what, "one digest is of one archive", "Name it as archive, or give a map of archives.")

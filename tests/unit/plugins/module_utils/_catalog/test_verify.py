@@ -335,7 +335,8 @@ def test_anchor_finds_what_was_rewritten_consistently(
     monkeypatch.setattr(digests, "fastest", lambda: digests.SHA256)
     path = write(tmp_path, compressed=compressed)
     digest = describe(str(path))["digest"]
-    for expected in (digest, digest.upper(), {path.name: digest}, {str(path): digest}):
+    as_text = f'{{"{path.name}": "{digest}"}}'  # as a command line gives it
+    for expected in (digest, digest.upper(), {path.name: digest}, {str(path): digest}, as_text):
         assert verify(anchored(tmp_path, path, expected), told)["archives"][0]["ok"]
     append(path, {"vda_1.snapshot": b"new"})
     assert not told.warnings and "failed" not in verify(anchored(tmp_path, tmp_path, {path.name: digest}), told)
@@ -355,7 +356,8 @@ def test_anchor_of_an_archive_that_is_gone(tmp_path: Path, told: Told) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "why"), [("0" * 64, "one digest is of one archive"), ({"a.tar": "12"}, "64 hexadecimal"), ([], "neither")]
+    ("expected", "why"),
+    [("0" * 64, "one digest is of one archive"), ({"a.tar": "12"}, "64 hexadecimal"), ([], "neither"), ('{"a', "no map")],
 )
 def test_no_anchor(tmp_path: Path, expected: Any, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
