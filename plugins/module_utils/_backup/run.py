@@ -546,6 +546,7 @@ def _result(
 def _diff(planned: BackupPlan, done: _Done | None) -> dict[str, str]:
     members: Sequence[str] = [planned_member.member.name for planned_member in planned.members]
     if done:
-        members = [member.name for member in done.archive.configuration.members]
+        before = planned.base.names if planned.base else ()
+        members = [member.name for member in done.archive.configuration.members if member.name not in before]
     lines = [planned.archive_path, f"consistency: {planned.consistency.value}", *(f"  {name}" for name in members)]
     return {"before": "", "after": "\n".join(lines) + "\n"}

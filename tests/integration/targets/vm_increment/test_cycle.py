@@ -41,6 +41,7 @@ def test_weeks(lab, run_module, compress):
         if number == 1:
             predicted = run_module("vm_backup", check_mode=True, **arguments)
             assert (predicted["mode"], predicted["archive"]["path"]) == ("incremental", archive)
+            added = predicted["diff"]
         if day == LIMIT - 1:
             vm.domain.suspend()
         result = run_module("vm_backup", **arguments)
@@ -48,6 +49,8 @@ def test_weeks(lab, run_module, compress):
         assert result["mode"] == ("incremental" if number else "full"), result["reason"]
         assert len(result["archive"]["points"]) == number + 1
         assert result["archive"]["incrementable"] is (number < LIMIT - 1)
+        if number == 1:
+            assert result["diff"] == added
         if number:
             assert_old_part_is_untouched(old, archive, compress)
             frozen = chains.layers_bytes(archive, result["point"])
