@@ -68,7 +68,7 @@ options:
     description:
       - How long the disk is to be attached, for example V(8h). When the lease is over, nothing happens by itself. Modules that
         touch the VM report it, and O(state=reconciled) with O(expired=true) detaches the disk.
-      - Attaching a disk that is already attached restarts the lease.
+      - Attaching a disk that is already attached restarts the lease. This is no change.
     type: str
   expired:
     description:

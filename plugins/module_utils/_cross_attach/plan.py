@@ -71,11 +71,13 @@ class ReceiverFacts:
 
 @dataclass(frozen=True)
 class AttachPlan:
-    """`attachment` as it will be recorded; `freeze`: the snapshot is taken first; `changes`: whether there is anything to do."""
+    """`attachment` as it will be recorded; `freeze`: the snapshot is taken first; `changes`: whether there is anything to do;
+    `changed`: what the module says of it."""
 
     attachment: Attachment
     freeze: bool
     changes: bool
+    changed: bool
 
 
 def existing(record: Record | None, disk_id: str, receiver_uuid: str) -> Attachment | None:
@@ -94,7 +96,10 @@ def plan_attach(
     if there is not None:
         _refuse_receiver(source, receiver)
         wanted = replace(there, leaving=False, lease_until=lease_until or there.lease_until)
-        return AttachPlan(wanted, freeze=False, changes=wanted != there or not receiver.seen.complete)
+        # A lease that begins again is recorded, and no change: a task with a lease can be repeated like any other.
+        lease_begins = bool(lease_s and not there.lease_until)
+        changed = there.leaving or lease_begins or not receiver.seen.complete
+        return AttachPlan(wanted, freeze=False, changes=changed or wanted != there, changed=changed)
     _refuse_receiver(source, receiver)
     _refuse_disk(source)
     freeze = not source.marked and not (record and record.is_frozen)
@@ -121,6 +126,7 @@ def plan_attach(
         ),
         freeze=freeze,
         changes=True,
+        changed=True,
     )
 
 

@@ -107,14 +107,14 @@ def _attached(run: _Run) -> dict[str, Any]:
         for uuid in uuids:
             recovery.foresee(run.conn, request.uri, uuid, run.context)
         planned, record = _plan(run.conn, request, run.context)
-        return _result(planned.attachment, record, changed=planned.changes)
+        return _result(planned.attachment, record, changed=planned.changed)
     what = f"attaching {chosen.disk.disk.disk.target} of VM {chosen.disk.vm_name} to VM {receiver.name()}"
     with _held(run, uuids, what) as conn:
         planned, record = _plan(conn, request, run.context)
         attachment = planned.attachment
         if planned.changes:
             attachment = _attach(replace(run, conn=conn), planned, record)
-        return _result(attachment, record, changed=planned.changes)
+        return _result(attachment, record, changed=planned.changed)
 
 
 def _plan(conn: Connection, request: AttachRequest, context: Context) -> tuple[AttachPlan, Record]:

@@ -116,7 +116,10 @@ def test_the_same_again_is_no_change_unless_something_of_it_is_missing() -> None
     again = make(receiver_facts=receiver(seen=complete), known=there)
     assert not again.changes and again.attachment == there.attachments[0]
     assert make(receiver_facts=receiver(seen=replace(complete, config=False)), known=there).changes
-    assert make(receiver_facts=receiver(seen=complete), known=there, lease_s=60).changes
+    begun = make(receiver_facts=receiver(seen=complete), known=there, lease_s=60)
+    assert begun.changes and begun.changed
+    restarted = make(receiver_facts=receiver(seen=complete), known=record(replace(begun.attachment, lease_until=5)), lease_s=60)
+    assert restarted.changes and not restarted.changed and restarted.attachment == begun.attachment
     leaving = make(receiver_facts=receiver(seen=complete), known=record(attached(leaving=True)))
     assert leaving.changes and not leaving.attachment.leaving
 
