@@ -89,6 +89,9 @@ def run_module(
         result = _failure(connection.translate(error, f"libvirt at {params.get('uri', '')}"))
     except OSError as error:
         result = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
+    except MemoryError:
+        hint = "Free memory, or raise the process's limit (ulimit, cgroup), and run the task again: it puts right what is left."
+        result = _failure(KvmopsError("The operation", "there is not enough memory for it on this host", hint))
     except Exception as error:
         result = {**_failure(_fault(error)), "exception": traceback.format_exc()}
     finally:

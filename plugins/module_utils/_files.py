@@ -116,7 +116,7 @@ def read_kept(path: str, limit_bytes: int = 16 * 2**20) -> bytes:
             raise OSError(errno.EINVAL, "it is not a regular file", path)
         if status.st_size > limit_bytes:
             raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, and never more than {limit_bytes}", path)
-        return stream.read(limit_bytes)
+        return stream.read(status.st_size)  # as much memory as that is taken at once
 
 
 def create(path: str, mode: int = 0o600) -> int:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _json, _ofd, _paths
+from ansible_collections.kvmops.backup.plugins.module_utils import _json, _ofd, _paths, _state_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
 
 POLL_S = 0.1
@@ -75,16 +75,16 @@ def hold(
     """Hold the lock ``name`` (a plain file name) of this host while the block runs.
 
     ``of`` is the object that an error names; ``what`` is shown to whoever finds it taken.
-    Waits up to ``timeout_s`` seconds; then raises BusyError with the holder.
+    Waits up to ``timeout_s`` seconds; then raises BusyError with the holder. Raises KvmopsError where no file can be made.
     ``on_wait`` is told the holder every POLL_S seconds meanwhile; what it raises ends the wait.
     ``transient``: the lock's file goes with the lock, for names that are used a few times only. Always or never for one name.
     """
     path = _path(name)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     deadline = time.monotonic() + timeout_s
     fd = _open_locked(of, path, deadline, on_wait)
     try:
-        _write(fd, json.dumps(asdict(Holder.myself(what))).encode())
+        with contextlib.suppress(OSError):  # no space: it is a lock all the same, of a holder without a name
+            _write(fd, json.dumps(asdict(Holder.myself(what))).encode())
         try:
             yield
         finally:
@@ -99,7 +99,7 @@ def hold(
 def _open_locked(of: str, path: str, deadline: float, on_wait: Callable[[str], None] | None) -> int:
     """Descriptor of the lock's file, locked. Raises BusyError after ``deadline``."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _create(path)
         try:
             while not _ofd.try_lock(fd):
                 who = str(_owner(fd) or _UNNAMED)
@@ -118,6 +118,14 @@ def _open_locked(of: str, path: str, deadline: float, on_wait: Callable[[str], N
         if os.fstat(fd).st_nlink:
             return fd
         os.close(fd)  # the holder before us has removed it meanwhile: another one has its name
+
+
+def _create(path: str) -> int:
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _state_file.unwritable(path, error) from error
 
 
 def holder(name: str) -> Holder | None:

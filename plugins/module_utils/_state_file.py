@@ -25,6 +25,10 @@ def save(path: str, data: Any) -> None:
         os.replace(partial, path)
         _files.sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise KvmopsError(
-            f"The state file {path}", str(error), "Free space on the file system of the state directory."
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str, error: OSError) -> KvmopsError:
+    """What it means to a person that a file of the state directory cannot be written. Pure."""
+    hint = "Free space on the file system of the state directory, and see that it is not mounted read-only."
+    return KvmopsError(f"The state file {path}", error.strerror or str(error), hint)

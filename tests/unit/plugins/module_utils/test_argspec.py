@@ -124,6 +124,14 @@ def test_system_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert (code, result["msg"]) == (1, "/no/such/file: No such file or directory")
 
 
+def test_no_memory_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def operation(params: Mapping[str, Any], _context: Context) -> dict[str, Any]:
+        raise MemoryError
+
+    code, result = run(monkeypatch, capsys, operation)
+    assert code == 1 and "not enough memory" in result["why"] and "fault" not in result["msg"] and "exception" not in result
+
+
 def test_a_fault_of_ours_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given: dict[str, Any] = {}
     fail_json = basic.AnsibleModule.fail_json

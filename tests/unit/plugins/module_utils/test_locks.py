@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _locks, _paths
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError
 
 hold = functools.partial(_locks.hold, of="The VM web01")
 
@@ -118,4 +119,21 @@ def test_programs_started_meanwhile_do_not_keep_it():
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "a\0b"])
 def test_names_are_plain(name):
     with pytest.raises(ValueError), hold(name, what="x"):
+        pass
+
+
+def test_a_state_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "locks").write_text("in the way")
+    with pytest.raises(KvmopsError, match=r"state file .*/locks/vm-1.lock: .*state directory") as caught, hold("vm-1", what="w"):
+        pass
+    assert not isinstance(caught.value, BusyError)
+
+
+def test_a_holder_that_cannot_be_written_down_holds_the_lock(monkeypatch):
+    def full(_fd, data):
+        if data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_locks, "_write", full)
+    with hold("vm-1", what="w"), pytest.raises(BusyError, match="has not named itself"), hold("vm-1", what="x"):
         pass
