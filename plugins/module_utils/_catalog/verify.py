@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, names
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import verify as archive_verify
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Damage, Member, Role
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
@@ -41,7 +41,7 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     could not be checked, which costs nothing of the rest.
 
     Raises ArchiveError for a place that cannot be listed and for the one archive that was named and cannot be opened,
-    BusyError for that, RefusedError where `deep` cannot be had.
+    BusyError for that, RefusedError where `deep` cannot be had and for what is no archive.
     """
     if request.deep and not shutil.which("qemu-img"):
         raise RefusedError("Option deep", "qemu-img is not installed", "Install qemu-utils (RHEL: qemu-img).")
@@ -51,6 +51,10 @@ def verify(request: VerifyRequest, context: Context) -> dict[str, Any]:
     if request.selection.archive and os.path.isdir(selected[0]):
         hint = "Name a directory as path: to have the archives in it checked."
         raise ArchiveError(f"Archive {selected[0]}", "it is a directory", hint)
+    if request.selection.archive and (names.is_package(selected[0]) or selected[0].endswith(".xml")):
+        # It would pass for a damaged archive.
+        hint = "backup_info shows what is in it; ova_convert checks the files of a package and makes an archive of it."
+        raise RefusedError(f"Archive {selected[0]}", "it is not an archive, but a package or a Domain XML", hint)
     if not selected:
         selection = request.selection
         whose = f"of {selection.vm} " if selection.vm else ""

@@ -112,7 +112,10 @@ def _source(request: RestoreRequest, conn: Connection) -> contextlib.AbstractCon
     """The archive (None for a bare configuration file) and the point that is asked for."""
     _refuse_what_does_not_apply(request)
     if request.source.endswith(".xml"):
-        return contextlib.nullcontext((None, _bare(request.source)))
+        configuration = _bare(request.source)
+        if request.point not in (None, configuration.timestamp):
+            raise ArchiveError(f"The configuration {request.source}", f"it is not point {request.point}", "Leave the option out.")
+        return contextlib.nullcontext((None, configuration))
     return _package(request, conn) if names.is_package(request.source) else _archive(request)
 
 

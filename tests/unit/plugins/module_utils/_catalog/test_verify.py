@@ -321,6 +321,13 @@ def test_good_digests_in_the_hands_of_another_user_prove_nothing(tmp_path: Path,
     assert any("is not trusted" in text and "the user 1234567" in text for text in told.warnings)
 
 
+@pytest.mark.parametrize("name", ["router.ova", "router.OVF", "web.xml"])
+def test_what_is_no_archive_is_not_called_damaged(tmp_path: Path, told: Told, name: str) -> None:
+    path = write(tmp_path).rename(tmp_path / name)
+    with pytest.raises(RefusedError, match="not an archive, but a package or a Domain XML"):
+        verify(request(path), told)
+
+
 def anchored(directory: Path, path: Path, expected: Any, **options: Any) -> VerifyRequest:
     """As the module's parameters make it."""
     params = {"archive": str(path) if path.is_file() else None, "path": str(path) if path.is_dir() else None, "pool": None}

@@ -16,7 +16,7 @@ from lxml import etree
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import config
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Member, Role, Skipped
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import host_requirements, mark, run
@@ -391,6 +391,13 @@ def test_an_option_that_such_a_source_does_not_know_is_refused(source: str, opti
     """Disks would be restored that nobody asked for, or another VM than the one that was named."""
     request = RestoreRequest(source=source, **{option: value})
     with pytest.raises(RefusedError, match=f"Option {option}"), run._source(request, cast("Any", None)):
+        pass
+
+
+def test_a_configuration_is_one_point(tmp_path: Path) -> None:
+    file = tmp_path / "web.xml"
+    file.write_text(domain_xml(), encoding="utf-8")
+    with pytest.raises(ArchiveError, match="it is not point 5"), run._source(RestoreRequest(str(file), 5), cast("Any", None)):
         pass
 
 
