@@ -12,14 +12,14 @@ from typing import Any
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
 from ansible_collections.kvmops.backup.plugins.module_utils._attachments import Attachment, Record
 from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import plan, settle
-from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.request import InfoRequest
+from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.request import AttachInfoRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import connect
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 
 
-def info(request: InfoRequest, context: Context) -> dict[str, Any]:
+def info(request: AttachInfoRequest, context: Context) -> dict[str, Any]:
     """The result of ``vdisk_cross_attach_info``; warns of what the next run would put right, and of leases that are over."""
     conn = connect(request.uri)
     receiver = receivers.names_of(conn, request.receiver)

@@ -22,7 +22,7 @@ class Wish(str, Enum):
     RECONCILED = "reconciled"
 
 
-class ConsistencyWish(str, Enum):
+class FreezeWish(str, Enum):
     """How the disks are frozen. AUTO: by the guest agent where one can, else as after a power failure."""
 
     AUTO = "auto"
@@ -44,7 +44,7 @@ class AttachRequest:
     source_vm: str = ""
     thin_clone: str = ""
     wish: Wish = Wish.ATTACHED
-    consistency: ConsistencyWish = ConsistencyWish.AUTO
+    consistency: FreezeWish = FreezeWish.AUTO
     lease_s: int = 0
     expired: bool = False
     uri: str = "qemu:///system"
@@ -54,7 +54,7 @@ class AttachRequest:
 
 
 @dataclass(frozen=True)
-class InfoRequest:
+class AttachInfoRequest:
     """One run of ``vdisk_cross_attach_info``: the disks at one receiver, of one source, or both; "" for any."""
 
     receiver: str = ""
@@ -82,7 +82,7 @@ def from_params(params: Mapping[str, Any]) -> AttachRequest:
         source_vm=params["source_vm"] or "",
         thin_clone=params["thin_clone"] or "",
         wish=wish,
-        consistency=ConsistencyWish(params["consistency"]),
+        consistency=FreezeWish(params["consistency"]),
         lease_s=lease_s,
         expired=params["expired"],
         uri=params["uri"],
@@ -92,6 +92,6 @@ def from_params(params: Mapping[str, Any]) -> AttachRequest:
     )
 
 
-def info_from_params(params: Mapping[str, Any]) -> InfoRequest:
+def info_from_params(params: Mapping[str, Any]) -> AttachInfoRequest:
     """The request behind the parameters of the info module."""
-    return InfoRequest(params["another_domain"] or "", params["source_vm"] or "", params["uri"])
+    return AttachInfoRequest(params["another_domain"] or "", params["source_vm"] or "", params["uri"])

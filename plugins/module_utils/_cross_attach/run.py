@@ -30,7 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.plan i
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.request import (
     AttachRequest,
-    ConsistencyWish,
+    FreezeWish,
     Wish,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, QuiesceError, RefusedError
@@ -140,7 +140,7 @@ def _clones(
     found = zfs_clones.places(conn, layers.look(conn, domain).active.values())
     if all(place.kind is not PlaceKind.ZFS for place in found.values()):
         return ()
-    crash = source.running and request.consistency is ConsistencyWish.CRASH
+    crash = source.running and request.consistency is FreezeWish.CRASH
     clones = zfs_clones.plan(source.uuid, source.name, found, one_moment=not crash)
     zfs_clones.require_new(clones)
     return clones
@@ -259,7 +259,7 @@ def _freeze(run: _Run, domain: Domain, record: Record) -> Record:
         try:
             taken = snapshot.take(run.conn, domain, planned, journal)
         except QuiesceError as error:
-            if request.consistency is not ConsistencyWish.AUTO:
+            if request.consistency is not FreezeWish.AUTO:
                 raise
             context.warn(Notice(Code.LOWER_CONSISTENCY, f"{error}; the disks are attached as after a power failure"))
             quiesce = False
@@ -299,12 +299,12 @@ def _freeze_zfs(run: _Run, domain: Domain, record: Record) -> Record:
     return record
 
 
-def _quiesce(domain: Domain, wish: ConsistencyWish, context: Context) -> bool:
+def _quiesce(domain: Domain, wish: FreezeWish, context: Context) -> bool:
     """Whether the guest agent is to freeze the file systems. Raises RefusedError where it cannot, and shall."""
-    state = agent.AgentState.OFF if wish is ConsistencyWish.CRASH else agent.available(domain)
-    if wish is ConsistencyWish.AGENT and state is not agent.AgentState.OK:
+    state = agent.AgentState.OFF if wish is FreezeWish.CRASH else agent.available(domain)
+    if wish is FreezeWish.AGENT and state is not agent.AgentState.OK:
         raise RefusedError(f"The VM {domain.name()}", state.value, "Use consistency auto or crash, or mend the agent.")
-    if wish is ConsistencyWish.AUTO and state not in (agent.AgentState.OK, agent.AgentState.OFF):
+    if wish is FreezeWish.AUTO and state not in (agent.AgentState.OK, agent.AgentState.OFF):
         context.warn(Notice(Code.LOWER_CONSISTENCY, f"{state.value}: the disks are attached as after a power failure"))
     return state is agent.AgentState.OK
 
