@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _filenames, _mounts, _paths, _settings, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError, TargetError
@@ -198,13 +198,8 @@ def not_mounted(path: str) -> str:
 
 
 def _describe(path: str, known: Sequence[Pool] | None) -> Place:
-    named = _answers(_filenames.absolute, path)
-    real = _answers(os.path.realpath, path)
-    existing = _answers(_nearest_existing, real)
-    directory = existing if _answers(os.path.isdir, existing) else os.path.dirname(existing)
-    facts = _answers(os.statvfs, directory)  # mounts what is mounted on demand, so before the list is read
+    named, real, directory, facts, is_device, writable = _answers(_look, path)
     mount = _mounts.of(directory, _mounts.now())
-    is_device = _answers(_is_block_device, real)
     # the link /dev/VG/LV is in the pool, the device behind it is not
     owner = _pool_of(real, known or ()) or (_pool_of(named, known or ()) if named.startswith("/dev/") else None)
     kind, group = _kind(named, real, is_device, mount, owner)
@@ -223,10 +218,30 @@ def _describe(path: str, known: Sequence[Pool] | None) -> Place:
         device=real if is_device else mount.source,
         is_network_fs=mount.fs_type in NETWORK_FILE_SYSTEMS,
         read_only=read_only,
-        writable=not read_only and _answers(lambda at: os.access(at, os.W_OK | os.X_OK, effective_ids=True), directory),
+        writable=writable and not read_only,
         free_bytes=facts.f_bavail * facts.f_frsize,
         total_bytes=facts.f_blocks * facts.f_frsize,
     )
+
+
+class _Seen(NamedTuple):
+    """What the file system of a path says: two forms of the path, the directory that is there, and what is known of that."""
+
+    named: str
+    real: str
+    directory: str
+    facts: os.statvfs_result
+    is_device: bool
+    writable: bool
+
+
+def _look(path: str) -> _Seen:
+    named, real = _filenames.absolute(path), os.path.realpath(path)
+    existing = _nearest_existing(real)
+    directory = existing if os.path.isdir(existing) else os.path.dirname(existing)
+    facts = os.statvfs(directory)  # mounts what is mounted on demand, so before the list of mounts is read
+    writable = os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
+    return _Seen(named, real, directory, facts, _is_block_device(real), writable)
 
 
 def _declared_read_only(path: str, owner: Pool | None, *, pools_are_known: bool) -> str:
