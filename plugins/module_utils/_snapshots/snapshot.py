@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _ownership, _xml
@@ -69,6 +70,15 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
     after everything was put back (journal.facts.is_clean then), or with exactly what is left in its text (the next
     run settles it).
     """
+    with ExitStack() as stack:
+        # its process starts while we look
+        watchdog = stack.enter_context(closing(Watchdog(conn.getURI(), plan.vm_uuid))) if plan.quiesce else None
+        return _take(conn, domain, plan, journal, watchdog)
+
+
+def _take(
+    conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[SnapshotFacts], watchdog: Watchdog | None
+) -> Taken:
     require_ready(conn, domain, plan)
     journal.record(
         plan=plan,
@@ -77,7 +87,7 @@ def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[
         phase=SnapshotPhase.TAKING,
     )
     try:
-        taken = _create(conn, domain, plan)
+        taken = _create(domain, plan, watchdog)
         _require_agreement(conn, domain, plan)
     except (KvmopsError, libvirt.libvirtError) as error:
         what = f"The snapshot {plan.name} of {plan.vm_name}"
@@ -113,7 +123,7 @@ def remove(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journa
     undo.undo(conn, domain, plan, journal, progress)
 
 
-def _create(conn: Connection, domain: Domain, plan: SnapshotPlan) -> Taken:
+def _create(domain: Domain, plan: SnapshotPlan, watchdog: Watchdog | None) -> Taken:
     pairs = [(each.target, each.overlay_path) for each in plan.overlays]
     document = snapshots.document(plan.name, plan.description, pairs, plan.excluded_targets, plan.memory_path)
     memory = bool(plan.memory_path)
@@ -121,8 +131,8 @@ def _create(conn: Connection, domain: Domain, plan: SnapshotPlan) -> Taken:
     for each in plan.overlays:
         # libvirt takes a file that is there and empty, and leaves it to its owner
         _ownership.create_like(each.overlay_path, each.base_path)
-    if plan.quiesce:
-        with Watchdog(conn.getURI(), plan.vm_uuid), agent.bounded(domain), agent.apart(domain) as quiesced:
+    if watchdog:
+        with watchdog, agent.bounded(domain), agent.apart(domain) as quiesced:
             begin = time.monotonic()
             xml = snapshots.create(quiesced, document, memory=memory, quiesce=True)
             frozen_ms = round((time.monotonic() - begin) * 1000)

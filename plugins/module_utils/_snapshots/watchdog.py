@@ -4,11 +4,13 @@
 """A process of its own that thaws the guest when the worker, or libvirtd under it, dies while the guest is frozen.
 
 It is a fresh interpreter in its own session: no lock, journal or connection of the worker lives on in it, and Ansible does
-not wait for it. It holds one pipe: "done" on it, or nothing to thaw after its end, and the watchdog ends too.
+not wait for it. It holds one pipe: "watch" on it is the beginning; "done", or nothing to thaw after its end, and the watchdog
+ends too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -27,66 +29,66 @@ START_TIMEOUT_S = 30.0
 QUIET_S = 2.0
 # counted from libvirtd's first answer: an agent that says nothing for so long has gone with its guest
 GIVE_UP_S = 300.0
+_WATCH, _DONE = b"watch\n", b"done\n"
 
 
 class Watchdog:
-    """``with Watchdog(uri, uuid):`` around what freezes the guest; it is at work when the block begins."""
+    """``with Watchdog(uri, uuid):`` around what freezes the guest; it is at work when the block begins.
+
+    Its process starts at once and does nothing until then, so it can be made before the last checks. `close` it if the block may
+    never begin.
+    """
 
     def __init__(self, uri: str, uuid: str) -> None:
-        self._uri, self._uuid = uri, uuid
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Watchdog:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self._uri, self._uuid],
+            [sys.executable, "-m", __name__, uri, uuid],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             cwd="/",
             start_new_session=True,
         )
-        if self._process.stdout is None or not select.select([self._process.stdout], [], [], START_TIMEOUT_S)[0]:
+
+    def __enter__(self) -> Watchdog:
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        if stdin is None or stdout is None or stderr is None:
+            raise AssertionError("all three are pipes")
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and has said why
+            stdin.write(_WATCH)
+        if not select.select([stdout], [], [], START_TIMEOUT_S)[0]:
             self._process.kill()
-        if self._process.stdout is None or self._process.stdout.readline() != b"ready\n":
-            self.done()
-            raise KvmopsError(
-                "The watchdog that thaws the guest", self._last_words(), "Nothing was frozen; run it again."
-            )
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        if stdout.readline() != b"ready\n":
+            raise KvmopsError("The watchdog that thaws the guest", self._failure(), "Nothing was frozen; run it again.")
+        stdout.close()
+        stderr.close()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.done()
-        elif self._process is not None and self._process.stdin is not None:
+            self.close()
+        elif self._process.stdin:
             # leave the thawing to it: it looks whether there is anything to do
             self._process.stdin.close()
 
-    def _last_words(self) -> str:
+    def _failure(self) -> str:
         """Why it ended, as far as it said so."""
-        said = self._process.stderr.read().decode(errors="replace") if self._process and self._process.stderr else ""
-        reason = said.strip().rpartition("\n")[2]
+        reason = self._process.communicate(_DONE)[1].decode(errors="replace").strip().rpartition("\n")[2]
         return f"it did not start: {reason}" if reason else f"it did not start within {START_TIMEOUT_S:.0f} s"
 
-    def done(self) -> None:
-        """The guest is known to be thawed."""
-        if self._process is not None and self._process.stdin is not None:
-            try:
-                self._process.stdin.write(b"done\n")
-                self._process.stdin.close()
-            except BrokenPipeError:
-                pass
-            self._process.wait()
+    def close(self) -> None:
+        """The guest is known to be thawed, or was never frozen. Nothing where the thawing was left to the process."""
+        if self._process.stdin and not self._process.stdin.closed:
+            self._process.communicate(_DONE)
 
 
 def watch(uri: str, uuid: str, pipe: int) -> None:
-    """Look after one guest until "done" comes down the pipe; thaw it when the other end or libvirtd is gone."""
+    """Look after one guest from "watch" until "done" on the pipe; thaw it when the other end or libvirtd is gone."""
+    if os.read(pipe, len(_WATCH)) != _WATCH:
+        return
     # two of them never overlap: the one of a dead run must not thaw what a new run has frozen
     with _locks.hold(
         f"thaw-{uuid}", of=f"The VM {uuid}", what="watching over a frozen guest", timeout_s=LOCK_TIMEOUT_S
@@ -104,7 +106,7 @@ def _is_done(domain: connection.Domain, pipe: int) -> bool:
     """Wait for "done"; False when the worker or libvirtd is gone first."""
     while True:
         if select.select([pipe], [], [], LOOK_S)[0]:
-            return os.read(pipe, 16).startswith(b"done")
+            return os.read(pipe, 16).startswith(_DONE)
         try:
             domain.isActive()
         except connection.libvirt.libvirtError:
