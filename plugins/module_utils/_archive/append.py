@@ -62,20 +62,6 @@ def next_timestamp(reader: ArchiveReader, now: int) -> int:
     return max(now, 1 + max(_timestamps(reader), default=0))
 
 
-def why_full(reader: ArchiveReader) -> str:
-    """Why a native archive takes no more points, "" while it does: whose it is, or its configurations.
-
-    Readers hold these in memory, and each has all snapshots that the VM had, so that a chain without end gets there. The next
-    one is taken to be at most twice as large as the newest.
-    """
-    if reader.distrust:
-        return f"it is not trusted: {reader.distrust}"
-    newest = reader.entry(reader.points[-1].member_name).size_bytes
-    if len(reader.points) < MAX_CONFIGURATIONS and reader.heads_bytes + 2 * newest <= MAX_CONFIGURATION_BYTES:
-        return ""
-    return f"it has {len(reader.points)} points, and there is no room for the configuration of one more"
-
-
 def _timestamps(reader: ArchiveReader) -> Iterable[int]:
     """Every unix time that a member's name claims."""
     for entry in reader.entries:

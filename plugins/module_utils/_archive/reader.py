@@ -582,3 +582,17 @@ def written_since(path: str, begin_ns: int) -> bool:
         return os.stat(path).st_mtime_ns > begin_ns - _CLOCK_NS
     except OSError:
         return False
+
+
+def why_full(reader: ArchiveReader) -> str:
+    """Why a native archive takes no more points, "" while it does: whose it is, or its configurations.
+
+    Readers hold these in memory, and each has all snapshots that the VM had, so that a chain without end gets there. The next
+    one is taken to be at most twice as large as the newest.
+    """
+    if reader.distrust:
+        return f"it is not trusted: {reader.distrust}"
+    newest = reader.entry(reader.points[-1].member_name).size_bytes
+    if len(reader.points) < MAX_CONFIGURATIONS and reader.heads_bytes + 2 * newest <= MAX_CONFIGURATION_BYTES:
+        return ""
+    return f"it has {len(reader.points)} points, and there is no room for the configuration of one more"

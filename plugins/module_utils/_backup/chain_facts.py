@@ -13,9 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vm_state
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Configuration, Member, Role
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import ArchiveReader, open_archive, why_full
 from ansible_collections.kvmops.backup.plugins.module_utils._backup import chain, disks, template_base
 from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import VmFacts
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import HostileError, RefusedError, SourceError
@@ -103,7 +102,7 @@ def stands(
             if read_limit_bytes is not None and unread > read_limit_bytes:
                 return ChainVerdict("", unread_bytes=unread)
             facts = replace(facts, thin=template_base.with_content(facts.thin, None, progress, threads=threads))
-        reason = chain.judge(reader.points, vm_now(conn, domain, facts), state) or append.why_full(reader)
+        reason = chain.judge(reader.points, vm_now(conn, domain, facts), state) or why_full(reader)
         if reason:
             return ChainVerdict(reason)
         found, missing = _evidence(chain.frozen_files(point))

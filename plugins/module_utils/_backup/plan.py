@@ -31,7 +31,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.snapshots i
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.standing import Standing, require_freezable
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import backup_snapshots
-from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.snapshot import Overlay, SnapshotPlan
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.overlays import Overlay, SnapshotPlan
 from ansible_collections.kvmops.backup.plugins.module_utils._template import find
 
 _UNSAVEABLE_HOSTDEVS = ("pci", "usb", "mdev", "scsi_host")

@@ -23,8 +23,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive import (
     frames,
     trash,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import reader as reading
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import CHUNK_BYTES, Member, Role
-from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive, why_full
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     ArchiveError,
@@ -345,10 +346,11 @@ def test_the_configuration_must_fit(archive: Path) -> None:
 def test_an_archive_is_full_when_readers_take_no_more(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_archive(str(archive)) as reader:
         held, newest = reader.heads_bytes, reader.entry(reader.points[-1].member_name).size_bytes
-        monkeypatch.setattr(append, "MAX_CONFIGURATION_BYTES", held + 2 * newest)
-        assert append.why_full(reader) == ""
-        monkeypatch.setattr(append, "MAX_CONFIGURATION_BYTES", held + 2 * newest - 1)
-        assert "no room" in append.why_full(reader)
+        monkeypatch.setattr(reading, "MAX_CONFIGURATION_BYTES", held + 2 * newest)
+        assert why_full(reader) == ""
+        monkeypatch.setattr(reading, "MAX_CONFIGURATION_BYTES", held + 2 * newest - 1)
+        assert "no room" in why_full(reader)
+        monkeypatch.undo()
     monkeypatch.setattr(append, "MAX_CONFIGURATION_BYTES", held)
     before = archive.read_bytes()
     with pytest.raises(ArchiveError, match="more than"):
@@ -526,7 +528,7 @@ def test_nothing_is_added_to_an_archive_of_another_user(archive: Path) -> None:
     before = archive.read_bytes()
     os.chown(archive, 1234567, -1)
     with open_archive(str(archive)) as reader:
-        assert append.why_full(reader).startswith("it is not trusted: it belongs to the user 1234567")
+        assert why_full(reader).startswith("it is not trusted: it belongs to the user 1234567")
     with pytest.raises(RefusedError, match="it is not trusted"):
         add(archive)
     assert archive.read_bytes() == before

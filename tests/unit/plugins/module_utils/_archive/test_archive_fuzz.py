@@ -298,7 +298,7 @@ def grow(path: str) -> None:
     with reader.open_archive(path) as archive:
         if not (archive.native and archive.points):
             return
-        append.why_full(archive)
+        reader.why_full(archive)
         timestamp = append.next_timestamp(archive, 0)
     with append.ArchiveAppender(path, timestamp=timestamp, sizes=[3], threads=1) as appender:
         appender.add(Member("vda_9.snapshot", Role.LAYER, 0, target="vda", parent="vda_0.qcow2"), BytesSource(b"new"))
