@@ -1,40 +1,23 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Backups of several VMs of a host side by side, each by the module vm_backup, with live progress of all of them."""
+"""Backups of several VMs of a host side by side, all in one run of the module, with live progress of all of them."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
-
+from ansible_collections.kvmops.backup.plugins.module_utils import _backup_results, _json
 from ansible_collections.kvmops.backup.plugins.module_utils._text import printable
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
 
-_MODULE = "kvmops.backup.vm_backup"
-_TYPE = "__ansible_type"
-_BETWEEN_STARTS_S = 0.5
 _ARGUMENT_SPEC = {
     "vms": {"type": "list", "elements": "dict", "required": True},
     "defaults": {"type": "dict", "default": {}},
     "at_once": {"type": "int", "default": 0},
 }
-
-
-@dataclass
-class _Running:
-    """A backup at work: its place in the list, its job on the host and what prints its progress."""
-
-    index: int
-    job: base.Job
-    reporter: base.Reporter
-    begun_at: float
 
 
 class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-ignore]
@@ -44,99 +27,87 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """All backups; a failed one never stops the others."""
-        variables = task_vars or {}
-        super(base.ProgressActionModule, self).run(tmp, variables)
-        _checked, options = self.validate_argument_spec(_ARGUMENT_SPEC)
-        tasks = [{**options["defaults"], **each} for each in options["vms"]]
-        if not all(each.get("vm") for each in tasks):
-            return {"failed": True, "msg": "each of vms must have vm, the name or UUID of a virtual machine"}
-        self._host = str(variables.get("inventory_hostname", ""))
-        if self._task.check_mode:
-            results = [self._execute_module(_MODULE, each, task_vars=variables) for each in tasks]
-            self._remove_tmp_path(self._connection._shell.tmpdir)
-        else:
-            with base._cancel_before_the_end():
-                results = self._run_all(tasks, options["at_once"], variables)
-        return summary(tasks, results)
+        _checked, options = self.validate_argument_spec(_ARGUMENT_SPEC)  # starting a module adds to the arguments
+        self._vms = [str({**options["defaults"], **each}.get("vm", "")) for each in options["vms"]]
+        return super().run(tmp, task_vars)
 
-    def _run_all(
-        self, tasks: Sequence[dict[str, Any]], at_once: int, task_vars: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """The results in the order of the tasks; `at_once` of them are at work, 0: all."""
-        waiting = deque(enumerate(tasks))
-        running: list[_Running] = []
-        results: dict[int, dict[str, Any]] = {}
-        seen_at, pause, playbook = time.monotonic(), base.FIRST_POLL_S, base.Playbook()
-        polled_at = seen_at
-        try:
-            while waiting or running:
-                playbook.check()
-                try:
-                    if waiting and (not at_once or len(running) < at_once):
-                        # One at a time: between two starts the others are looked at, which is their sign of life to them.
-                        index, arguments = waiting[0]
-                        started = self._begin(index, arguments, task_vars)
-                        waiting.popleft()
-                        if isinstance(started, _Running):
-                            running.append(started)
-                        else:
-                            results[index] = started
-                        if time.monotonic() - polled_at < _BETWEEN_STARTS_S:
-                            continue
-                    else:
-                        time.sleep(pause)
-                        youngest = max((each.begun_at for each in running), default=0.0)
-                        pause = base.next_pause(pause, time.monotonic() - youngest)
-                    polled_at = time.monotonic()
-                    polls = self._poll_all([each.job for each in running])
-                    seen_at = time.monotonic()
-                    for each, poll in zip(list(running), polls):
-                        if poll.result is not None:
-                            results[each.index] = _plain(poll.result)
-                            running.remove(each)
-                            self._remove(each.job)
-                            self._say(f"{tasks[each.index]['vm']}: {outcome(results[each.index])}")
-                            pause = base.FIRST_POLL_S
-                        else:
-                            line = each.reporter.line(poll.status, seen_at) if poll.status else None
-                            if line:
-                                base.display.display(line)
-                except AnsibleConnectionFailure:
-                    never = not (running or results)
-                    if never or time.monotonic() - seen_at > base.LOST_CONNECTION_LIMIT_S:
-                        raise
-                    base.display.vvv("the host did not answer, trying again", host=self._host)
-                    time.sleep(pause)
-        finally:
-            self._cancel_all([each.job for each in running])
-        return [results[index] for index in range(len(tasks))]
+    def _watch(self, job: base.Job, host: str) -> ManyWatch:
+        return ManyWatch(job, host, self._vms)
 
-    def _begin(self, index: int, arguments: dict[str, Any], task_vars: dict[str, Any]) -> _Running | dict[str, Any]:
-        job = self._start(task_vars, _MODULE, arguments)
-        if not isinstance(job, base.Job):
-            self._say(f"{arguments['vm']}: {outcome(job)}")
-            return job
-        now = time.monotonic()
-        return _Running(index, job, base.Reporter(f"[{self._host}] vm_backup", now), now)
 
-    def _poll_all(self, jobs: Sequence[base.Job]) -> list[base.Poll]:
-        if not jobs:
+class ManyWatch(base.Watch):
+    """The progress of each VM, and how it ended, as soon as that is known."""
+
+    def __init__(self, job: base.Job, host: str, vms: Sequence[str]) -> None:
+        self._title, self._vms = f"[{host}] vm_backup", vms
+        super().__init__(job, self._title, time.monotonic())
+        # by process id
+        self._reporters: dict[int, base.Reporter] = {}
+        self._statuses: dict[int, dict[str, Any]] = {}
+        self._ended: dict[int, dict[str, Any]] = {}
+
+    def command(self, quote: Any) -> str:
+        """Shows what has changed since the last look only: hundreds of VMs may be at work."""
+        control = quote(self.job.control)
+        looked = f"{control}/{_backup_results.LOOKED}"
+        changed = (
+            f"touch {looked}.new; find -L {control}/{_backup_results.AT_WORK} -type f -newer {looked} -exec cat {{}} +; "
+            f"mv {looked}.new {looked}"
+        )
+        results = f"tail -n +{len(self._ended) + 1} {control}/{_backup_results.RESULTS}"
+        return base.look_command(self.job, quote, f"{{ {changed}; }}", results)
+
+    def seen(self, output: str, now: float) -> base.Seen:
+        """A line for each that has ended, and for those at work as they go on."""
+        parts = base.parts_of(output, self.job.separator, 3)
+        if not parts:
+            return base.Seen([], None)
+        statuses, ends, text = parts
+        result = base.result_of(text)
+        for status in filter(None, map(base.status_of, statuses.splitlines())):
+            self._take(status, now)
+        lines = []
+        for number, pid, ended in filter(None, map(_end, ends.splitlines())):
+            self._statuses.pop(pid, None)
+            lines += self._told(number, ended)
+        if result is not None:
+            result = self._whole(result)
+            for number, ended in enumerate(result.get("backups", [])):
+                lines += self._told(number, ended) if isinstance(ended, dict) else []
+            return base.Seen(lines, result)
+        at_work = (self._reporters[pid].line(status, now) for pid, status in self._statuses.items())
+        return base.Seen([*lines, *filter(None, at_work)], None)
+
+    def _take(self, status: dict[str, Any], now: float) -> None:
+        pid = status.get("pid")
+        if isinstance(pid, int):
+            self._statuses[pid] = status
+            if pid not in self._reporters:
+                self._reporters[pid], self.working_since = base.Reporter(self._title, now), now
+
+    def _told(self, number: int, ended: dict[str, Any]) -> list[str]:
+        if number in self._ended:
             return []
-        quote = self._connection._shell.quote
-        answer = self._low_level_execute_command("; ".join(base.poll_command(job, quote) for job in jobs))
-        return [base.parse_poll(str(answer.get("stdout", "")), job.separator) for job in jobs]
+        self._ended[number] = ended
+        return [printable(f"{self._title} {ended.get('vm')}: {outcome(ended)}")]
 
-    def _cancel_all(self, jobs: Sequence[base.Job]) -> None:
-        """Asks all to stop before it waits for the first."""
-        quote = self._connection._shell.quote
-        with contextlib.suppress(AnsibleConnectionFailure):
-            for job in jobs:
-                self._low_level_execute_command(f": > {quote(job.control)}/cancel")
-        for job in jobs:
-            self._cancel(job)
+    def _whole(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The module's result, or where it was killed that of the VMs that had ended before."""
+        if "backups" in result or "cmd" not in result:
+            return result
+        why = "the module that ran it has ended without a result"
+        rest = {number: _backup_results.without_result(vm, why) for number, vm in enumerate(self._vms)}
+        return _backup_results.summary([{**rest, **self._ended}[number] for number in range(len(self._vms))])
 
-    def _say(self, text: str) -> None:
-        base.display.display(printable(f"[{self._host}] vm_backup {text}"))
+
+def _end(line: str) -> tuple[int, int, dict[str, Any]] | None:
+    """What a line of the results says; one that is not whole yet will be seen again."""
+    try:
+        number, pid, result = _json.parse(line)
+    except (ValueError, TypeError):
+        return None
+    whole = isinstance(number, int) and isinstance(pid, int) and isinstance(result, dict)
+    return (number, pid, result) if whole else None
 
 
 def outcome(result: Mapping[str, Any]) -> str:
@@ -146,39 +117,3 @@ def outcome(result: Mapping[str, Any]) -> str:
     if not result.get("changed"):
         return f"nothing to do, {result.get('reason', '')}"
     return f"{result.get('mode')}, {human_bytes(int(result.get('bytes_written') or 0))} written, {result.get('duration')} s"
-
-
-def _plain(value: Any) -> Any:
-    """A result as the module has printed it, with the words of what newer releases of Ansible have types of their own for.
-
-    Only Ansible's own module on the host reads these types, at half a second for each VM; here they end as text anyway.
-    """
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    event = value.get("event")
-    if _TYPE in value and isinstance(event, dict):
-        return str(event.get("msg", ""))
-    return {key: _plain(each) for key, each in value.items() if key != _TYPE}
-
-
-def _text(warning: Any) -> str:
-    """A warning in words; newer releases of Ansible hand on objects of their own."""
-    return str(getattr(getattr(warning, "event", None), "msg", warning))
-
-
-def summary(tasks: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The result of the task. Pure."""
-    backups: list[dict[str, Any]] = [
-        {"failed": False, "changed": False, **result, "vm": task["vm"]} for task, result in zip(tasks, results)
-    ]
-    for each in backups:
-        each["warnings"] = [_text(warning) for warning in each.get("warnings", [])]
-        each.pop("exception", None)
-        each.pop("invocation", None)
-    bad = [str(each["vm"]) for each in backups if each["failed"]]
-    done: dict[str, Any] = {"changed": any(each["changed"] for each in backups), "backups": backups}
-    if bad:
-        done.update(failed=True, msg=f"{len(bad)} of {len(backups)} VMs failed: {', '.join(bad)}")
-    return done

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.errors import UnsupportedError
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _deps, _names, _text
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import (
+    STOP_SIGNALS,
     Context,
     Progress,
     for_module,
@@ -36,12 +39,12 @@ PRIORITY: dict[str, Any] = {
 # Those that no layer below has told more about.
 _LIBVIRT_ERRORS = (connection.libvirt.libvirtError,) if connection.libvirt else ()
 _FRAMES_TOLD = 5
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+Operation = Callable[[Mapping[str, Any], Context], dict[str, Any]]
 
 
 def run_module(
     argument_spec: Mapping[str, Any],
-    operation: Callable[[Mapping[str, Any], Context], dict[str, Any]],
+    operation: Operation,
     *,
     libraries: Iterable[str],
     libraries_for: Mapping[str, str] | None = None,
@@ -64,18 +67,57 @@ def run_module(
     if missing:
         module.fail_json(msg=missing.message, exception=missing.traceback)
     params = {**module.params, "check_mode": module.check_mode, "diff": module._diff}
+    result = _outcome(argument_spec, params, operation, for_module, module.warn)
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+def run_within(
+    module: str,
+    argument_spec: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    operation: Operation,
+    begin: Callable[[str], Progress],
+    *,
+    check_mode: bool,
+    diff: bool,
+    **rules: Any,
+) -> dict[str, Any]:
+    """What the module of that name would return, its warnings as text; for a process that another module has forked for it.
+
+    Operation and rules are those of run_module; `begin` gives the progress for a VM. The libraries are there.
+    """
+    checked = ArgumentSpecValidator(dict(argument_spec), **rules).validate(dict(arguments))
+    if checked.error_messages:
+        unsupported = isinstance(checked.errors[0], UnsupportedError)
+        prefix = f"Unsupported parameters for ({module}) module: " if unsupported else ""
+        return {"failed": True, "changed": False, "msg": f"{prefix}{checked.errors.msg}", "warnings": []}
+    params = {**checked.validated_parameters, "check_mode": check_mode, "diff": diff}
+    warnings: list[str] = []
+    return {**_outcome(argument_spec, params, operation, begin, warnings.append), "warnings": warnings}
+
+
+def _outcome(
+    argument_spec: Mapping[str, Any],
+    params: dict[str, Any],
+    operation: Operation,
+    begin: Callable[[str], Progress],
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """The result of an operation, whatever becomes of it."""
     told: set[str] = set()
 
     def warn(notice: Notice) -> None:
         text = _text.printable(notice.text)
         if text not in told:
             told.add(text)
-            module.warn(text)
+            tell(text)
 
     progress = Progress()
     context = Context(progress, warn)
     try:
-        progress = for_module(params.get("vm") or "")
+        progress = begin(params.get("vm") or "")
         for number in STOP_SIGNALS:
             signal.signal(number, lambda received, frame: progress.cancel(f"signal {signal.Signals(received).name}"))
         _check_compression(params)
@@ -84,23 +126,21 @@ def run_module(
         context = Context(progress, warn)
         result = operation(params, context)
     except KvmopsError as error:
-        result = _failure(error)
+        result = error.result()
     except _LIBVIRT_ERRORS as error:
-        result = _failure(connection.translate(error, f"libvirt at {params.get('uri', '')}"))
+        result = connection.translate(error, f"libvirt at {params.get('uri', '')}").result()
     except OSError as error:
-        result = _failure(KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)))
+        result = KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)).result()
     except MemoryError:
         hint = "Free memory, or raise the process's limit (ulimit, cgroup), and run the task again: it puts right what is left."
-        result = _failure(KvmopsError("The operation", "there is not enough memory for it on this host", hint))
+        result = KvmopsError("The operation", "there is not enough memory for it on this host", hint).result()
     except Exception as error:
-        result = {**_failure(_fault(error)), "exception": traceback.format_exc()}
+        result = {**_fault(error).result(), "exception": traceback.format_exc()}
     finally:
         progress.close()
     result["changed"] = bool(result.get("changed") or context.settled)
-    result = _text.all_shown(result)
-    if result.get("failed"):
-        module.fail_json(**result)
-    module.exit_json(**result)
+    shown: dict[str, Any] = _text.all_shown(result)
+    return shown
 
 
 def _fault(error: Exception) -> KvmopsError:
@@ -121,15 +161,3 @@ def _check_compression(params: Mapping[str, Any]) -> None:
         raise RefusedError("Option compress_level", f"{level} is no level", "Use 1 (fastest) to 19 (smallest).")
     if threads < 0:
         raise RefusedError("Option threads", f"{threads} is no number of threads", "Use 0 for one per core.")
-
-
-def _failure(error: KvmopsError) -> dict[str, Any]:
-    return {
-        **error.values,
-        "failed": True,
-        "msg": str(error),
-        "what": error.what,
-        "why": error.why,
-        "hint": error.hint,
-        "cancelled": isinstance(error, CancelledError),
-    }

@@ -24,6 +24,18 @@ class KvmopsError(Exception):
             text = f"{text.rstrip('.')}. {self.hint}"
         super().__init__(text)
 
+    def result(self) -> dict[str, Any]:
+        """What a module returns that has ended with this error."""
+        return {
+            **self.values,
+            "failed": True,
+            "msg": str(self),
+            "what": self.what,
+            "why": self.why,
+            "hint": self.hint,
+            "cancelled": isinstance(self, CancelledError),
+        }
+
 
 class RefusedError(KvmopsError):
     """The request cannot be done as asked; nothing has been touched."""

@@ -27,8 +27,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 
 SCHEMA = 1
 # The directory that the action plugin shares with the module: `status.json`, `cancel`, `heartbeat`
-# (plugins/plugin_utils/_progress_action.py).
+# (plugins/plugin_utils/_progress_action.py); of several VMs at once see also _backup_results.
 CONTROL_VARIABLE = "KVMOPS_BACKUP_CONTROL"
+# Those that ask an operation to stop.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 INTERVAL_S = 0.5
 # The action plugin beats every two seconds at the slowest; a lost connection that comes back in this time does no harm.
 HEARTBEAT_LIMIT_S = 90.0
@@ -51,12 +53,14 @@ class Progress:
         cancel_path: str = "",
         heartbeat_path: str = "",
         *,
+        parent: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._status_path = status_path
         self._vm = vm
         self._cancel_path = cancel_path
         self._heartbeat_path = heartbeat_path
+        self._parent = parent  # the process that has forked this one and looks after the control directory; 0: none
         self._clock = clock
         self._lock = threading.Lock()
         self.merge_bps = 0  # how many bytes a second the merges of a VM may write; 0: no limit
@@ -113,10 +117,12 @@ class Progress:
                 with contextlib.suppress(OSError):
                     os.unlink(self._status_path)
                 self._status_path = ""
-            if self._seen and self._heartbeat_path:
+            if self._seen and self._heartbeat_path and not self._parent:
                 shutil.rmtree(os.path.dirname(self._heartbeat_path), ignore_errors=True)
 
     def _look(self, now: float) -> str:
+        if self._parent and os.getppid() != self._parent:
+            return "the process that started it has ended"
         if self._cancel_path and os.path.lexists(self._cancel_path):
             return "cancelled by the controller"
         if self._heartbeat_path:
@@ -159,7 +165,7 @@ class Progress:
         # A full /run is no reason to lose a backup.
         with contextlib.suppress(OSError):
             with open(partial, "w", encoding="utf-8") as stream:
-                json.dump(status, stream)
+                stream.write(json.dumps(status) + "\n")
             os.replace(partial, self._status_path)
 
 
@@ -180,8 +186,9 @@ class Context:
         self.warn(Notice(Code.PUT_RIGHT, f"left by an earlier run and put right: {text}"))
 
 
-def _remove_left_behind(directory: str) -> None:
+def remove_left_behind() -> None:
     """Remove the status files of processes that are no more."""
+    directory = _status_directory()
     for name in os.listdir(directory):
         owner = re.search(r"-(\d+)\.json", name)
         if owner and not os.path.exists(f"/proc/{owner.group(1)}"):
@@ -227,20 +234,50 @@ def for_module(vm: str) -> Progress:
     The status file is ``<run directory>/status/<vm>-<process id>.json``. Under our action plugin a link to it, the
     cancel file and the heartbeat lie in the control directory that the plugin names in the environment.
     """
-    directory = os.path.join(_paths.run_dir(), "status")
+    directory = _status_directory()
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    _remove_left_behind(directory)
-    name = re.sub(r"[^\w.-]", "_", vm, flags=re.ASCII).lstrip(".")[:100]
-    status_path = os.path.join(directory, f"{name or 'operation'}-{os.getpid()}.json")
-    control = os.path.expanduser(os.environ.get(CONTROL_VARIABLE, ""))
+    remove_left_behind()
+    status_path = _status_path(directory, vm)
+    control = control_directory()
     if not control:
         return Progress(status_path, vm)
     _dismiss_watcher()
     os.makedirs(control, mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.symlink(status_path, os.path.join(control, "status.json"))
-    heartbeat = os.path.join(control, "heartbeat")
     # The first beat is the module's own: a controller that dies before its first look is missed as well.
-    with open(heartbeat, "w", encoding="utf-8"):
+    with open(os.path.join(control, "heartbeat"), "w", encoding="utf-8"):
         pass
-    return Progress(status_path, vm, os.path.join(control, "cancel"), heartbeat)
+    return Progress(status_path, vm, *_signs(control))
+
+
+def for_child(vm: str, link: str, parent: int) -> Progress:
+    """The progress of a process that the module `parent` has forked for one of its VMs; it stops when the module stops or ends.
+
+    As for_module, but the link to the status file is `link` in the control directory.
+    """
+    status_path = _status_path(_status_directory(), vm)
+    control = control_directory()
+    if not control:
+        return Progress(status_path, vm, parent=parent)
+    with contextlib.suppress(OSError):
+        os.symlink(status_path, os.path.join(control, link))
+    return Progress(status_path, vm, *_signs(control), parent=parent)
+
+
+def control_directory() -> str:
+    """The directory that is shared with the action plugin; "" where there is none."""
+    return os.path.expanduser(os.environ.get(CONTROL_VARIABLE, ""))
+
+
+def _signs(control: str) -> tuple[str, str]:
+    return os.path.join(control, "cancel"), os.path.join(control, "heartbeat")
+
+
+def _status_directory() -> str:
+    return os.path.join(_paths.run_dir(), "status")
+
+
+def _status_path(directory: str, vm: str) -> str:
+    name = re.sub(r"[^\w.-]", "_", vm, flags=re.ASCII).lstrip(".")[:100]
+    return os.path.join(directory, f"{name or 'operation'}-{os.getpid()}.json")

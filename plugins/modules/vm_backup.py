@@ -458,56 +458,18 @@ cancelled:
 """
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _operations
-from ansible_collections.kvmops.backup.plugins.module_utils._argspec import (
-    COMPRESSION,
-    PRIORITY,
-    TARGET,
-    URI,
-    run_module,
+from ansible_collections.kvmops.backup.plugins.module_utils._argspec import run_module
+from ansible_collections.kvmops.backup.plugins.module_utils._backup_options import (
+    ARGUMENT_SPEC,
+    LIBRARIES,
+    RULES,
+    operation,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.backup import backup
-from ansible_collections.kvmops.backup.plugins.module_utils._backup.request import from_params
-from ansible_collections.kvmops.backup.plugins.module_utils._policy import WEEKDAYS
-
-ARGUMENT_SPEC = {
-    **URI,
-    **TARGET,
-    **PRIORITY,
-    **COMPRESSION,
-    "vm": {"type": "str", "required": True},
-    "mode": {"type": "str", "choices": ["full", "incremental", "auto"], "default": "full"},
-    "incrementable": {"type": "bool", "default": False},
-    "archive": {"type": "path"},
-    "increment_limit": {"type": "int", "default": 0},
-    "increment_limit_deletes": {"type": "str", "choices": ["all", "own"], "default": "all"},
-    "full_weekday": {"type": "str", "choices": list(WEEKDAYS)},
-    "compress": {"type": "bool", "default": False},
-    "consistency": {"type": "str", "choices": ["auto", "agent", "memory", "crash"], "default": "auto"},
-    "include_iso": {"type": "bool", "default": True},
-    "include_boot_files": {"type": "bool", "default": True},
-    "include_secrets": {"type": "bool", "default": False},
-    "max_age": {"type": "str"},
-    "keep_last": {"type": "int"},
-    "keep_days": {"type": "int"},
-    "free_space": {"type": "bool", "default": False},
-    "max_parallel": {"type": "int", "default": 0},
-    "wait_timeout": {"type": "str"},
-    "bandwidth": {"type": "str", "default": "0"},
-    "digest": {"type": "str", "choices": ["auto", "xxh3-128", "sha256"], "default": "auto"},
-    "unmerged": {"type": "str", "choices": ["warn", "fail"], "default": "warn"},
-    "notes": {"type": "str"},
-}
 
 
 def main() -> None:
     _operations.register()
-    run_module(
-        ARGUMENT_SPEC,
-        lambda params, context: backup(from_params(params), context),
-        libraries=["libvirt", "lxml", "zstandard"],
-        required_one_of=[["pool", "path", "archive"]],
-        mutually_exclusive=[["pool", "path"]],
-    )
+    run_module(ARGUMENT_SPEC, operation, libraries=LIBRARIES, **RULES)
 
 
 if __name__ == "__main__":

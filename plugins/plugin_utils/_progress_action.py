@@ -67,13 +67,16 @@ class Job:
     separator: str
 
 
+def look_command(job: Job, quote: Any, *commands: str) -> str:
+    """The shell command of one look: beat, print what the commands print, each in a part of its own, and the result file."""
+    looks = (*commands, f"cat {quote(job.results_file)}")
+    parts = "".join(f"echo; echo {job.separator}; {command} 2>/dev/null; " for command in looks)
+    return f"touch {quote(job.control)}/heartbeat 2>/dev/null; {parts}echo; echo {job.separator}"
+
+
 def poll_command(job: Job, quote: Any) -> str:
-    """The shell command of one look: beat, print the status file, print the result file."""
-    control = quote(job.control)
-    return (
-        f"touch {control}/heartbeat 2>/dev/null; echo; echo {job.separator}; cat {control}/status.json 2>/dev/null; "
-        f"echo; echo {job.separator}; cat {quote(job.results_file)} 2>/dev/null; echo; echo {job.separator}"
-    )
+    """The shell command of one look at one operation: its status file, and the result file."""
+    return look_command(job, quote, f"cat {quote(job.control)}/status.json")
 
 
 def next_pause(pause_s: float, running_s: float) -> float:
@@ -83,14 +86,26 @@ def next_pause(pause_s: float, running_s: float) -> float:
 
 def parse_poll(output: str, separator: str) -> Poll:
     """What the output of `poll_command` says; an output that is cut off or not ours says nothing."""
+    parts = parts_of(output, separator, 2)
+    return Poll(status_of(parts[0]), result_of(parts[1])) if parts else Poll(None, None)
+
+
+def parts_of(output: str, separator: str, count: int) -> list[str]:
+    """So many parts of the output of `look_command`; none where it is cut off or not ours."""
     parts = output.split(separator)
-    if len(parts) != 4:
-        return Poll(None, None)
-    status, result = (_object(part) for part in parts[1:3])
-    if status:
-        status = {key: value for key, value in status.items() if key not in _NUMBERS or _is_number(value)}
-    # The wrapper's own interim result has "started"; the module's does not.
-    return Poll(status, None if result is None or "started" in result else result)
+    return parts[1:-1] if len(parts) == count + 2 else []
+
+
+def status_of(text: str) -> dict[str, Any] | None:
+    """A status file, as far as it can be shown."""
+    status = _object(text)
+    return status and {key: value for key, value in status.items() if key not in _NUMBERS or _is_number(value)}
+
+
+def result_of(text: str) -> dict[str, Any] | None:
+    """The result of a module that has ended; the wrapper's own interim result has "started", the module's has not."""
+    result = _object(text)
+    return None if result is None or "started" in result else result
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -151,6 +166,32 @@ def describe(status: dict[str, Any]) -> str:
             f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left" if minutes >= 60 else f"{minutes}:{seconds:02} left"
         )
     return ", ".join([text, *facts])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one look has shown: the lines to print, and the module's result once it has ended."""
+
+    lines: list[str]
+    result: dict[str, Any] | None
+
+
+class Watch:
+    """How one job is looked at, and what is said of it."""
+
+    def __init__(self, job: Job, title: str, now: float) -> None:
+        self.job, self._reporter = job, Reporter(title, now)
+        self.working_since = now  # the operation that has begun last
+
+    def command(self, quote: Any) -> str:
+        """The shell command of the next look."""
+        return poll_command(self.job, quote)
+
+    def seen(self, output: str, now: float) -> Seen:
+        """What it has printed means."""
+        poll = parse_poll(output, self.job.separator)
+        line = self._reporter.line(poll.status, now) if poll.status and poll.result is None else None
+        return Seen([line] if line else [], poll.result)
 
 
 class _StoppedError(BaseException):
@@ -282,28 +323,30 @@ class ProgressActionModule(ActionBase):
             control = self._connection._shell.quote(self._remote_expand_user(self._control(token)))
             self._low_level_execute_command(f"mkdir -p -m 700 {control} && : > {control}/cancel")
 
+    def _watch(self, job: Job, host: str) -> Watch:
+        return Watch(job, f"[{host}] {self._task.action.rpartition('.')[2]}", time.monotonic())
+
     def _follow(self, job: Job, host: str) -> dict[str, Any]:
         """The module's result; prints its progress until there is one. Raises when the host stays unreachable."""
-        reporter = Reporter(f"[{host}] {self._task.action.rpartition('.')[2]}", time.monotonic())
-        begun_at, pause, playbook = time.monotonic(), FIRST_POLL_S, Playbook()
-        seen_at = begun_at
+        watch, pause, playbook = self._watch(job, host), FIRST_POLL_S, Playbook()
+        seen_at = time.monotonic()
         while True:
             playbook.check()
             time.sleep(pause)
-            pause = next_pause(pause, time.monotonic() - begun_at)
+            pause = next_pause(pause, time.monotonic() - watch.working_since)
             try:
-                poll = self._poll(job)
+                answer = self._low_level_execute_command(watch.command(self._connection._shell.quote))
             except AnsibleConnectionFailure:
                 if time.monotonic() - seen_at > LOST_CONNECTION_LIMIT_S:
                     raise
                 display.vvv(f"{job.id}: the host did not answer, trying again", host=host)
                 continue
             seen_at = time.monotonic()
-            if poll.result is not None:
-                return poll.result
-            line = reporter.line(poll.status, seen_at) if poll.status else None
-            if line:
+            seen = watch.seen(str(answer.get("stdout", "")), seen_at)
+            for line in seen.lines:
                 display.display(line)
+            if seen.result is not None:
+                return seen.result
 
     def _poll(self, job: Job) -> Poll:
         answer = self._low_level_execute_command(poll_command(job, self._connection._shell.quote))
