@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import traceback
@@ -130,7 +131,8 @@ def _outcome(
     except _LIBVIRT_ERRORS as error:
         result = connection.translate(error, f"libvirt at {params.get('uri', '')}").result()
     except OSError as error:
-        result = KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error)).result()
+        hint = "Check the storage under it: the host's log (dmesg) says more." if error.errno == errno.EIO else ""
+        result = KvmopsError(str(error.filename or "A file operation"), error.strerror or str(error), hint).result()
     except MemoryError:
         hint = "Free memory, or raise the process's limit (ulimit, cgroup), and run the task again: it puts right what is left."
         result = KvmopsError("The operation", "there is not enough memory for it on this host", hint).result()

@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._backup.model import
 from ansible_collections.kvmops.backup.plugins.module_utils._capabilities import Capabilities
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
-from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe
+from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import probe, reads
 from ansible_collections.kvmops.backup.plugins.module_utils._image.source import RawAsQcow2Source
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import (
     agent,
@@ -298,7 +298,7 @@ def _image(
         status = os.fstat(fd)
         is_device = stat.S_ISBLK(status.st_mode)
         size = os.lseek(fd, 0, os.SEEK_END)
-        told = probe(lambda offset, length: os.pread(fd, length, offset), size) if fmt == "qcow2" else None
+        told = probe(reads(fd, path), size) if fmt == "qcow2" else None
     finally:
         os.close(fd)
     packed = 0

@@ -80,7 +80,7 @@ def _backing_file(path: str) -> str:
     except OSError:
         return ""
     try:
-        info = _probe(fd)
+        info = _probe(fd, path)
     except KvmopsError:
         return ""
     finally:
@@ -95,15 +95,15 @@ def header(path: str) -> probe.ImageInfo:
     except OSError as error:
         raise probe.ImageError(f"disk image {path}", f"it cannot be opened: {error.strerror}") from error
     try:
-        return _probe(fd)
+        return _probe(fd, path)
     finally:
         os.close(fd)
 
 
-def _probe(fd: int) -> probe.ImageInfo:
+def _probe(fd: int, path: str) -> probe.ImageInfo:
     size = os.fstat(fd).st_size
     try:
-        return probe.probe(lambda offset, length: os.pread(fd, length, offset), size)
+        return probe.probe(probe.reads(fd, path), size)
     finally:
         # a page that was read counts as data where the file system has only set its place aside, which estimates would see
         os.posix_fadvise(fd, max(0, size - 1) // _PAGE_BYTES * _PAGE_BYTES, 0, os.POSIX_FADV_DONTNEED)
@@ -127,12 +127,13 @@ def has_data(path: str) -> bool:
     except OSError as error:
         raise probe.ImageError(f"disk image {path}", f"it cannot be opened: {error.strerror}") from error
     try:
-        header = probe.read_header(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+        read = probe.reads(fd, path)
+        header = probe.read_header(read, os.fstat(fd).st_size)
         for at in range(0, header.l1_entries * 8, _L1_STEP_BYTES):
-            entries = array("Q", os.pread(fd, min(_L1_STEP_BYTES, header.l1_entries * 8 - at), header.l1_offset + at))
+            entries = array("Q", read(header.l1_offset + at, min(_L1_STEP_BYTES, header.l1_entries * 8 - at)))
             if sys.byteorder == "little":
                 entries.byteswap()
-            if any(any(os.pread(fd, header.cluster_bytes, entry & _OFFSET)) for entry in entries if entry):
+            if any(any(read(entry & _OFFSET, header.cluster_bytes)) for entry in entries if entry):
                 return True
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ Source of the numbers: QEMU's docs/interop/qcow2.txt and the limits that block/q
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass, field
 from typing import Callable
@@ -48,6 +49,18 @@ UNNAMED = "(unnamed)"
 
 class ImageError(KvmopsError):
     """A disk image that is inconsistent, hostile or of a kind that cannot be handled; or qemu-img failed on it."""
+
+
+def reads(fd: int, path: str) -> ReadAt:
+    """Reads of an open file, of which an OSError has the path: by itself it has none."""
+
+    def read(offset: int, length: int) -> bytes:
+        try:
+            return os.pread(fd, length, offset)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
+
+    return read
 
 
 @dataclass(frozen=True)

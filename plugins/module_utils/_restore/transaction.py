@@ -472,7 +472,7 @@ def _is_converted(file: PlannedFile) -> bool:
 def _read_header(path: str) -> probe.ImageInfo:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        return probe.probe(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+        return probe.probe(probe.reads(fd, path), os.fstat(fd).st_size)
     finally:
         os.close(fd)
 

@@ -10,6 +10,7 @@ import os
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import TargetError
+from ansible_collections.kvmops.backup.plugins.module_utils._image import probe
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 
@@ -25,7 +26,7 @@ def copy(source: str, target: str, progress: Progress) -> None:
             size = os.fstat(source_fd).st_size
             if not _files.clone_range(source_fd, 0, size, target_fd, 0, target):
                 _require_room(source_fd, target)
-                _copy_data(source_fd, target_fd, size, target, progress)
+                _copy_data(source_fd, source, target_fd, size, target, progress)
             _files.resize(target_fd, size, target)
             _files.sync(target_fd, target)
         finally:
@@ -55,7 +56,8 @@ def _require_room(source_fd: int, target: str) -> None:
         )
 
 
-def _copy_data(source_fd: int, target_fd: int, size: int, target: str, progress: Progress) -> None:
+def _copy_data(source_fd: int, source: str, target_fd: int, size: int, target: str, progress: Progress) -> None:
+    read = probe.reads(source_fd, source)
     progress.phase("copy", os.path.basename(target), os.fstat(source_fd).st_blocks * 512)
     end = 0
     while end < size:
@@ -67,6 +69,6 @@ def _copy_data(source_fd: int, target_fd: int, size: int, target: str, progress:
             return  # only a hole is left
         end = os.lseek(source_fd, begin, os.SEEK_HOLE)
         for offset in range(begin, end, _PIECE_BYTES):
-            data = os.pread(source_fd, min(_PIECE_BYTES, end - offset), offset)
+            data = read(offset, min(_PIECE_BYTES, end - offset))
             _files.write_all(target_fd, data, offset, target)
             progress.advance(len(data))

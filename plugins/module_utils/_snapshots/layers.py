@@ -8,6 +8,7 @@ All paths are resolved (`views.real`), so that they can be compared.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -269,12 +270,19 @@ def _follow(named: str, image_format: str, files: dict[str, Layer]) -> None:
 
 
 def _probed_format(path: str) -> str:
-    """What the first bytes say; only for a file that is known to be one of the VM's frozen layers."""
+    """What the first bytes say; only for a file that is known to be one of the VM's frozen layers.
+
+    Raises ImageError where the storage does not give its bytes: taken for raw, it would stand on nothing.
+    """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            found = probe.probe(lambda offset, length: os.pread(file.fileno(), length, offset), size)
-    except (OSError, probe.ImageError):
+            found = probe.probe(probe.reads(file.fileno(), path), size)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            return "raw"  # it cannot be opened: qemu-img says so, too
+        raise probe.ImageError(f"disk image {path}", f"it cannot be read ({error.strerror})") from error
+    except probe.ImageError:
         return "raw"
     return "qcow2" if found.format == "qcow2" else "raw"
 

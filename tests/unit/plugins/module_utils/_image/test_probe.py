@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import struct
 from dataclasses import replace
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils._image import layers
 from ansible_collections.kvmops.backup.plugins.module_utils._image.probe import (
     ImageError,
     ImageInfo,
     check_archive_image,
     probe,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import layers as snapshot_layers
 from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._image.image_tools import (
     bytes_reader,
     qemu,
@@ -265,3 +269,20 @@ def test_what_an_archive_may_not_bring() -> None:
             check_archive_image(bad, allowed_backing=None)
     with pytest.raises(ImageError):
         check_archive_image(replace(good, data_file="x"), allowed_backing="vda_0.qcow2")
+
+
+def test_storage_that_does_not_give_its_bytes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an error without a name, nor an image that passes for raw: it would stand on nothing."""
+    path = tmp_path / "disk.qcow2"
+    make(path)
+
+    def failing(_fd: int, _length: int, _offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    assert snapshot_layers._probed_format(str(path)) == "qcow2"
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(ImageError, match=rf"{path}: it cannot be read \(Input/output error\)"):
+        snapshot_layers._probed_format(str(path))
+    for read in (layers.header, layers.has_data):
+        with pytest.raises(OSError, match=f"Input/output error: '{path}'"):
+            read(str(path))
