@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
+from ansible_collections.kvmops.backup.plugins.module_utils._archive.config import NAMESPACE
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import Skipped
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
@@ -181,7 +182,8 @@ def only_allowed(root: etree._Element) -> Exposure:
     metadata = root.find("metadata")
     notes = [] if metadata is None else [child for child in metadata if isinstance(child.tag, str)]
     _prune(root, table, gone)
-    others = sorted({etree.QName(note).localname for note in notes if note.getparent() is None})
+    lost = [etree.QName(note) for note in notes if note.getparent() is None]
+    others = sorted({name.localname for name in lost if name.namespace != NAMESPACE})
     etree.cleanup_namespaces(root)
     text = f"Notes of other programs in the definition are left out: {', '.join(others)}."
     return Exposure(

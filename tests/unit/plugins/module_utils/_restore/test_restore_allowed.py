@@ -382,3 +382,12 @@ def test_a_kernel_comes_from_the_archive_never_from_this_host() -> None:
     assert os_element.findtext("cmdline") == "quiet" and os_element.find("initrd") is None
     assert plan.reduced == ("initrd /boot/initrd",)
     assert "/boot/vmlinuz" in planned(host(files=files), point).domain_xml
+
+
+def test_our_own_mark_is_no_note_of_another_program() -> None:
+    root = etree.fromstring(
+        "<domain type='kvm'><name>web</name><metadata><k:restored xmlns:k='urn:kvmops:backup:1' point='5'/>"
+        "<a:b xmlns:a='urn:x'/></metadata></domain>"
+    )
+    (told,) = host_exposure.only_allowed(root).warnings
+    assert told.text.endswith("left out: b.") and root.find("metadata/*") is None
