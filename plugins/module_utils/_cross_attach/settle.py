@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, snapshots
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, snapshots, storage
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     by_uuid,
@@ -134,7 +134,7 @@ def _in_use(conn: Connection) -> set[str]:
         for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
             with unless_gone():
                 for disk in domain_xml.parse(domain.XMLDesc(0)).disks:
-                    paths = [disk.path, *(link.path for link in disk.chain)]
+                    paths = [storage.disk_path(conn, disk), *(link.path for link in disk.chain)]
                     found.update(_filenames.real(each) for path in paths if path for each in image_layers.below(path))
     except libvirt.libvirtError as error:
         raise translate(error, "The VMs of this host") from error

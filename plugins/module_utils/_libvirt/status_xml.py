@@ -124,7 +124,7 @@ def _require_others_idle(conn: Connection, uuid: str) -> None:
         for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
             if domain.UUIDString() == uuid:
                 continue
-            disks = [disk.target for disk in domain_xml.parse(domain.XMLDesc(0)).disks if disk.path]
+            disks = [disk.target for disk in domain_xml.parse(domain.XMLDesc(0)).disks if disk.path or disk.volume]
             busy = blockjobs.domain_job(domain) or any(domain.blockJobInfo(target, 0) for target in disks)
             if busy:
                 raise KvmopsError(
