@@ -93,6 +93,8 @@ options:
     description:
       - How long to wait for another operation on one of the two VMs to end, for example V(30m). With V(0), the module
         fails at once and names the holder of the lock.
+      - The default is not V(0) as in the other modules, because several tasks or appliances usually attach and detach disks
+        of one VM at the same time, and each takes only seconds.
     type: str
     default: 10m
 seealso:

@@ -61,7 +61,7 @@ def candidates(conn: Connection, vm: str = "") -> list[Candidate]:
 
 def choose(conn: Connection, vdisk: str, source_vm: str, thin_clone: str) -> Chosen:
     """The disk that is meant. Raises RefusedError where there is none, or more than one."""
-    named = pick(candidates(conn, source_vm), vdisk, by_target=bool(source_vm), hint=_hint(source_vm))
+    named = pick(candidates(conn, source_vm), vdisk, source_vm)
     if not thin_clone:
         return Chosen(named)
     clone = find_domain(conn, thin_clone)
@@ -71,22 +71,34 @@ def choose(conn: Connection, vdisk: str, source_vm: str, thin_clone: str) -> Cho
     if len(own) != 1:
         raise RefusedError(
             f"The thin clone {thin_clone}",
-            f"{'no disk' if not own else 'more than one disk'} of it stands on {named.disk.path} of {named.vm_name}",
+            f"{'no disk' if not own else 'more than one disk'} of it stands on {named.disk.original} of {named.vm_name}",
             "Name the disk of the clone itself, without thin_clone.",
         )
     return Chosen(own[0], named)
 
 
-def pick(disks: Sequence[Candidate], vdisk: str, *, by_target: bool, hint: str = "") -> Candidate:
-    """The one disk that a text means. Pure but for links in paths. Raises RefusedError."""
+def pick(disks: Sequence[Candidate], vdisk: str, source_vm: str = "") -> Candidate:
+    """The one disk that a text means, of all disks or those of the VM that is named. Pure but for links in paths.
+
+    Raises RefusedError where there is none, or more than one.
+    """
     path = _filenames.real(vdisk) if vdisk.startswith("/") else ""
-    found = [each for each in disks if _means(each.disk, vdisk, path, by_target=by_target)]
+    found = [each for each in disks if _means(each.disk, vdisk, path, by_target=bool(source_vm))]
     if not found:
-        raise RefusedError(f"The disk {vdisk}", "no VM of this host has such a disk", hint)
+        raise _none(disks, vdisk, source_vm)
     if len(found) > 1:
         names = "; ".join(f"{each.disk.disk.name} of {each.vm_name}, id {each.disk.id}" for each in found)
         raise RefusedError(f"The disk {vdisk}", f"more than one is meant: {names}", "Name it by its id.")
     return found[0]
+
+
+def _none(disks: Sequence[Candidate], vdisk: str, source_vm: str) -> RefusedError:
+    if not source_vm:
+        hint = "kvmops.backup.vm_info shows ids and paths; a target (vda) needs source_vm."
+        return RefusedError(f"The disk {vdisk}", "no VM of this host has such a disk", hint)
+    own = ", ".join(f"{each.disk.disk.target} ({each.disk.original or each.disk.disk.name})" for each in disks)
+    has = f"Its disks: {own}." if own else "It has no disk of its own."
+    return RefusedError(f"The disk {vdisk}", f"the VM {source_vm} has no such disk", has)
 
 
 def _means(disk: VmDisk, text: str, path: str, *, by_target: bool) -> bool:
@@ -94,12 +106,6 @@ def _means(disk: VmDisk, text: str, path: str, *, by_target: bool) -> bool:
         return path in (disk.path, disk.original)
     serial = disk.disk.serial
     return text.lower() == disk.id or bool(serial and text == serial) or (by_target and text == disk.disk.target)
-
-
-def _hint(source_vm: str) -> str:
-    if source_vm:
-        return f"kvmops.backup.vm_info with vms: [{source_vm}] shows its disks."
-    return "kvmops.backup.vm_info shows ids and paths; a target (vda) needs source_vm."
 
 
 def names_of(candidate: Candidate | None) -> Iterable[str]:

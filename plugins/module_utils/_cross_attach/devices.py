@@ -23,6 +23,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 
+_PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
 UNPLUG_S = 30.0  # a guest that has just seen the disk, or is just booting, may need some seconds
 _POLL_S = 0.1
 _ASK_AGAIN_S = 5.0  # QEMU forgets a request that the guest did not answer
@@ -34,6 +35,17 @@ def free_target(used: Collection[str]) -> str:
         "".join(each) for length in itertools.count(1) for each in itertools.product(ascii_lowercase, repeat=length)
     )
     return next(name for name in (f"vd{each}" for each in letters) if name not in used)
+
+
+def has_port(xml: str) -> bool:
+    """Whether a running VM may have a place for one more virtio disk: sure is only a PCI Express bus without a free port. Pure."""
+    root = _xml.parse(xml, "The domain XML")
+    controllers = root.findall("devices/controller[@type='pci']")
+    models = {each.get("index"): each.get("model", "") for each in controllers}
+    if "pcie-root" not in models.values() or any(model.endswith("-bridge") for model in models.values()):
+        return True
+    taken = {int(each.get("bus", "0"), 0) for each in root.iterfind("devices//address[@type='pci']")}
+    return any(model in _PORTS and int(index or "0") not in taken for index, model in models.items())
 
 
 def document(attachment: Attachment) -> str:
@@ -73,8 +85,13 @@ def plug(conn: Connection, attachment: Attachment) -> None:
 
 
 def _way_out(text: str) -> str:
+    if "No PCI buses" in text:
+        return "A machine without PCI takes no virtio disk: name another VM."
     if "PCI" in text and ("slot" in text or "port" in text):
-        return "Give the receiver a free port (a controller of model pcie-root-port), or shut it down for the attach."
+        return (
+            "Shut the receiver down for the attach, or give it places for more disks while it is off: controllers of model "
+            "pcie-root-port (q35), or one of model pci-bridge (pc)."
+        )
     return ""
 
 

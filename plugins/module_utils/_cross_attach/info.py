@@ -24,6 +24,8 @@ def info(request: AttachInfoRequest, context: Context) -> dict[str, Any]:
     conn = connect(request.uri)
     receiver = receivers.names_of(conn, request.receiver)
     source = receivers.names_of(conn, request.source_vm)
+    for notice in settle.unknown(conn, request.receiver, request.source_vm):
+        context.warn(notice)
     found = []
     for record in _attachments.everything(strict=True):
         if source and not source & {record.source_name, record.source_uuid}:

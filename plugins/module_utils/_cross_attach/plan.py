@@ -22,6 +22,9 @@ from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.disk_ids import VmDisk
 
 _FORMATS = ("qcow2", "raw")
+_BY_HAND = "Give it to the receiver by hand (virsh attach-disk with --mode readonly), if it does not change meanwhile."
+BY_VIRSH = "Take the disk from there: virsh detach-disk, with --live if that VM runs and with --config."
+_AS_FILE = "Back the VM up by software in its guest, or move the disk to a qcow2 or raw file."
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Frozen:
 class SourceFacts:
     """The VM whose disk is wanted, and the disk.
 
-    `marked`: it is a template. `snapshots`: names of all of them. `frozen`: the disk in the snapshot of attached disks, None
-    where there is none or the disk is not part of it. `template`: name of the template
-    that the disk stands on, `template_names`: id and path of the template's disk.
+    `marked`: it is a template. `read_only`: why nothing may be written beside the disk, "" where it may. `snapshots`: names of
+    all of them. `frozen`: the disk in the snapshot of attached disks, None where there is none or the disk is not part of it.
+    `unrecorded`: who has its disks, and no record says so. `template`: name of the template that the disk stands on,
+    `template_names`: id and path of the template's disk.
     """
 
     uuid: str
@@ -50,15 +54,20 @@ class SourceFacts:
     size_bytes: int
     pool: str = ""
     kind: PlaceKind = PlaceKind.DIR
+    read_only: str = ""
     snapshots: frozenset[str] = frozenset()
     frozen: Frozen | None = None
+    unrecorded: tuple[str, ...] = ()
     template: str = ""
     template_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReceiverFacts:
-    """The VM that gets the disk. `targets`: of all its disks, in either definition. `seen`: what it has of the disk already."""
+    """The VM that gets the disk. `targets`: of all its disks, in either definition. `seen`: what it has of the disk already.
+
+    `port`: whether a disk may find a place on its bus while it runs.
+    """
 
     uuid: str
     name: str
@@ -67,6 +76,7 @@ class ReceiverFacts:
     saved: bool
     targets: frozenset[str]
     seen: Seen
+    port: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ def plan_attach(
         return AttachPlan(wanted, freeze=False, changes=changed or wanted != there, changed=changed)
     _refuse_receiver(source, receiver)
     _refuse_disk(source)
+    _refuse_port(receiver)
     freeze = not source.marked and not (record and record.is_frozen)
     _refuse_snapshot(source, record, freeze=freeze)
     frozen = source.frozen or Frozen(source.disk.path, source.disk.disk.format or "raw", source.size_bytes)
@@ -146,42 +157,69 @@ def _refuse_receiver(source: SourceFacts, receiver: ReceiverFacts) -> None:
         )
 
 
-def _refuse_disk(source: SourceFacts) -> None:
-    disk = source.disk.disk
-    what = f"The disk {disk.name} of {source.name}"
-    reason = ""
-    if disk.device != "disk":
-        reason = f"it is a {disk.device}, and only disks can be attached to another VM"
-    elif not source.disk.path:
-        reason = "it is no file of this host"
-    elif source.kind in VOLUME_MANAGERS or source.kind in (PlaceKind.BLOCK, PlaceKind.ZVOL):
-        reason = f"it is on {NAMES[source.kind]}: only disks in files can be attached to another VM"
-    elif disk.shareable:
-        reason = "it is shareable: other VMs may write to it at any time"
-    elif disk.readonly and not source.marked:
-        reason = (
-            "it is read-only, so no snapshot has it; attach the file itself (virsh attach-disk with --mode readonly)"
+def _refuse_port(receiver: ReceiverFacts) -> None:
+    if receiver.running and not receiver.port:
+        raise RefusedError(
+            f"The VM {receiver.name}",
+            "it runs, and has no free PCI port for another disk",
+            "Shut it down for the attach, or give it ports for more disks while it is off: "
+            "<controller type='pci' model='pcie-root-port'/>, one for each disk.",
         )
-    elif disk.encrypted or disk.has_data_file or disk.has_slices:
-        reason = "it is encrypted, has a data file or is a slice, and the receiver would not know"
-    elif (disk.format or "raw") not in _FORMATS:
-        reason = f"its format is {disk.format}; qcow2 and raw can be attached"
+
+
+def _refuse_disk(source: SourceFacts) -> None:
+    reason, hint = _objection(source)
     if reason:
-        raise RefusedError(what, reason)
+        raise RefusedError(f"The disk {source.disk.disk.name} of {source.name}", reason, hint)
     if source.marked and source.running:
         raise RefusedError(
             f"The template {source.name}", "it is running, and no snapshot is made of a template", "Shut it down first."
         )
 
 
+def _objection(source: SourceFacts) -> tuple[str, str]:
+    """Why the disk cannot be attached to another VM, and the way out; "" if it can."""
+    disk = source.disk.disk
+    if disk.device != "disk":
+        return f"it is a {disk.device}, and only disks can be attached to another VM", _BY_HAND
+    if source.kind is PlaceKind.ZVOL:
+        return (
+            "it is a ZFS volume, and only disks in files can be attached to another VM",
+            "Clone a snapshot of the volume (zfs snapshot, zfs clone) and attach the clone by hand (virsh attach-disk with "
+            "--mode readonly), or move the disk to a file on a ZFS dataset.",
+        )
+    if source.kind in VOLUME_MANAGERS or source.kind is PlaceKind.BLOCK:
+        return f"it is on {NAMES[source.kind]}: only disks in files can be attached to another VM", _AS_FILE
+    if not source.disk.path and disk.volume:
+        return "its pool is not active, or has no such volume", f"Run: virsh pool-start {disk.pool}"
+    if not source.disk.path:
+        return "it is no file of this host", _AS_FILE
+    if disk.shareable:
+        return "it is shareable: other VMs may write to it at any time", _BY_HAND
+    if disk.readonly and not source.marked:
+        return "it is read-only, so no snapshot has it", _BY_HAND
+    if disk.encrypted or disk.has_data_file or disk.has_slices:
+        return "it is encrypted, has a data file or is a slice, and the receiver would not know", _AS_FILE
+    if (disk.format or "raw") not in _FORMATS:
+        return f"its format is {disk.format}; qcow2 and raw can be attached", _AS_FILE
+    return "", ""
+
+
 def _refuse_snapshot(source: SourceFacts, record: Record | None, *, freeze: bool) -> None:
     what, name = f"The VM {source.name}", _attachments.SNAPSHOT
-    if freeze and name in source.snapshots:
+    if freeze and source.read_only:
         raise RefusedError(
-            what,
-            f"it has a snapshot {name} that was not made by this module on this host, or whose record is lost",
-            "Remove it first: kvmops.backup.vm_snapshot with state: absent.",
+            f"The disk {source.disk.disk.name} of {source.name}",
+            f"what the VM writes meanwhile has no place beside it: {source.read_only}",
+            "Make the file system writable, or move the disk.",
         )
+    if freeze and name in source.snapshots:
+        why = f"it has a snapshot {name} that was not made by this module on this host, or whose record is lost"
+        hint = "Remove the snapshot: kvmops.backup.vm_snapshot with state: absent."
+        if source.unrecorded:
+            why += f"; {', '.join(source.unrecorded)} reads from it"
+            hint = f"{BY_VIRSH} {hint}"
+        raise RefusedError(what, why, hint)
     if not freeze and record and record.is_frozen and source.frozen is None:
         others = ", ".join(record.receivers) or "nobody"
         raise RefusedError(

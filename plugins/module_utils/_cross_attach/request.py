@@ -73,6 +73,9 @@ def from_params(params: Mapping[str, Any]) -> AttachRequest:
         raise RefusedError(
             "Option vdisk", "state: reconciled looks at all disks of a VM", "Name vm or source_vm, or neither."
         )
+    for option in ("vm", "vdisk"):
+        if wish is not Wish.RECONCILED and not params[option]:
+            raise RefusedError(f"Option {option}", "it is empty", "Name the receiver as vm, and its disk-to-be as vdisk.")
     lease_s = duration_s(params["lease"], "lease") if params["lease"] else 0
     if params["lease"] and not lease_s:
         raise RefusedError("Option lease", "it would be over at once", "Leave it out for an attach without an end.")

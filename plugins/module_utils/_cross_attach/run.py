@@ -165,6 +165,8 @@ def _source_facts(conn: Connection, chosen: choose.Chosen) -> SourceFacts:
         layer = found.files[disk.path]
         frozen = Frozen(cloned, layer.format, image_layers.size_bytes(cloned, layer.format))
     size = found.files[disk.path].virtual_size_bytes if disk.path in found.files else 0
+    names = frozenset(each.name for each in found.states)
+    is_lost = record is None and _attachments.SNAPSHOT in names
     return SourceFacts(
         uuid=chosen.disk.vm_uuid,
         name=chosen.disk.vm_name,
@@ -174,7 +176,9 @@ def _source_facts(conn: Connection, chosen: choose.Chosen) -> SourceFacts:
         size_bytes=size,
         pool=place.pool if place else "",
         kind=place.kind if place else PlaceKind.NETWORK,
-        snapshots=frozenset(each.name for each in found.states),
+        read_only=place.read_only if place else "",
+        snapshots=names,
+        unrecorded=tuple(receivers.unrecorded(conn, found.files) if is_lost else ()),
         frozen=frozen,
         template=chosen.template.vm_name if chosen.template else "",
         template_names=tuple(choose.names_of(chosen.template)),
@@ -193,6 +197,7 @@ def _receiver_facts(conn: Connection, domain: Domain, record: Record | None, dis
         saved=persistent and not running and bool(domain.hasManagedSaveImage(0)),
         targets=frozenset(disk.target for text in texts for disk in domain_xml.parse(text).disks),
         seen=receivers.look(conn, there) if there else receivers.Seen(True, running, persistent),
+        port=not running or devices.has_port(texts[0]),
     )
 
 
@@ -328,6 +333,8 @@ def _detached(run: _Run) -> dict[str, Any]:
     request = run.request
     found = _meant(run)
     if not found:
+        for notice in settle.unknown(run.conn, request.vm):
+            run.context.warn(notice)
         return {"changed": _finished(run), "vdisks": []}
     changed, gone = False, []
     for record, attachment in found:
@@ -352,7 +359,13 @@ def _finished(run: _Run) -> bool:
         run.context.warn(Notice(Code.NOTHING_FOUND, f"nothing is attached by that name, and no disk has it: {error}"))
         return False
     record = _attachments.load(chosen.vm_uuid)
-    if record is None or record.attachments:
+    if record is None:
+        lost = receivers.unrecorded(run.conn, image_layers.below(chosen.disk.path))
+        if lost:
+            what = f"The disk {chosen.disk.disk.name} of {chosen.vm_name}"
+            raise RefusedError(what, f"the record of its attach is lost, and {', '.join(lost)} has it", plan.BY_VIRSH)
+        return False
+    if record.attachments:
         return False
     if request.check_mode:
         return True
@@ -429,13 +442,18 @@ def _reconciled(run: _Run) -> dict[str, Any]:
     request, changed = run.request, False
     done: list[dict[str, Any]] = []
     errors: list[KvmopsError] = []
+    for notice in settle.unknown(run.conn, request.vm, request.source_vm):
+        run.context.warn(notice)
     for record in list(_attachments.everything(strict=True)):
         if not _concerned(run.conn, record, request):
             continue
         expired = [each for each in record.attachments if request.expired and each.expired(time.time())]
         if request.check_mode:
-            changed = bool(expired or plan.pending(record, settle.seen_of(run.conn, record))) or changed
-            done += [info.describe(record, disk, "detached") for disk in expired]
+            seen = settle.seen_of(run.conn, record)
+            gone = [each.attachment for each in plan.reconcile(record, seen).freed]
+            changed = bool(expired or plan.pending(record, seen)) or changed
+            stays = record.without(*expired, *gone).attachments
+            done += [info.describe(record, each, "detached") for each in record.attachments if each not in stays]
             continue
         try:
             changed = _reconcile(run, record, expired) or changed

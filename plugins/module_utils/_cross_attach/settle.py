@@ -15,7 +15,7 @@ from contextlib import suppress
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments, _filenames, _locks, _ownership, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._attachments import Record
 from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import plan, zfs_clones
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import BusyError, KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._image import layers as image_layers
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import receivers, snapshots, storage
@@ -23,13 +23,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     Connection,
     by_uuid,
     connect,
+    find_domain,
     libvirt,
     renewed,
     translate,
     unless_gone,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import Seen
-from ansible_collections.kvmops.backup.plugins.module_utils._notices import Notice, Warn
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice, Warn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import LastingOperation
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
@@ -154,6 +155,19 @@ def remind(vm: str) -> list[Notice]:
     """Warnings about disks of a VM, or at it, whose lease is over."""
     records = [record for record in _attachments.everything() if _concerns(record, vm)]
     return [notice for record in records for notice in plan.about_leases(record, time.time())]
+
+
+def unknown(conn: Connection, *vms: str) -> list[Notice]:
+    """Warnings about names and uuids ("" for none) that neither this host nor a record has: a slip, or a VM that has gone."""
+    records = list(_attachments.everything())
+    found = []
+    for vm in vms:
+        if vm and not any(_concerns(record, vm) for record in records):
+            try:
+                find_domain(conn, vm)
+            except RefusedError as error:
+                found.append(Notice(Code.NOTHING_FOUND, f"{error.what}: {error.why}, and nothing is recorded of it"))
+    return found
 
 
 def _concerns(record: Record, vm: str) -> bool:

@@ -9,6 +9,7 @@ The binding has no type stubs: ``Connection``, ``Domain`` and ``Snapshot`` stand
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -145,6 +146,8 @@ def translate(error: Exception, what: str) -> KvmopsError:
         return KvmopsError(
             what, why, "Check that libvirtd (or virtqemud) runs on this host and that this user may use it."
         )
+    if os.strerror(errno.ENOSPC) in why:
+        return KvmopsError(what, why, "Free space where the VM's disks are, and run the task again.")
     return KvmopsError(what, why)
 
 

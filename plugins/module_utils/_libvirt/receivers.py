@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from ansible_collections.kvmops.backup.plugins.module_utils import _attachments, _xml
+from ansible_collections.kvmops.backup.plugins.module_utils import _attachments, _filenames, _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._attachments import Attachment, Record
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import AttachedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
     Connection,
     by_name,
     by_uuid,
     libvirt,
     translate,
+    unless_gone,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain import Disk, target_of
 
@@ -79,6 +82,21 @@ def element_of(xml: str, serial: str) -> etree._Element | None:
 def is_attached(disk: Disk) -> bool:
     """Whether a disk in a definition is one of another VM, attached by us. Pure."""
     return disk.readonly and _attachments.is_serial(disk.serial)
+
+
+def unrecorded(conn: Connection, paths: Collection[str]) -> list[str]:
+    """Which VMs have one of these files as an attached disk, whatever the records say: "appliance (vdb)". Raises KvmopsError."""
+    found = []
+    try:
+        for domain in conn.listAllDomains(0):
+            with unless_gone():
+                flags = [0] * bool(domain.isActive()) + [libvirt.VIR_DOMAIN_XML_INACTIVE] * bool(domain.isPersistent())
+                disks = [disk for flag in flags for disk in domain_xml.parse(domain.XMLDesc(flag)).disks]
+                targets = {disk.target for disk in disks if is_attached(disk) and _filenames.real(disk.path) in paths}
+                found += [f"{domain.name()} ({target})" for target in sorted(targets)]
+    except libvirt.libvirtError as error:
+        raise translate(error, "The VMs of this host") from error
+    return sorted(found)
 
 
 def without_attached(xml: str) -> str:

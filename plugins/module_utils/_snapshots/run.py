@@ -185,13 +185,19 @@ def plan_present(
 
 
 def _require_file(disk: domain_xml.Disk, path: str, found: Layers) -> None:
-    what = f"The disk {disk.name} of {found.vm_name}"
+    what, way_out = f"The disk {disk.name} of {found.vm_name}", ""
     if disk.transient:
-        raise RefusedError(what, "it is transient: libvirt takes no snapshots of such VMs")
-    if not path or not _filenames.is_there(path) or not os.path.isfile(path):
-        raise RefusedError(what, "it is no file, so there is no place for the overlay that a snapshot needs")
-    if disk.encrypted or disk.has_data_file or (disk.format or "raw") not in ("qcow2", "raw"):
-        raise RefusedError(what, f"an overlay on it is not supported (format {disk.format or 'unknown'})")
+        why = "it is transient: libvirt takes no snapshots of such VMs"
+    elif path and disk.type != "block" and not _filenames.is_there(path):
+        why, way_out = "its file is not there", "Bring it back, or mount what it is on."
+    elif not path or not os.path.isfile(path):
+        why = "it is no file, so there is no place for the overlay that a snapshot of the VM needs"
+        way_out = "A snapshot has all disks of the VM: move this one to a file, or take it out of the VM meanwhile."
+    elif disk.encrypted or disk.has_data_file or (disk.format or "raw") not in ("qcow2", "raw"):
+        why = f"an overlay on it is not supported (format {disk.format or 'unknown'})"
+    else:
+        return
+    raise RefusedError(what, why, way_out)
 
 
 def free_name(found: Layers, path: str, name: str) -> str:

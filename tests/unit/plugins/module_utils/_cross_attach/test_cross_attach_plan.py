@@ -102,6 +102,8 @@ def test_a_disk_that_the_snapshot_does_not_have_would_show_another_moment() -> N
 def test_a_snapshot_of_that_name_that_is_not_ours_is_not_used() -> None:
     with pytest.raises(RefusedError, match="was not made by this module"):
         make(source(snapshots=frozenset({_attachments.SNAPSHOT})))
+    with pytest.raises(RefusedError, match=r"appliance \(vdb\) reads from it. Take the disk from there.* Remove the"):
+        make(source(snapshots=frozenset({_attachments.SNAPSHOT}), unrecorded=("appliance (vdb)",)))
 
 
 def test_of_a_template_there_is_no_snapshot() -> None:
@@ -135,8 +137,11 @@ def test_the_same_again_is_no_change_unless_something_of_it_is_missing() -> None
         (source(disk=disk(encrypted=True)), "encrypted"),
         (source(disk=disk(format="vmdk")), "its format is vmdk"),
         (source(kind=PlaceKind.LVM), "it is on LVM"),
-        (source(kind=PlaceKind.BLOCK), "only disks in files"),
+        (source(kind=PlaceKind.BLOCK), "it is on a block device: only disks in files.* or move the disk to a qcow2"),
+        (source(kind=PlaceKind.ZVOL), "it is a ZFS volume.* zfs clone"),
         (source(disk=replace(disk(), path="")), "no file of this host"),
+        (source(disk=replace(disk(pool="p", volume="v"), path="")), "its pool is not active.*virsh pool-start p"),
+        (source(read_only="/vm is mounted read-only"), "has no place beside it: /vm is mounted read-only"),
     ],
 )
 def test_refused_disks(facts: SourceFacts, why: str) -> None:
@@ -145,7 +150,12 @@ def test_refused_disks(facts: SourceFacts, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "why"), [(receiver(marked=True), "it is a template"), (receiver(saved=True), "managed-save image")]
+    ("facts", "why"),
+    [
+        (receiver(marked=True), "it is a template"),
+        (receiver(saved=True), "managed-save image"),
+        (receiver(port=False), "no free PCI port.*pcie-root-port"),
+    ],
 )
 def test_refused_receivers(facts: ReceiverFacts, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
@@ -184,6 +194,31 @@ def test_targets() -> None:
     assert devices.free_target({f"vd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}) == "vdaa"
 
 
+def test_a_receiver_that_is_off_or_has_the_disk_needs_no_port() -> None:
+    assert make(receiver_facts=receiver(port=False, running=False)).changes
+    assert not make(receiver_facts=receiver(port=False, seen=AT["live"]), known=record(attached())).freeze
+
+
+PORT = "<controller type='pci' index='{0}' model='{1}'/>"
+ROOT = PORT.format(0, "pcie-root") + PORT.format(1, "pcie-root-port")
+DEVICE = "<disk><address type='pci' bus='0x0{0}'/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("devices_xml", "has"),
+    [
+        (ROOT + DEVICE.format(1), False),
+        (ROOT + DEVICE.format(0), True),
+        (ROOT + PORT.format(2, "pcie-root-port") + DEVICE.format(1), True),
+        (PORT.format(0, "pcie-root") + PORT.format(1, "pcie-to-pci-bridge") + DEVICE.format(1), True),  # libvirt knows
+        (PORT.format(0, "pci-root") + DEVICE.format(0), True),
+        ("", True),  # s390x
+    ],
+)
+def test_free_ports(devices_xml: str, has: bool) -> None:
+    assert devices.has_port(f"<domain><devices>{devices_xml}</devices></domain>") is has
+
+
 def test_the_disk_as_a_receiver_gets_it() -> None:
     xml = devices.document(attached(attached_path="/vm/a&b.qcow2"))
     [found] = domain_xml.parse(f"<domain><devices>{xml}</devices></domain>").disks
@@ -214,16 +249,20 @@ def test_the_lowest_image_that_is_the_vms_own(chain: list[str], frozen: list[str
 def test_which_disk_is_meant() -> None:
     web = [Candidate(WEB, "web", disk()), Candidate(WEB, "web", disk("vdb", "/vm/data.qcow2", "SN1"))]
     twin = Candidate(APPLIANCE, "twin", disk("vdb", "/vm/twin.qcow2", "SN1"))
-    assert choose.pick(web, "/vm/data.qcow2", by_target=False) == web[1]
-    assert choose.pick(web, web[0].disk.id.upper(), by_target=False) == web[0]
-    assert choose.pick(web, "vda", by_target=True) == web[0]
-    assert choose.pick(web, "SN1", by_target=False) == web[1]
+    assert choose.pick(web, "/vm/data.qcow2") == web[1]
+    assert choose.pick(web, web[0].disk.id.upper()) == web[0]
+    assert choose.pick(web, "vda", "web") == web[0]
+    assert choose.pick(web, "SN1") == web[1]
     with pytest.raises(RefusedError, match=r"more than one is meant: vdb .* of web, id .* of twin"):
-        choose.pick([*web, twin], "SN1", by_target=False)
+        choose.pick([*web, twin], "SN1")
+    with pytest.raises(RefusedError, match=r"no VM of this host has such a disk.*needs source_vm"):
+        choose.pick(web, "vda")
     with pytest.raises(RefusedError, match="no VM of this host"):
-        choose.pick(web, "vda", by_target=False)
-    with pytest.raises(RefusedError, match="no VM of this host"):
-        choose.pick(web, "", by_target=False)
+        choose.pick(web, "")
+    with pytest.raises(RefusedError, match=r"the VM web has no such disk.*vda \(/vm/web.qcow2\), vdb \(/vm/data.qcow2\)"):
+        choose.pick(web, "vdc", "web")
+    with pytest.raises(RefusedError, match="It has no disk of its own"):
+        choose.pick([], "vda", "web")
 
 
 @pytest.mark.parametrize(
