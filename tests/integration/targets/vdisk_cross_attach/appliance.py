@@ -28,6 +28,11 @@ def digest(vm, path):
     return vm.agent.shell(f"echo 3 >/proc/sys/vm/drop_caches; sha256sum <{path}").split()[0]
 
 
+def is_read_only(vm, path):
+    """What the guest's kernel says of a device."""
+    return vm.agent.shell(f"blockdev --getro {path}").strip() == "1"
+
+
 def writes(vm, path):
     """Whether a guest's write to a device gets there."""
     return vm.agent.run("sh", "-c", f"dd if=/dev/zero of={path} bs=4096 count=1 conv=fsync", check=False).exit_code == 0
@@ -69,13 +74,14 @@ def chain(path, image_format="qcow2"):
 
 
 def standing(vm):
-    """All that has to be as before: paths and formats of the disks in both definitions, owner, mode and labels of the files."""
+    """All that has to be as before: paths, formats and layers of the disks in both definitions, owners and labels of the files."""
     found = {}
+    directory = Path(next(iter(vm.disks().values()))).parent
     for inactive in (False, True):
         for disk in etree.fromstring(vm.xml(inactive=inactive).encode()).iterfind("devices/disk"):
-            path = disk.find("source").get("file")
-            found[inactive, disk.find("target").get("dev")] = path, disk.find("driver").get("type")
-    directory = Path(next(iter(vm.disks().values()))).parent
+            path = disk.find("source").get("file") or str(directory / disk.find("source").get("volume"))
+            image_format = disk.find("driver").get("type")
+            found[inactive, disk.find("target").get("dev")] = path, image_format, chain(path, image_format)
     for path in sorted(directory.iterdir()):
         status = path.stat()
         # libvirt's timestamp is the time of the host's boot, reckoned anew each time: a second more or less

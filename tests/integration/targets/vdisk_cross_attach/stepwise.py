@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """vdisk_cross_attach in a process that kills itself: stepwise.py KILL_AT VM SOURCE VDISK STATE.
 
-Every record and journal that is written or removed, every file removed, and every call that changes a VM is an event, counted
-from 1; SIGKILL comes before event KILL_AT. Without one (0) the number of events is printed.
+Every record and journal that is written or removed, every file removed, and every call that changes a VM or a ZFS pool is an
+event, counted from 1; SIGKILL comes before event KILL_AT. Without one (0) the number of events is printed.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 
 import libvirt
@@ -18,6 +20,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach import
 from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.request import AttachRequest, Wish
 from ansible_collections.kvmops.backup.plugins.module_utils._image import qemu_img
 from ansible_collections.kvmops.backup.plugins.module_utils._journal import Journal
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import zfs
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.tests.lab.kills import Steps
 
@@ -29,6 +32,9 @@ EVENTS = (
     (qemu_img, "commit"),
     (os, "unlink"),
     (os, "chown"),
+    (zfs, "snapshot"),
+    (zfs, "clone"),
+    (zfs, "destroy"),
     (libvirt.virConnect, "defineXML"),
     (libvirt.virDomain, "attachDeviceFlags"),
     (libvirt.virDomain, "detachDeviceFlags"),
@@ -37,6 +43,15 @@ EVENTS = (
     (libvirt.virDomain, "blockJobAbort"),
     (libvirt.virDomainSnapshot, "delete"),
 )
+
+
+def stepwise(kill_at, vm, source, vdisk, state):
+    """Runs this file; the number of events if it was not to be killed."""
+    argv = [sys.executable, __file__, str(kill_at), vm, source, vdisk, state]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    ended_before = done.returncode == 0 and kill_at > int(done.stdout)
+    assert ended_before or done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr
+    return 0 if kill_at else int(done.stdout)
 
 
 def main(kill_at, vm, source, vdisk, state):

@@ -4,17 +4,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
 from ansible_collections.kvmops.backup.tests.lab import truth
 from ansible_collections.kvmops.backup.tests.lab._run import run
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
-
-
-@pytest.fixture(scope="module")
-def receiver(module_lab):
-    return module_lab.create_vm("backup01", writer=False, extra_devices=appliance.PORTS)
 
 
 def raw(path, directory):

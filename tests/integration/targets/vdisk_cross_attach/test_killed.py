@@ -8,16 +8,16 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
 from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach.stepwise import (
+    stepwise as run_stepwise,
+)
 from ansible_collections.kvmops.backup.tests.lab import daemons
 from ansible_collections.kvmops.backup.tests.lab.modules import module_argv
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
@@ -32,22 +32,16 @@ def bare(lab, name, disks):
 
 @pytest.fixture(scope="module")
 def source(module_lab):
-    return bare(module_lab, "web01", [Disk(size_mib=8, ext4=False)])
+    return bare(module_lab, "db01", [Disk(size_mib=8, ext4=False)])
 
 
 @pytest.fixture(scope="module")
 def receiver(module_lab):
-    return bare(module_lab, "backup01", [Disk(size_mib=8, ext4=False)])
+    return bare(module_lab, "backup02", [Disk(size_mib=8, ext4=False)])
 
 
 def stepwise(kill_at, state):
-    """stepwise.py; the number of events if it was not to be killed."""
-    program = str(Path(__file__).with_name("stepwise.py"))
-    argv = [sys.executable, program, str(kill_at), "backup01", "web01", "vda", state]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    ended_before = done.returncode == 0 and kill_at > int(done.stdout)
-    assert ended_before or done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr
-    return 0 if kill_at else int(done.stdout)
+    return run_stepwise(kill_at, "backup02", "db01", "vda", state)
 
 
 def settled(run_module, source, receiver, before):
@@ -91,7 +85,7 @@ def test_worker_killed(source, receiver, run_module, chosen, power):
 def test_libvirtd_killed(source, receiver, run_module, chosen, state):
     source.start(wait=False)
     before = appliance.standing(source)
-    arguments = {"vm": "backup01", "source_vm": "web01", "vdisk": "vda"}
+    arguments = {"vm": "backup02", "source_vm": "db01", "vdisk": "vda"}
     begin = time.monotonic()
     run_module("vdisk_cross_attach", **arguments)
     took_s = time.monotonic() - begin
@@ -113,15 +107,19 @@ def test_libvirtd_killed(source, receiver, run_module, chosen, state):
 
 
 def test_several_at_once(module_lab, run_module):
-    source = bare(module_lab, "db01", [Disk(size_mib=8, ext4=False), Disk("raw", size_mib=8, ext4=False)])
-    receivers = [bare(module_lab, name, [Disk(size_mib=8, ext4=False)]) for name in ("backup02", "backup03")]
+    source = bare(module_lab, "db02", [Disk(size_mib=8, ext4=False), Disk("raw", size_mib=8, ext4=False)])
+    raw = source.disks()["vdb"]
+    module_lab.create_pool("vms", raw.parent)
+    volume = f"<disk type='volume'\\1<source pool='vms' volume='{raw.name}'/>"
+    module_lab.connection.defineXML(re.sub(rf"<disk type='file'([^<]*<driver[^<]*)<source file='{raw}'/>", volume, source.xml()))
+    receivers = [bare(module_lab, name, [Disk(size_mib=8, ext4=False)]) for name in ("backup03", "backup04")]
     source.start(wait=False)
     before = appliance.standing(source)
 
     def at_once(state):
         jobs = [
             subprocess.Popen(
-                module_argv("vdisk_cross_attach", {"vm": vm.name, "source_vm": "db01", "vdisk": vdisk, "state": state}),
+                module_argv("vdisk_cross_attach", {"vm": vm.name, "source_vm": "db02", "vdisk": vdisk, "state": state}),
                 stdout=subprocess.PIPE,
             )
             for vm in receivers
@@ -131,10 +129,12 @@ def test_several_at_once(module_lab, run_module):
         assert not any(job.returncode for job in jobs), told
 
     at_once("attached")
-    held = run_module("vdisk_cross_attach_info", source_vm="db01")["vdisks"]
+    held = run_module("vdisk_cross_attach_info", source_vm="db02")["vdisks"]
     assert len(held) == 4 and len({each["moment"] for each in held}) == 1
     assert appliance.snapshots(source) == [appliance.SNAPSHOT]
     assert all(len(appliance.held(vm)[1]) == 2 for vm in receivers)
+    assert {(each["pool"], each["attached_as"]["path"]) for each in held if each["target"] == "vdb"} == {("vms", str(raw))}
+    assert not any("type='volume'" in vm.xml() for vm in receivers)  # as a file: AppArmor does not follow a volume's chain
     at_once("detached")
-    assert run_module("vdisk_cross_attach_info", source_vm="db01")["vdisks"] == []
+    assert run_module("vdisk_cross_attach_info", source_vm="db02")["vdisks"] == []
     assert appliance.standing(source) == before and all(appliance.held(vm)[1] == [] for vm in receivers)

@@ -16,18 +16,6 @@ from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
-@pytest.fixture(scope="module")
-def source(module_lab):
-    vm = module_lab.create_vm("web01", [Disk(), Disk("raw", ext4=False, size_mib=8)])
-    vm.wait_for_marker(2)
-    return vm
-
-
-@pytest.fixture(scope="module")
-def receiver(module_lab):
-    return module_lab.create_vm("backup01", writer=False, extra_devices=appliance.PORTS)
-
-
 @pytest.fixture
 def attach(run_module):
     def run(state="attached", vm="backup01", vdisk="vda", **options):
@@ -47,6 +35,12 @@ def statuses(run_module):
 def serial(result):
     [vdisk] = result["vdisks"]
     return vdisk["attached_as"]["serial"]
+
+
+def removed_by_hand(vm, number, flags):
+    """virsh detach-disk."""
+    disk = re.search(rf"<disk[^>]*>(?:(?!</disk>).)*{number}.*?</disk>", vm.xml(inactive=True), re.DOTALL).group()
+    vm.domain.detachDeviceFlags(disk, flags)
 
 
 def seen(vm, number):
@@ -99,6 +93,7 @@ def test_source_off(source, receiver, attach, tmp_path):
 
 
 def test_receiver_off(source, receiver, attach, statuses):
+    source.destroy()
     receiver.destroy()
     before = appliance.standing(source)
     number = serial(attach())  # both are off
@@ -124,17 +119,17 @@ def test_taken_out_by_hand_or_with_the_receiver(module_lab, source, receiver, at
     other = module_lab.create_vm("backup02", start=False)
     number = serial(attach())
     attach(vdisk="vdb", vm="backup02")
-    disk = re.search(rf"<disk[^>]*>(?:(?!</disk>).)*{number}.*?</disk>", receiver.xml(), re.DOTALL).group()
-    receiver.domain.detachDeviceFlags(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    removed_by_hand(receiver, number, libvirt.VIR_DOMAIN_AFFECT_LIVE)
     wait_for("the disk to go", lambda: appliance.held(receiver)[0] == [], 60)
     assert statuses() == ["attached", "attached"]  # the definition still has it
-    receiver.domain.detachDeviceFlags(disk, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    removed_by_hand(receiver, number, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     told = run_module("vdisk_cross_attach_info")
     assert [each["status"] for each in told["vdisks"]] == ["gone", "attached"] and "is free again" in told.warnings[0]
     foreseen = run_module("vdisk_cross_attach", state="reconciled", check_mode=True)
     assert foreseen.changed and statuses() == ["gone", "attached"]
     done = run_module("vdisk_cross_attach", state="reconciled")
     assert done.changed and [each["target"] for each in done["vdisks"]] == ["vda"]
+    assert foreseen["vdisks"] == done["vdisks"]
     assert appliance.snapshots(source) == [appliance.SNAPSHOT]  # vdb is still at the other one
     other.remove()
     assert statuses() == ["gone"]
@@ -145,23 +140,34 @@ def test_taken_out_by_hand_or_with_the_receiver(module_lab, source, receiver, at
     assert not attach("detached", vdisk="vdb", vm="backup02").changed
 
 
-def test_a_receiver_without_an_operating_system(module_lab, source, attach, statuses, run_module):
+def test_a_receiver_in_its_firmware(module_lab, source, attach, statuses, run_module):
     before = appliance.standing(source)
-    bare = module_lab.create_vm("bare", [Disk(ext4=False)], start=False, extra_devices=appliance.PORTS)
-    module_lab.connection.defineXML(re.sub(r"<(kernel|initrd|cmdline)>.*?</\1>", "", bare.xml()))
-    bare.start(wait=False)
-    number = serial(attach(vm="bare"))
-    failed = attach("detached", vm="bare", fails=True)
+    late = module_lab.create_vm("late", [Disk(ext4=False)], start=False, writer=False, extra_devices=appliance.PORTS)
+    menu = "<bootmenu enable='yes' timeout='65000'/>"  # the BIOS waits for a key, so long, and nothing answers an unplug
+    module_lab.connection.defineXML(late.xml().replace("</os>", f"{menu}</os>"))
+    late.start(wait=False)
+    number = serial(attach(vm="late"))
+    assert appliance.held(late) == ([number], [number])
+    failed = attach("detached", vm="late", fails=True)
     assert "device did not detach" in failed.message
-    assert appliance.held(bare) == ([number], []) and statuses() == ["detaching"]
-    bare.destroy()
-    bare.start(wait=False)
-    told = run_module("vdisk_cross_attach_info")
-    assert [each["status"] for each in told["vdisks"]] == ["gone"]
-    assert not attach("detached", vm="bare", check_mode=True, fails=False).failed
-    attach("detached", vm="bare")
+    assert appliance.held(late) == ([number], []) and statuses() == ["detaching"]
+    assert "attached to late" in run_module("vm_snapshot", vm="web01", snapshot="mine", fails=True).message
+    late.domain.sendKey(libvirt.VIR_KEYCODE_SET_LINUX, 0, [57], 1, 0)  # the space bar: it boots
+    late.wait_until_up()
+    attach("detached", vm="late")
+    assert appliance.held(late) == ([], []) and statuses() == [] and appliance.standing(source) == before
+
+    late.destroy()
+    late.start(wait=False)  # in its firmware again
+    number = serial(attach(vm="late"))
+    removed_by_hand(late, number, libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    assert appliance.held(late) == ([number], []) and statuses() == ["attached"]  # it was only asked for
+    late.domain.reset(0)  # QEMU takes it out then
+    wait_for("the disk to go", lambda: appliance.held(late)[0] == [], 60)
+    assert statuses() == ["gone"]
+    run_module("vm_template", vm="late", state="absent")  # any change of the receiver settles it
     assert statuses() == [] and appliance.standing(source) == before
-    bare.destroy()
+    late.remove()
 
 
 def test_unplugged_right_after_the_plug(source, receiver, attach, statuses):

@@ -10,19 +10,6 @@ import pytest
 
 from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
 from ansible_collections.kvmops.backup.tests.lab import markers
-from ansible_collections.kvmops.backup.tests.lab.vm import Disk
-
-
-@pytest.fixture(scope="module")
-def web(module_lab):
-    vm = module_lab.create_vm("web01", [Disk(), Disk("raw")], freeze_mode="pause")
-    vm.wait_for_marker(2)
-    return vm
-
-
-@pytest.fixture(scope="module")
-def backup01(module_lab):
-    return module_lab.create_vm("backup01", writer=False, extra_devices=appliance.PORTS)
 
 
 @pytest.fixture
@@ -38,38 +25,38 @@ def ids(run_module, vm):
     return {disk["target"]: disk["id"] for disk in facts["disks"]}
 
 
-def test_two_disks_show_one_moment_while_the_vm_goes_on(web, backup01, run_module, attach):
-    before, known = appliance.standing(web), ids(run_module, "web01")
+def test_two_disks_show_one_moment_while_the_vm_goes_on(source, receiver, run_module, attach):
+    before, known = appliance.standing(source), ids(run_module, "web01")
     foreseen = attach("vda", source_vm="web01", check_mode=True)
-    assert foreseen.changed and appliance.standing(web) == before
+    assert foreseen.changed and appliance.standing(source) == before
     first = attach("vda", source_vm="web01")
-    web.wait_for_marker(web.last_marker().number + 2)
-    second = attach(str(web.disks()["vdb"]))  # by the path that it has now
+    source.wait_for_marker(source.last_marker().number + 2)
+    second = attach(str(source.disks()["vdb"]))  # by the path that it has now
     [vda], [vdb] = first["vdisks"], second["vdisks"]
     assert first.changed and second.changed
     assert (vda["id"], vdb["id"]) == (known["vda"], known["vdb"]) and ids(run_module, "web01") == known
     assert (vda["target"], vdb["target"], vda["consistency"], vda["moment"]) == ("vda", "vdb", "agent", vdb["moment"])
     assert vda["attached_as"]["serial"] != vdb["attached_as"]["serial"]
     assert re.fullmatch("/dev/disk/by-id/virtio-[a-z0-9]{20}", vda["attached_as"]["by_id"])
-    assert appliance.snapshots(web) == [appliance.SNAPSHOT]
+    assert appliance.snapshots(source) == [appliance.SNAPSHOT]
     assert not attach(vda["id"]).changed
     assert not attach("vdb", source_vm="web01").changed
 
-    seen = {each["target"]: appliance.device(backup01, each["attached_as"]["serial"]) for each in (vda, vdb)}
+    seen = {each["target"]: appliance.device(receiver, each["attached_as"]["serial"]) for each in (vda, vdb)}
     digests = {}
     for target, device in seen.items():
-        assert backup01.agent.shell(f"cat /sys/block/{device[5:]}/ro").strip() == "1"
-        assert not appliance.writes(backup01, device)
-        digests[target] = appliance.digest(backup01, device)
-    frozen = web.frozen_digests()
+        assert appliance.is_read_only(receiver, device)
+        assert not appliance.writes(receiver, device)
+        digests[target] = appliance.digest(receiver, device)
+    frozen = source.frozen_digests()
     for target, device in seen.items():  # without replay of a journal
-        here = appliance.files(backup01, device)
+        here = appliance.files(receiver, device)
         assert here.replace(" ./", f" /disk/{target}/") == "".join(
             line for line in frozen.splitlines(keepends=True) if f"/disk/{target}/" in line
         )
-    numbers = {markers.parse_log(appliance.log(backup01, device))[-1].number for device in seen.values()}
+    numbers = {markers.parse_log(appliance.log(receiver, device))[-1].number for device in seen.values()}
     assert max(numbers) - min(numbers) <= 1  # the writer may have been between the two
-    assert web.last_marker().number > max(numbers)
+    assert source.last_marker().number > max(numbers)
 
     held = run_module("vdisk_cross_attach_info", another_domain="backup01")["vdisks"]
     assert [each["id"] for each in held] == [vda["id"], vdb["id"]]
@@ -77,24 +64,30 @@ def test_two_disks_show_one_moment_while_the_vm_goes_on(web, backup01, run_modul
     assert run_module("vdisk_cross_attach_info", source_vm="web01")["vdisks"] == held
     assert run_module("vdisk_cross_attach_info", another_domain="web01")["vdisks"] == []
 
-    web.wait_for_marker(web.last_marker().number + 2)
-    assert {target: appliance.digest(backup01, device) for target, device in seen.items()} == digests
+    source.wait_for_marker(source.last_marker().number + 2)
+    assert {target: appliance.digest(receiver, device) for target, device in seen.items()} == digests
     assert attach(vda["id"], state="detached").changed
     assert not attach(vda["id"], state="detached").changed
-    assert appliance.snapshots(web) == [appliance.SNAPSHOT]
-    assert appliance.digest(backup01, seen["vdb"]) == digests["vdb"]
+    assert appliance.snapshots(source) == [appliance.SNAPSHOT]
+    assert appliance.digest(receiver, seen["vdb"]) == digests["vdb"]
     assert attach(held[1]["id"], state="detached", check_mode=True).changed
     assert attach(held[1]["id"], state="detached").changed
-    assert appliance.held(backup01) == ([], [])
-    assert appliance.standing(web) == before
+    assert appliance.held(receiver) == ([], [])
+    assert appliance.standing(source) == before
     assert run_module("vdisk_cross_attach_info")["vdisks"] == []
-    web.wait_for_marker(web.last_marker().number + 1)
-    markers.parse_log(web.log("vda"))
-    markers.parse_log(web.log("vdb"))
+    for slip in (
+        attach(vda["id"], state="detached", vm="backup1"),
+        run_module("vdisk_cross_attach", state="reconciled", source_vm="backup1"),
+        run_module("vdisk_cross_attach_info", another_domain="backup1"),
+    ):
+        assert not slip.changed and "no VM of that name" in slip.warnings[0]
+    source.wait_for_marker(source.last_marker().number + 1)
+    markers.parse_log(source.log("vda"))
+    markers.parse_log(source.log("vdb"))
 
 
-def test_the_example_playbook(web, backup01, run_module, ansible):
-    before = appliance.standing(web)
+def test_the_example_playbook(source, receiver, run_module, ansible):
+    before = appliance.standing(source)
     played = ansible.playbook(
         "kvmops.backup.cross_attach_example",
         cross_attach_become=False,
@@ -105,7 +98,7 @@ def test_the_example_playbook(web, backup01, run_module, ansible):
         r"(vd[ab]): ([0-9a-f]{64})  /dev/vd", str(played.task("Say what it said, and fail if it failed").data)
     )
     assert dict(said).keys() == {"vda", "vdb"}
-    assert appliance.standing(web) == before and appliance.held(backup01) == ([], [])
+    assert appliance.standing(source) == before and appliance.held(receiver) == ([], [])
     failed = ansible.playbook(
         "kvmops.backup.cross_attach_example",
         fails=True,
@@ -115,4 +108,4 @@ def test_the_example_playbook(web, backup01, run_module, ansible):
         cross_attach_command=["/bin/false"],
     )
     assert failed.task("Detach it").status == "ok" or failed.task("Detach it").data["results"]
-    assert appliance.standing(web) == before and appliance.held(backup01) == ([], [])
+    assert appliance.standing(source) == before and appliance.held(receiver) == ([], [])

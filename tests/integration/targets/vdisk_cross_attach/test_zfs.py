@@ -8,7 +8,9 @@ from contextlib import suppress
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
 from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach.stepwise import stepwise
 from ansible_collections.kvmops.backup.tests.lab import zfs
 from ansible_collections.kvmops.backup.tests.lab._run import LabError, run, wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk, make_image
@@ -27,12 +29,11 @@ def destroyed(name):
     return name not in datasets()
 
 
-def test_zfs(module_lab, run_module):
-    receiver = module_lab.create_vm("backup01", writer=False, extra_devices=appliance.PORTS)
+def test_zfs(module_lab, receiver, run_module, chosen):
     with zfs.ZfsPool("tank", module_lab.directory / "zfs") as pool:
         directory = pool.create("vms")
         images = [make_image(directory / f"{name}.qcow2", Disk()) for name in ("vda", "vdb")]
-        source = module_lab.create_vm("web01", [Disk(path=path) for path in images], freeze_mode="pause")
+        source = module_lab.create_vm("nas01", [Disk(path=path) for path in images], freeze_mode="pause")
         source.wait_for_marker(2)
         before, there = source.disks(), datasets()
 
@@ -49,7 +50,7 @@ def test_zfs(module_lab, run_module):
                 line for line in frozen.splitlines(keepends=True) if f"/disk/{target}/" in line
             )
         assert appliance.snapshots(source) == [] and source.disks() == before
-        refused = run_module("vm_backup", vm="web01", path=str(module_lab.path("backups")), fails=True)
+        refused = run_module("vm_backup", vm="nas01", path=str(module_lab.path("backups")), fails=True)
         assert "attached to backup01" in refused.message
         assert not attach(images[0]).changed
         assert attach(images[0], state="detached").changed
@@ -68,4 +69,21 @@ def test_zfs(module_lab, run_module):
         assert attach(images[0], state="detached").changed
         assert datasets() == there
         assert not attach(images[0], state="detached").changed
+
+        def step(state, kill_at=0):
+            return stepwise(kill_at, "backup01", "nas01", "vda", state)
+
+        counts = {state: step(state) for state in ("attached", "detached")}
+        for state, count in counts.items():
+            for kill_at in chosen(count)[1:]:  # before the first is before anything
+                if state == "detached":
+                    step("attached")
+                step(state, kill_at)
+                print(f"killed before {kill_at} of {count} ({state})")
+                live, config = appliance.held(receiver)
+                records = [each.serial for record in _attachments.everything() for each in record.attachments]
+                assert {*live, *config} <= set(records)
+                step("detached")
+                assert datasets() == there and appliance.held(receiver) == ([], [])
+                source.wait_for_marker(source.last_marker().number + 1)  # it is not frozen
         source.remove()
