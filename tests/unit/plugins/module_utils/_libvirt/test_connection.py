@@ -88,3 +88,9 @@ def test_a_user_who_may_not_is_told_to_be_root(monkeypatch, user, hinted):
     with pytest.raises(KvmopsError, match="polkit") as refusal:
         connection.connect("qemu:///system")
     assert ("become: true" in refusal.value.hint) is hinted
+
+
+def test_a_full_file_system_has_a_way_out():
+    told = connection.translate(RuntimeError("failed to format image: No space left on device"), "The snapshot s")
+    assert (told.what, told.hint[:10]) == ("The snapshot s", "Free space")
+    assert not connection.translate(RuntimeError("failed"), "The snapshot s").hint
