@@ -44,6 +44,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import hardware
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.archive import conversion_of
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.manifest import Digest
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.report import lines
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 
@@ -78,7 +79,7 @@ def convert(request: ConvertRequest, context: Context) -> dict[str, Any]:
     if request.diff:
         result["diff"] = {
             "before": "",
-            "after": "\n".join([described.hardware.domain_xml, *hardware.lines(report), ""]),
+            "after": "\n".join([described.hardware.domain_xml, *lines(report), ""]),
         }
     return {**result, "replaced": report.replaced, "ignored": report.ignored}
 

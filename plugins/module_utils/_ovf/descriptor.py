@@ -596,3 +596,11 @@ def _settings(element: etree._Element, tag: str) -> dict[str, str]:
 def setting(settings: Mapping[str, str], key: str) -> str:
     """A setting by its key in any case; "" without it."""
     return next((value for known, value in settings.items() if known.lower() == key.lower()), "")
+
+
+def reference(resource: str) -> tuple[str, str]:
+    """``ovf:/disk/ID`` in all its notations: the kind (disk, file) and the id."""
+    text = resource.strip()
+    text = text[4:] if text.lower().startswith("ovf:") else text
+    match = re.fullmatch(r"/+(disk|file)/(.+)", text)
+    return (match[1], match[2]) if match else ("disk", text)

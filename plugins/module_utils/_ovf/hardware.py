@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import etree
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor as ovf
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf import mapping, units
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import drives, mapping, units
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.drives import Slot
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.report import Report, tell_ignored
 
 CHECK = Notice(
     Code.OTHER_HARDWARE, "Check the VM's configuration before its first start: it stands on replaced hardware."
@@ -25,13 +27,10 @@ BUSES = ("sata", "scsi", "virtio", "ide")
 MAX_VCPUS = 1024
 MAX_MEMORY_BYTES = 64 << 40
 MIN_MEMORY_BYTES = 1 << 20
-_IDE_DRIVES = 4
 _PER_SCSI = 7  # fewer than a controller takes, so that the first is never full
-_PREFIXES = {"ide": "hd", "virtio": "vd"}
 _LIBOSINFO = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
 _UUIDS = uuid.UUID("5f0c8f3e-63b8-5d2e-9c0e-4b5d0c6f2a11")
 _MAC = re.compile(r"(?:[0-9a-f]{2}[:-]?){5}[0-9a-f]{2}")
-_HDD = re.compile(r"(ide|scsi|sata|nvme)(\d{1,4}):(\d{1,4})")
 _AGENT = "org.qemu.guest_agent.0"
 
 
@@ -60,29 +59,6 @@ class Drive:
     boots: bool = False
 
 
-@dataclass
-class Report:
-    """What became of the original's hardware: rows as the modules return them."""
-
-    replaced: list[dict[str, str]] = field(default_factory=list)
-    ignored: list[dict[str, str]] = field(default_factory=list)
-    warnings: list[Notice] = field(default_factory=list)
-
-    def replace(self, of: str, to: str, note: str = "") -> None:
-        """A line about what was replaced."""
-        self.replaced.append({"from": of, "to": to, "note": note})
-
-    def ignore(self, item: str, note: str) -> None:
-        """A line about what was ignored."""
-        self.ignored.append({"item": item, "note": note})
-
-    def warn(self, code: Code, text: str) -> None:
-        """A warning, told once."""
-        notice = Notice(code, text)
-        if notice not in self.warnings:
-            self.warnings.append(notice)
-
-
 @dataclass(frozen=True)
 class Hardware:
     """The VM: its definition without paths of disks, its drives with a medium, and the report."""
@@ -99,23 +75,6 @@ def plan(described: ovf.Descriptor, data: bytes, what: str, options: Options) ->
     """The VM that ``described``, read from ``data``, becomes. Raises ArchiveError for what makes no sense, RefusedError for what
     no PC is, or an option that does not fit."""
     return _Builder(described, data, what, options).build()
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A drive on its way: `key` orders drives as the original's firmware counts them."""
-
-    item: ovf.Item
-    device: str
-    bus: str
-    key: tuple[int, int, int, int, int]
-    label: str
-    note: str = ""
-    disk: ovf.Disk = field(default_factory=lambda: ovf.Disk(""))
-    file: str = ""
-    target: str = ""
-    family: str = ""
-    order: int = 0
 
 
 class _Builder:
@@ -136,7 +95,7 @@ class _Builder:
         self.windows = bool(re.match(r"(microsoft )?win", self.system.os_type.lower() or self.system.os_text.lower()))
 
     def build(self) -> Hardware:
-        slots = self._slots()
+        slots = drives.plan(self.described, self.what, self.machine, self.options.disk_bus, self.report)
         root = self._root()
         devices = etree.SubElement(root, "devices")
         for slot in sorted(slots, key=lambda each: (each.device != "disk", each.target)):
@@ -147,15 +106,14 @@ class _Builder:
         self._others(devices)
         self._characters(devices)
         self._video(devices)
-        self._ignored()
-        self._hints()
+        tell_ignored(self.report, self.described, efi=self.efi)
         first = min((slot for slot in slots if slot.device == "disk"), key=lambda slot: slot.order, default=None)
-        drives = tuple(
+        drives_ = tuple(
             Drive(slot.target, slot.device, slot.file, slot.disk, slot.item, slot is first)
             for slot in slots
             if slot.device == "disk" or slot.file
         )
-        return Hardware(self.name, self.uuid, _xml.text(root), drives, self.report, self.efi)
+        return Hardware(self.name, self.uuid, _xml.text(root), drives_, self.report, self.efi)
 
     # the whole
 
@@ -326,191 +284,8 @@ class _Builder:
             raise ArchiveError(self.what, f"{size} bytes of memory make no sense")
         return size
 
-    # drives
 
-    def _slots(self) -> list[_Slot]:
-        slots = []
-        floppies = 0
-        for item in self.items:
-            if item.type in ovf.DISKS:
-                slot = self._disk_slot(item)
-                slots += [slot] if slot else []
-            elif item.type in (ovf.CD, ovf.DVD):
-                slots.append(self._cd_slot(item))
-            elif item.type == ovf.FLOPPY:
-                floppies += 1
-                self._no_medium(item, "floppy")
-                if floppies <= 2:
-                    slots.append(_Slot(item, "floppy", "fdc", (9, 0, 0, 0, item.position), str(item)))
-        disks = sorted((slot for slot in slots if slot.device == "disk"), key=lambda slot: slot.key)
-        for first, second in zip(disks, disks[1:]):
-            if first.key[:4] == second.key[:4] and first.item.parent:
-                self.report.warn(
-                    Code.ODD_PACKAGE,
-                    f"{first.item} and {second.item} have the same place on their controller; both are kept"
-                )
-        used = {slot.disk.id for slot in slots if slot.disk.id}
-        for left in (disk for disk in self.described.disks if disk not in used):
-            if len(self.described.systems) == 1:
-                self.report.warn(Code.ODD_PACKAGE, f"the disk {left} belongs to no item of the hardware and is left out")
-        ordered = [*disks, *(slot for slot in slots if slot.device != "disk")]
-        self._name_targets(ordered)
-        self._boot_order(ordered)
-        return ordered
-
-    def _controller(self, item: ovf.Item) -> tuple[ovf.Item | None, mapping.Rule | None]:
-        parent = self.by_id.get(item.parent)
-        if parent is None or parent.type not in ovf.CONTROLLERS:
-            return None, None
-        return parent, mapping.rule(mapping.CONTROLLERS, parent.type, parent.subtypes)
-
-    def _on(self, rule: mapping.Rule) -> str:
-        return rule.pc if self.machine == "pc" else rule.q35
-
-    def _key(
-        self, item: ovf.Item, controller: ovf.Item | None, rule: mapping.Rule | None
-    ) -> tuple[int, int, int, int, int]:
-        number = item.number_on_parent
-        place = item.position if number is None else number
-        if controller is None or rule is None:
-            return (4, 0, 0, place, item.position)
-        address = units.number(controller.address)
-        return (
-            rule.rank,
-            controller.position if address is None else address,
-            controller.position,
-            place,
-            item.position,
-        )
-
-    def _disk_slot(self, item: ovf.Item) -> _Slot | None:
-        disk = self._disk_of(item)
-        if disk is None:
-            self.report.ignore(str(item), "it names no disk and has no size")
-            self.report.warn(Code.ODD_PACKAGE, f"{item} names no disk and has no size; it is left out")
-            return None
-        if disk.parent:
-            raise RefusedError(
-                self.what,
-                f"the disk {disk.id} stands on the disk {disk.parent}",
-                "Export the VM without snapshots or linked clones.",
-            )
-        controller, rule = self._controller(item)
-        kind = str(controller.subtypes[0] if controller and controller.subtypes else controller or "no controller")
-        note = ""
-        if self.options.disk_bus:
-            bus, note = self.options.disk_bus, "as the option disk_bus says"
-        elif rule is not None:
-            bus, note = self._on(rule), rule.note
-            if rule.warning:
-                self.report.warn(Code.OTHER_HARDWARE, rule.warning)
-        elif disk.interface.lower() in mapping.OVIRT_BUSES:
-            bus = mapping.OVIRT_BUSES[disk.interface.lower()][self.machine != "pc"]
-            kind = disk.interface
-        else:
-            bus, note = "sata", "it names no controller that is known"
-        return _Slot(
-            item,
-            "disk",
-            bus,
-            self._key(item, controller, rule),
-            f"{item} on {kind}",
-            note,
-            disk,
-            disk.file,
-            family=self._family(controller),
-        )
-
-    @staticmethod
-    def _family(controller: ovf.Item | None) -> str:
-        if controller is None:
-            return ""
-        kind = {ovf.IDE: "ide", ovf.SCSI: "scsi"}.get(
-            controller.type, "nvme" if "nvme" in "".join(controller.subtypes) else "sata"
-        )
-        return f"{kind}{units.number(controller.address) or 0}"
-
-    def _disk_of(self, item: ovf.Item) -> ovf.Disk | None:
-        for resource in item.resources:
-            kind, id_ = _reference(resource)
-            if kind == "file":
-                if id_ not in self.described.files:
-                    raise ArchiveError(self.what, f"{item} names the file {id_!r}, which the descriptor does not have")
-                return ovf.Disk("", id_)
-            disk = self.described.disks.get(id_) or self.described.disks.get(id_.rpartition("/")[2])
-            if disk is None:
-                raise ArchiveError(self.what, f"{item} names the disk {id_!r}, which the descriptor does not have")
-            return self._with_file(disk, item)
-        size = ovf.quantity_bytes(item, self.what)
-        return None if not size else ovf.Disk("", "", size)
-
-    def _with_file(self, disk: ovf.Disk, item: ovf.Item) -> ovf.Disk:
-        if not disk.file:
-            if not disk.capacity_bytes:
-                raise ArchiveError(self.what, f"the disk {disk.id} of {item} has neither a file nor a capacity")
-            return disk
-        files = self.described.files
-        name = next((each for each in (disk.file, disk.file.rpartition("/")[2]) if each in files), "")
-        if not name:
-            name = next((id_ for id_, file in files.items() if file.href == disk.file), "")
-        if not name:
-            raise ArchiveError(
-                self.what, f"the disk {disk.id} names the file {disk.file!r}, which the descriptor does not have"
-            )
-        return replace(disk, file=name)
-
-    def _cd_slot(self, item: ovf.Item) -> _Slot:
-        controller, rule = self._controller(item)
-        file = ""
-        for resource in item.resources:
-            kind, id_ = _reference(resource)
-            if kind == "file" and id_ in self.described.files:
-                file = id_
-            elif kind == "disk" and id_ in self.described.disks and self.described.disks[id_].file:
-                file = self._with_file(self.described.disks[id_], item).file
-        if not file:
-            self._no_medium(item, "CD drive")
-        bus = "ide" if self.machine == "pc" and rule is not None and rule.pc == "ide" else "sata"
-        return _Slot(item, "cdrom", bus, self._key(item, controller, rule), str(item), file=file)
-
-    def _no_medium(self, item: ovf.Item, what: str) -> None:
-        named = [each for each in item.resources if each]
-        if (
-            named
-            or any("passthrough" in subtype or "remote" in subtype for subtype in item.subtypes)
-            or ovf.setting(item.config, "backing")
-        ):
-            self.report.ignore(f"medium of {item}", "it is not in the package")
-            self.report.replace(str(item), f"an empty {what}")
-
-    def _name_targets(self, slots: Sequence[_Slot]) -> None:
-        for slot in [each for each in slots if each.bus == "ide"][_IDE_DRIVES:]:
-            slot.bus, slot.note = "sata", f"an IDE controller takes {_IDE_DRIVES} drives"
-        # CDs keep the last place of an IDE channel free for nobody: names only have to be unique and in order
-        counts: dict[str, int] = {}
-        for slot in slots:
-            prefix = "fd" if slot.bus == "fdc" else _PREFIXES.get(slot.bus, "sd")
-            slot.target = prefix + _letters(counts.get(prefix, 0))
-            counts[prefix] = counts.get(prefix, 0) + 1
-            if slot.device == "disk":
-                self.report.replace(slot.label, f"{slot.bus} disk {slot.target}", slot.note)
-
-    def _boot_order(self, slots: Sequence[_Slot]) -> None:
-        """What the descriptor names, then its order of kinds, then disks and CDs. Firmware passes over empty drives."""
-        disks = [slot for slot in slots if slot.device == "disk"]
-        cds = [slot for slot in slots if slot.device == "cdrom"]
-        named = {id_ for id_, _kind in self.system.boot}
-        order = [slot for slot in (*disks, *cds) if slot.item.id in named]
-        for match in _HDD.finditer(ovf.setting(self.system.extra, "bios.hddorder").lower()):
-            place = (match[1] + match[2], int(match[3]))
-            order += [disk for disk in disks if (disk.family, disk.item.number_on_parent) == place]
-        kinds = {"harddisk": disks, "hdd": disks, "dvd": cds, "cdrom": cds}
-        for kind in self.machine_.boot or re.split(r"[,\s]+", ovf.setting(self.system.extra, "bios.bootorder")):
-            order += kinds.get(kind.lower(), [])
-        for number, slot in enumerate(dict.fromkeys([*order, *disks, *cds]), 1):
-            slot.order = number
-
-    def _drive(self, devices: etree._Element, slot: _Slot) -> None:
+    def _drive(self, devices: etree._Element, slot: Slot) -> None:
         element = _add(devices, "disk", type="file", device=slot.device)
         _add(element, "driver", name="qemu", type="qcow2" if slot.device == "disk" else "raw")
         _add(element, "target", dev=slot.target, bus=slot.bus)
@@ -522,7 +297,7 @@ class _Builder:
         if slot.order:
             _add(element, "boot", order=str(slot.order))
 
-    def _controllers(self, devices: etree._Element, slots: Sequence[_Slot]) -> None:
+    def _controllers(self, devices: etree._Element, slots: Sequence[Slot]) -> None:
         count = sum(slot.bus == "scsi" for slot in slots)
         for index in range(-(-count // _PER_SCSI)):
             _add(devices, "controller", type="scsi", index=str(index), model="virtio-scsi")
@@ -547,7 +322,7 @@ class _Builder:
             rule = mapping.rule(mapping.NICS, ovf.NIC, subtypes)
             if rule is None:
                 raise AssertionError("there is a rule for every network card")
-            model = self.options.nic_model or self._on(rule)
+            model = self.options.nic_model or rule.on(self.machine)
             network = self._network(item)
             element = _add(devices, "interface", type="network")
             mac = _mac(item.address)
@@ -584,8 +359,8 @@ class _Builder:
         models = []
         for item in items:
             rule = mapping.rule(mapping.USB_CONTROLLERS, ovf.USB, item.subtypes)
-            if rule is not None and self._on(rule) not in models:
-                models.append(self._on(rule))
+            if rule is not None and rule.on(self.machine) not in models:
+                models.append(rule.on(self.machine))
             self.report.replace(str(item), f"USB controller {models[-1]}")
         for index, model in enumerate(models):
             _add(devices, "controller", type="usb", index=str(index), model=model)
@@ -608,7 +383,7 @@ class _Builder:
             if item.type not in (ovf.SOUND, ovf.OTHER, ovf.STORAGE) or controller:
                 continue
             rule = mapping.rule(mapping.OTHERS, item.type, item.subtypes)
-            becomes = "sound" if item.type == ovf.SOUND else self._on(rule) if rule else ""
+            becomes = "sound" if item.type == ovf.SOUND else rule.on(self.machine) if rule else ""
             if rule and rule.warning:
                 self.report.warn(Code.OTHER_HARDWARE, f"{item}: {rule.warning}")
             if becomes == "tpm":
@@ -632,8 +407,8 @@ class _Builder:
         subtypes = tuple(subtype.rpartition(".")[2] for subtype in item.subtypes)  # VMware's are vmware.soundcard.…
         rule = mapping.rule(mapping.SOUND_CARDS, ovf.SOUND, subtypes)
         if rule is not None:
-            _add(devices, "sound", model=self._on(rule))
-            self.report.replace(str(item), f"sound card {self._on(rule)}", rule.note)
+            _add(devices, "sound", model=rule.on(self.machine))
+            self.report.replace(str(item), f"sound card {rule.on(self.machine)}", rule.note)
 
     def _characters(self, devices: etree._Element) -> None:
         serials = [item for item in self.items if item.type == ovf.SERIAL]
@@ -665,71 +440,12 @@ class _Builder:
             self.report.replace(str(item), "video card vga")
         _add(devices, "memballoon", model="virtio")
 
-    # the report
-
-    def _ignored(self) -> None:
-        known = {
-            ovf.CPU, ovf.MEMORY, ovf.NIC, ovf.FLOPPY, ovf.CD, ovf.DVD, *ovf.DISKS, *ovf.CONTROLLERS, ovf.SERIAL, ovf.PARALLEL,
-            ovf.USB, ovf.GRAPHICS, ovf.SOUND, ovf.OTHER,
-        }  # fmt: skip
-        for item in self.items:
-            if item.type not in known:
-                self.report.ignore(str(item), f"resource type {item.type} has no counterpart")
-            for name in ("Reservation", "Limit", "Weight"):
-                if (units.number(item.fields.get(name, "")) or 0) > 0 and item.type in (ovf.CPU, ovf.MEMORY):
-                    self.report.ignore(f"{name.lower()} of {item}", "reservations and shares are the host's to give")
-        for prefix, settings in (("vmw:Config", self.system.config), ("vmw:ExtraConfig", self.system.extra)):
-            for key in settings:
-                if key.lower() not in mapping.UNDERSTOOD:
-                    self.report.ignore(f"{prefix} {key}", mapping.why_ignored(key.lower()))
-        for key in dict.fromkeys(
-            key for item in self.items for key in item.config if key.lower() not in mapping.UNDERSTOOD
-        ):
-            self.report.ignore(f"vmw:Config {key} of devices", mapping.why_ignored(key.lower()))
-        for section in self.described.sections:
-            self.report.ignore(
-                section, "it is for people or for other products; scripts and properties of a package are not used"
-            )
-
-    def _hints(self) -> None:
-        used = {self.described.disks[id_].file for id_ in self.described.disks} | {
-            _reference(each)[1] for item in self.items for each in item.resources
-        }
-        for id_, file in self.described.files.items():
-            if file.href.lower().endswith(".nvram"):
-                self.report.ignore(f"file {file.href}", "VMware's firmware settings cannot be read by others")
-                if self.efi:
-                    self.report.warn(
-                        Code.OTHER_HARDWARE,
-                        "the boot entries of the original's firmware are not taken over; the firmware here looks for the "
-                        "fallback loader EFI/BOOT/BOOTX64.EFI"
-                    )
-            elif id_ not in used and len(self.described.systems) == 1:
-                self.report.ignore(f"file {file.href}", "nothing in the hardware section needs it")
-
 
 def _add(parent: etree._Element, tag: str, text: str = "", **attributes: str) -> etree._Element:
     element = etree.SubElement(parent, tag, attributes)
     if text:
         element.text = text
     return element
-
-
-def _reference(resource: str) -> tuple[str, str]:
-    """``ovf:/disk/ID`` in all its notations: the kind (disk, file) and the id."""
-    text = resource.strip()
-    text = text[4:] if text.lower().startswith("ovf:") else text
-    match = re.fullmatch(r"/+(disk|file)/(.+)", text)
-    return (match[1], match[2]) if match else ("disk", text)
-
-
-def _letters(index: int) -> str:
-    letters = ""
-    index += 1
-    while index:
-        index, rest = divmod(index - 1, 26)
-        letters = chr(97 + rest) + letters
-    return letters
 
 
 def _mac(text: str) -> str:
@@ -739,12 +455,3 @@ def _mac(text: str) -> str:
     if not _MAC.fullmatch(plain) or len(digits) != 12 or int(digits[1], 16) & 1 or not int(digits, 16):
         return ""
     return ":".join(digits[index : index + 2] for index in range(0, 12, 2))
-
-
-def lines(report: Report) -> Iterator[str]:
-    """The report as text, a line for each row."""
-    for row in report.replaced:
-        note = f" ({row['note']})" if row["note"] else ""
-        yield f"{row['from']} -> {row['to']}{note}"
-    for row in report.ignored:
-        yield f"{row['item']}: ignored, {row['note']}"

@@ -34,6 +34,10 @@ class Rule:
     note: str = ""
     warning: str = ""
 
+    def on(self, machine: str) -> str:
+        """The counterpart on a machine type."""
+        return self.pc if machine == "pc" else self.q35
+
 
 _NO_DRIVERS = "needs no drivers that the guest may lack"
 NO_SUCH_HARDWARE = "there is no such hardware on KVM"

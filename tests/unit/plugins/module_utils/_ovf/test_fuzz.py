@@ -26,6 +26,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import (
     hardware,
     manifest,
     opened,
+    report,
     vmdk,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package, PackageFile
@@ -110,7 +111,7 @@ def parse(data: bytes) -> None:
         described = descriptor.parse(data, "the descriptor")
         made = hardware.plan(described, data, "the descriptor", hardware.Options())
         _xml.parse(made.domain_xml, "the definition")
-        list(hardware.lines(made.report))
+        list(report.lines(made.report))
     except KvmopsError as error:
         assert str(error)
     timed(begin)
