@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Optional
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _xml
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import (
     CHUNK_BYTES,
     Configuration,
@@ -25,10 +27,15 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descript
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
+NO_KVM = Notice(
+    Code.OTHER_HARDWARE,
+    "This host has no KVM: the VM is emulated (type qemu), which is slow. Restore it again where there is KVM.",
+)
+
 
 def choice(name: str = "", system: str = "", configuration: str = "") -> opened.Choice:
     """What a restore makes of a package, with the usual mapping. ``name``: what the VM shall be called, "" for its own."""
-    return opened.Choice(system, configuration, hardware.Options(name=name, kvm=os.path.exists("/dev/kvm")))
+    return opened.Choice(system, configuration, hardware.Options(name=name))
 
 
 def point_of(
@@ -58,6 +65,13 @@ def conversion_of(described: opened.Described, options: str = "") -> Conversion:
         replaced=tuple((row["from"], row["to"], row["note"]) for row in report.replaced),
         ignored=tuple((row["item"], row["note"]) for row in report.ignored),
     )
+
+
+def for_host(point: Configuration, *, kvm: bool) -> Configuration:
+    """A converted VM as this host can run it: emulated where there is no KVM (see NO_KVM)."""
+    if kvm or point.conversion is None or _xml.parse(point.domain_xml, "the definition").get("type") != "kvm":
+        return point
+    return replace(point, domain_xml=hardware.emulated(point.domain_xml))
 
 
 class PackageArchive:

@@ -22,9 +22,9 @@ MAX_DEVICES = 256
 MAX_TEXT = 4096
 CPU, MEMORY, OTHER = 3, 4, 1
 IDE, SCSI, STORAGE = 5, 6, 20
-NIC, FLOPPY, CD, DVD, DISK, LOGICAL_DISK = 10, 14, 15, 16, 17, 31
+NIC, FLOPPY, CD, DVD, DISK, STORAGE_EXTENT, LOGICAL_DISK = 10, 14, 15, 16, 17, 19, 31
 SERIAL, PARALLEL, USB, GRAPHICS, SOUND = 21, 22, 23, 24, 35
-DISKS = (DISK, LOGICAL_DISK)
+DISKS = (DISK, STORAGE_EXTENT, LOGICAL_DISK)
 CONTROLLERS = (IDE, SCSI, STORAGE)
 
 _XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
@@ -33,6 +33,7 @@ _ENVELOPES = re.compile(
 )
 _PROPERTY = re.compile(r"\$\{([^${}]{1,256})\}")
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
+_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{1,99}encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class System:
     """One virtual system, with the hardware of one configuration.
 
     `config` and `extra`: vmw:Config and vmw:ExtraConfig of the hardware section (see `setting`). `boot`: item id and kind.
+    `firmware`, `secure_boot` and `machine_type` ("" for not told): as oVirt and XenServer have them.
     """
 
     id: str
@@ -120,6 +122,9 @@ class System:
     extra: Mapping[str, str] = field(default_factory=dict)
     machine: Machine | None = None
     boot: tuple[tuple[str, str], ...] = ()
+    firmware: str = ""
+    secure_boot: bool = False
+    machine_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def attribute(element: etree._Element, name: str) -> str:
     """An attribute by its local name; "" without it."""
     for key, value in element.attrib.items():
         if _plain(str(key)) == name:
-            return str(value)
+            return str(value).strip()
     return ""
 
 
@@ -202,24 +207,34 @@ class _Parser:
 
     def _parsed(self, data: bytes) -> etree._Element:
         try:
-            return _xml.parse(data, self.what, namespaces=False)
+            root = _xml.parse(data, self.what, namespaces=False)
         except HostileError as error:
             if "not well-formed" not in error.why:
                 raise
-            try:  # some declare an encoding that they are not written in
-                text = data.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                text = data.decode("cp1252", "replace")
+            root = self._in_another_encoding(data, error)
+        etree.strip_elements(root, etree.Comment, with_tail=False)  # one in a value would cut it
+        return root
+
+    def _in_another_encoding(self, data: bytes, error: HostileError) -> etree._Element:
+        """For encodings that the XML parsers do not know, and those that a descriptor declares and is not written in."""
+        declared = _ENCODING.match(data)
+        names = [declared[1].decode()] if declared else []
+        for name in (*names, "utf-8-sig", "cp1252"):
             try:
+                text = str(data, name, "strict" if name != "cp1252" else "replace")
                 root = _xml.parse(_DECLARATION.sub("", text, count=1).encode(), self.what, namespaces=False)
-            except HostileError:
-                raise error from None
-            self.warnings.append("the descriptor is not written in the encoding that it declares")
+            except (HostileError, LookupError, ValueError):
+                continue
+            if name not in names:
+                self.warnings.append("the descriptor is not written in the encoding that it declares")
             return root
+        raise error
 
     def descriptor(self, system: str, configuration: str) -> Descriptor:
         systems = list(self.systems(self.root, 0))
         chosen = self._chosen_system(systems, system)
+        if any(_children(section, "EncryptedData") for section in _children(self.root, "EncryptionSection")):
+            raise RefusedError(self.what, "the package is encrypted", "Export the VM without encryption.")
         options = [
             e
             for section in _children(self.root, "DeploymentOptionSection")
@@ -405,13 +420,14 @@ class _Parser:
                 f"the system has {len(sections)} hardware sections; the one for {_family(hardware) or 'any host'} was taken"
             )
         os_section = next(iter(_children(element, "OperatingSystemSection")), None)
+        firmware, secure_boot, machine_type = _platform(element, hardware)
         return System(
             id=attribute(element, "id"),
             name=_text(element, "Name") or attribute(element, "id") or _identifier(hardware),
             items=self._items(hardware, configuration),
             family=_family(hardware),
             os_id="" if os_section is None else attribute(os_section, "id"),
-            os_type="" if os_section is None else attribute(os_section, "osType") or _text(os_section, "osType"),
+            os_type="" if os_section is None else attribute(os_section, "osType") or _text(os_section, "OSType"),
             os_text="" if os_section is None else _text(os_section, "Description"),
             architecture="" if os_section is None else _text(os_section, "architecture"),
             config=_settings(hardware, "Config"),
@@ -421,6 +437,9 @@ class _Parser:
                 (attribute(each, "instanceId"), attribute(each, "type"))
                 for each in _children(element, "BootOrderSection")
             ),
+            firmware=firmware,
+            secure_boot=secure_boot,
+            machine_type=machine_type,
         )
 
     def _items(self, hardware: etree._Element, configuration: str) -> tuple[Item, ...]:
@@ -433,7 +452,11 @@ class _Parser:
             key = item.id or f"\0{position}"
             known, special = found.get(key, (None, False))
             if known is not None and special == bool(wanted):
-                raise HostileError(self.what, f"two of its items have the id {item.id!r}")
+                raise HostileError(
+                    self.what,
+                    f"two of its items have the InstanceID {item.id!r}",
+                    "Which of them others refer to cannot be known. Export the VM again, or give each its own InstanceID.",
+                )
             if known is None:
                 found[key] = (item, bool(wanted))
             elif wanted:  # what the configuration says wins over what holds for all
@@ -469,7 +492,7 @@ class _Parser:
             position=position,
             subtypes=tuple(filter(None, subtype)),
             name=fields.get("ElementName") or fields.get("Caption") or fields.get("Description") or "",
-            address=fields.get("Address", ""),
+            address=fields.get("Address") or fields.get("MACAddress") or "",  # the latter is oVirt's
             address_on_parent=fields.get("AddressOnParent", ""),
             parent=fields.get("Parent", ""),
             resources=tuple(lists["HostResource"]),
@@ -587,6 +610,28 @@ def _fitness(hardware: etree._Element) -> int:
     return max(
         (rank for family in families for name, rank in ranks if family.startswith(name)), default=0 if families else 1
     )
+
+
+#: oVirt's numbers of machine types with their firmware: firmware, secure boot, machine type.
+_OVIRT_BIOS_TYPES = {
+    "1": ("bios", False, "pc"),
+    "2": ("bios", False, "q35"),
+    "3": ("efi", False, "q35"),
+    "4": ("efi", True, "q35"),
+}
+
+
+def _platform(system: etree._Element, hardware: etree._Element) -> tuple[str, bool, str]:
+    """Firmware, secure boot and machine type, where oVirt and XenServer tell them."""
+    ovirt = _OVIRT_BIOS_TYPES.get(_text(system, "BiosType"))
+    if ovirt:
+        return ovirt
+    xen = {
+        attribute(each, "Name"): _text(each, "Value").lower().replace(" ", "").split(";")
+        for each in _children(hardware, "VirtualSystemOtherConfigurationData")
+    }
+    efi = "firmware=uefi" in xen.get("HVM_boot_params", ())
+    return "efi" if efi else "", efi and "secureboot=true" in xen.get("platform", ()), ""
 
 
 def _settings(element: etree._Element, tag: str) -> dict[str, str]:

@@ -34,7 +34,6 @@ class Slot:
     file: str = ""
     target: str = ""
     family: str = ""
-    order: int = 0
 
 
 def plan(described: ovf.Descriptor, what: str, machine: str, disk_bus: str, report: Report) -> list[Slot]:
@@ -61,7 +60,7 @@ class _Planner:
                 slots.append(self._cd_slot(item))
             elif item.type == ovf.FLOPPY:
                 floppies += 1
-                self._no_medium(item, "floppy")
+                self._floppy(item)
                 if floppies <= 2:
                     slots.append(Slot(item, "floppy", "fdc", (9, 0, 0, 0, item.position), str(item)))
         disks = sorted((slot for slot in slots if slot.device == "disk"), key=lambda slot: slot.key)
@@ -74,10 +73,9 @@ class _Planner:
         used = {slot.disk.id for slot in slots if slot.disk.id}
         for left in (disk for disk in self.described.disks if disk not in used):
             if len(self.described.systems) == 1:
-                self.report.warn(Code.ODD_PACKAGE, f"the disk {left} belongs to no item of the hardware and is left out")
+                self.report.warn(Code.LEFT_OUT, f"the disk {left} belongs to no item of the hardware and is left out")
         ordered = [*disks, *(slot for slot in slots if slot.device != "disk")]
         self._name_targets(ordered)
-        self._boot_order(ordered)
         return ordered
 
     def _controller(self, item: ovf.Item) -> tuple[ovf.Item | None, mapping.Rule | None]:
@@ -106,7 +104,7 @@ class _Planner:
         disk = self._disk_of(item)
         if disk is None:
             self.report.ignore(str(item), "it names no disk and has no size")
-            self.report.warn(Code.ODD_PACKAGE, f"{item} names no disk and has no size; it is left out")
+            self.report.warn(Code.LEFT_OUT, f"{item} names no disk and has no size; it is left out")
             return None
         if disk.parent:
             raise RefusedError(
@@ -155,7 +153,8 @@ class _Planner:
             if kind == "file":
                 if id_ not in self.described.files:
                     raise ArchiveError(self.what, f"{item} names the file {id_!r}, which the descriptor does not have")
-                return ovf.Disk("", id_)
+                known = (disk for disk in self.described.disks.values() if disk.file == id_)
+                return next(known, ovf.Disk("", id_))
             disk = self.described.disks.get(id_) or self.described.disks.get(id_.rpartition("/")[2])
             if disk is None:
                 raise ArchiveError(self.what, f"{item} names the disk {id_!r}, which the descriptor does not have")
@@ -192,6 +191,15 @@ class _Planner:
         bus = "ide" if self.machine == "pc" and rule is not None and rule.pc == "ide" else "sata"
         return Slot(item, "cdrom", bus, self._key(item, controller, rule), str(item), file=file)
 
+    def _floppy(self, item: ovf.Item) -> None:
+        for kind, id_ in map(ovf.reference, item.resources):
+            if kind == "file" and id_ in self.described.files:
+                href = self.described.files[id_].href
+                self.report.ignore(f"file {href}", "images of floppies are not taken over")
+                self.report.warn(Code.LEFT_OUT, f"{item} is empty: its image {href} is left out")
+                return
+        self._no_medium(item, "floppy")
+
     def _no_medium(self, item: ovf.Item, what: str) -> None:
         named = [each for each in item.resources if each]
         if (
@@ -214,21 +222,38 @@ class _Planner:
             if slot.device == "disk":
                 self.report.replace(slot.label, f"{slot.bus} disk {slot.target}", slot.note)
 
-    def _boot_order(self, slots: Sequence[Slot]) -> None:
-        """What the descriptor names, then its order of kinds, then disks and CDs. Firmware passes over empty drives."""
-        disks = [slot for slot in slots if slot.device == "disk"]
-        cds = [slot for slot in slots if slot.device == "cdrom"]
-        named = {id_ for id_, _kind in self.system.boot}
-        order = [slot for slot in (*disks, *cds) if slot.item.id in named]
-        for match in _HDD.finditer(ovf.setting(self.system.extra, "bios.hddorder").lower()):
-            place = (match[1] + match[2], int(match[3]))
-            order += [disk for disk in disks if (disk.family, disk.item.number_on_parent) == place]
-        kinds = {"harddisk": disks, "hdd": disks, "dvd": cds, "cdrom": cds}
-        own = self.system.machine or ovf.Machine()
-        for kind in own.boot or re.split(r"[,\s]+", ovf.setting(self.system.extra, "bios.bootorder")):
-            order += kinds.get(kind.lower(), [])
-        for number, slot in enumerate(dict.fromkeys([*order, *disks, *cds]), 1):
-            slot.order = number
+
+def boot_order(system: ovf.System, slots: Sequence[Slot]) -> dict[int, int]:
+    """Place in the boot order by the position of the item: what the descriptor names, then its order of kinds, then disks and CDs.
+
+    Firmware passes over empty drives. A network card boots only where the descriptor says so.
+    """
+    disks = [slot.item.position for slot in slots if slot.device == "disk"]
+    cds = [slot.item.position for slot in slots if slot.device == "cdrom"]
+    nics = [item.position for item in in_order(system.items, ovf.NIC)]
+    kinds = {
+        "harddisk": disks, "hdd": disks, "disk": disks, "dvd": cds, "cdrom": cds, "network": nics, "net": nics, "ethernet": nics,
+    }  # fmt: skip
+    by_id = {item.id: item.position for item in system.items if item.id}
+    order = []
+    for id_, kind in system.boot:
+        order += [by_id[id_]] if id_ in by_id else kinds.get(kind.lower(), [])
+    numbered = [(units.number(item.fields.get("BootOrder", "")) or 0, item.position) for item in system.items]  # oVirt's
+    order += [position for number, position in sorted(numbered) if number]
+    for match in _HDD.finditer(ovf.setting(system.extra, "bios.hddorder").lower()):
+        place = (match[1] + match[2], int(match[3]))
+        order += [slot.item.position for slot in slots if (slot.family, slot.item.number_on_parent) == place]
+    own = system.machine or ovf.Machine()
+    for kind in own.boot or re.split(r"[,\s]+", ovf.setting(system.extra, "bios.bootorder")):
+        order += kinds.get(kind.lower().rstrip("0123456789"), [])
+    order = [position for position in order if position in {*disks, *cds, *nics}]
+    return {position: number for number, position in enumerate(dict.fromkeys([*order, *disks, *cds]), 1)}
+
+
+def in_order(items: Sequence[ovf.Item], kind: int) -> list[ovf.Item]:
+    """Items of a type in the order of their slots, those without one at the end."""
+    found = [item for item in items if item.type == kind]
+    return sorted(found, key=lambda item: (item.number_on_parent is None, item.number_on_parent or 0, item.position))
 
 
 def _letters(index: int) -> str:

@@ -30,13 +30,15 @@ MIN_MEMORY_BYTES = 1 << 20
 _PER_SCSI = 7  # fewer than a controller takes, so that the first is never full
 _LIBOSINFO = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
 _UUIDS = uuid.UUID("5f0c8f3e-63b8-5d2e-9c0e-4b5d0c6f2a11")
-_MAC = re.compile(r"(?:[0-9a-f]{2}[:-]?){5}[0-9a-f]{2}")
+_ARM = re.compile(r"^arm-|(?:^|[^a-z])(arm-?(32|64)|aarch64)", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[:.-]")
+_MAC = re.compile(r"[0-9a-f]{12}")
 _AGENT = "org.qemu.guest_agent.0"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user wants otherwise than the descriptor and the mapping; "" for nothing. `kvm`: the host has KVM."""
+    """What the user wants otherwise than the descriptor and the mapping; "" for nothing."""
 
     name: str = ""
     disk_bus: str = ""
@@ -44,7 +46,6 @@ class Options:
     networks: Mapping[str, str] = field(default_factory=dict)
     firmware: str = ""
     machine: str = ""
-    kvm: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,19 @@ def plan(described: ovf.Descriptor, data: bytes, what: str, options: Options) ->
     return _Builder(described, data, what, options).build()
 
 
+def emulated(domain_xml: str) -> str:
+    """A definition of `plan` for a host without KVM."""
+    root = _xml.parse(domain_xml, "the definition")
+    root.set("type", "qemu")
+    for cpu in root.findall("cpu"):
+        cpu.attrib.pop("check", "")
+        cpu.set("mode", "maximum")
+    for path in ("features/hyperv", "clock/timer[@name='hypervclock']"):
+        for element in root.findall(path):
+            _xml.parent_of(element).remove(element)
+    return _xml.text(root)
+
+
 class _Builder:
     def __init__(self, described: ovf.Descriptor, data: bytes, what: str, options: Options) -> None:
         self.described, self.system, self.what, self.options = described, described.system, what, options
@@ -90,12 +104,14 @@ class _Builder:
         self.uuid = str(uuid.uuid5(_UUIDS, f"{digest}\n{self.system.id}\n{described.configuration}\n{self.name}"))
         self.secure_boot = False
         self.efi = self._is_efi()
-        self.machine = options.machine or ("q35" if self.efi else "pc")
+        self.machine = options.machine or ("q35" if self.efi else self.system.machine_type or "pc")
         self._check_machine()
-        self.windows = bool(re.match(r"(microsoft )?win", self.system.os_type.lower() or self.system.os_text.lower()))
+        told = (self.system.os_type or self.system.os_text).lower()
+        self.windows = told.startswith(("win", "microsoft win")) or (not told and self.system.os_id in mapping.WINDOWS_IDS)
 
     def build(self) -> Hardware:
         slots = drives.plan(self.described, self.what, self.machine, self.options.disk_bus, self.report)
+        self.boot = drives.boot_order(self.system, slots)
         root = self._root()
         devices = etree.SubElement(root, "devices")
         for slot in sorted(slots, key=lambda each: (each.device != "disk", each.target)):
@@ -107,13 +123,15 @@ class _Builder:
         self._characters(devices)
         self._video(devices)
         tell_ignored(self.report, self.described, efi=self.efi)
-        first = min((slot for slot in slots if slot.device == "disk"), key=lambda slot: slot.order, default=None)
-        drives_ = tuple(
+        first = min(
+            (slot for slot in slots if slot.device == "disk"), key=lambda slot: self.boot[slot.item.position], default=None
+        )
+        found = tuple(
             Drive(slot.target, slot.device, slot.file, slot.disk, slot.item, slot is first)
             for slot in slots
             if slot.device == "disk" or slot.file
         )
-        return Hardware(self.name, self.uuid, _xml.text(root), drives_, self.report, self.efi)
+        return Hardware(self.name, self.uuid, _xml.text(root), found, self.report, self.efi)
 
     # the whole
 
@@ -126,9 +144,12 @@ class _Builder:
             raise RefusedError(self.what, f"it is a container ({self.system.family}), not a VM", hint)
         if architecture and architecture not in ("x86_64", "amd64", "x86-64", "x86", "i386", "i686"):
             raise RefusedError(self.what, f"its architecture is {self.system.architecture}", hint)
+        for guest in (self.system.os_type, self.system.os_text):
+            if _ARM.search(guest):
+                raise RefusedError(self.what, f"its guest is for ARM ({guest[:60]})", hint)
 
     def _name(self) -> str:
-        name = self.options.name or " ".join(self.system.name.split(" ")).strip()
+        name = self.options.name or self.system.name.strip()
         if (
             not name
             or any(ord(letter) < 32 or letter in "/\x7f" for letter in name)
@@ -145,13 +166,14 @@ class _Builder:
             ovf.setting(self.system.config, "firmware")
             or ovf.setting(self.system.extra, "firmware")
             or self.machine_.firmware
-            or ""
+            or self.system.firmware
         ).lower()
         found = said.startswith(("efi", "uefi"))
-        if (
-            ovf.setting(self.system.config, "bootoptions.efisecurebootenabled").lower() == "true"
-            or self.machine_.secure_boot
-        ):
+        secure = (
+            ovf.setting(self.system.config, "bootoptions.efisecurebootenabled"),
+            ovf.setting(self.system.extra, "uefi.secureboot.enabled"),
+        )
+        if "true" in map(str.lower, secure) or self.machine_.secure_boot or self.system.secure_boot:
             self.secure_boot = found or not said
             found = found or not said
         if self.options.firmware:
@@ -176,10 +198,10 @@ class _Builder:
 
     def _root(self) -> etree._Element:
         vcpus, sockets, cores = self._cpus()
-        root = etree.Element("domain", {"type": "kvm" if self.options.kvm else "qemu"})
+        root = etree.Element("domain", {"type": "kvm"})
         _add(root, "name", self.name)
         _add(root, "uuid", self.uuid)
-        known = mapping.SYSTEMS.get(self.system.os_type.lower())
+        known = mapping.SYSTEMS.get(self.system.os_type.lower()) or mapping.SYSTEMS_BY_ID.get(self.system.os_id)
         if known:
             metadata = etree.SubElement(root, "metadata")
             info = etree.SubElement(metadata, f"{{{_LIBOSINFO}}}libosinfo", nsmap={"libosinfo": _LIBOSINFO})
@@ -198,33 +220,24 @@ class _Builder:
         features = etree.SubElement(root, "features")
         for name in ("acpi", "apic", "pae"):
             _add(features, name)
-        if self.windows and self.options.kvm:
+        if self.windows:
             hyperv = _add(features, "hyperv", mode="custom")
             for name in ("relaxed", "vapic"):
                 _add(hyperv, name, state="on")
             _add(hyperv, "spinlocks", state="on", retries="8191")
         if self.secure_boot:
             _add(features, "smm", state="on")
-        cpu = (
-            _add(root, "cpu", mode="host-model", check="partial")
-            if self.options.kvm
-            else _add(root, "cpu", mode="maximum")
-        )
+        cpu = _add(root, "cpu", mode="host-model", check="partial")
         if cores:
             _add(cpu, "topology", sockets=str(sockets), cores=str(cores), threads="1")
         clock = _add(root, "clock", offset="localtime" if self.windows or self.machine_.localtime else "utc")
         _add(clock, "timer", name="rtc", tickpolicy="catchup")
         _add(clock, "timer", name="pit", tickpolicy="delay")
         _add(clock, "timer", name="hpet", present="no")
-        if self.windows and self.options.kvm:
+        if self.windows:
             _add(clock, "timer", name="hypervclock", present="yes")
         for name, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
             _add(root, name, action)
-        if not self.options.kvm:
-            self.report.warn(
-                Code.OTHER_HARDWARE,
-                "this host has no KVM: the VM is one of type qemu, which is slow; change it where there is KVM"
-            )
         return root
 
     def _cpus(self) -> tuple[int, int, int]:
@@ -292,10 +305,13 @@ class _Builder:
         if slot.device == "cdrom":
             _add(element, "readonly")
         if slot.device == "disk":
-            known = f"{self.uuid}\n{slot.disk.id or slot.item.id or slot.item.position}"
+            known = f"{self.uuid}\n{slot.disk.id}\n{slot.item.id or slot.item.position}"  # two items may name one disk
             _add(element, "serial", hashlib.sha256(known.encode()).hexdigest()[:20])
-        if slot.order:
-            _add(element, "boot", order=str(slot.order))
+        self._boots(element, slot.item)
+
+    def _boots(self, element: etree._Element, item: ovf.Item) -> None:
+        if item.position in self.boot:
+            _add(element, "boot", order=str(self.boot[item.position]))
 
     def _controllers(self, devices: etree._Element, slots: Sequence[Slot]) -> None:
         count = sum(slot.bus == "scsi" for slot in slots)
@@ -314,10 +330,7 @@ class _Builder:
 
     def _nics(self, devices: etree._Element) -> None:
         taken = set()
-        items = [item for item in self.items if item.type == ovf.NIC]
-        for item in sorted(
-            items, key=lambda each: (each.number_on_parent is None, each.number_on_parent or 0, each.position)
-        ):
+        for item in drives.in_order(self.items, ovf.NIC):
             subtypes = tuple(mapping.OVIRT_NICS.get(each, each) for each in item.subtypes)
             rule = mapping.rule(mapping.NICS, ovf.NIC, subtypes)
             if rule is None:
@@ -335,6 +348,12 @@ class _Builder:
                 )
             _add(element, "source", network=network)
             _add(element, "model", type=model)
+            self._boots(element, item)
+            if item.fields.get("AutomaticAllocation", "").lower() == "false":
+                _add(element, "link", state="down")
+                self.report.warn(
+                    Code.OTHER_HARDWARE, f"{item} is not connected, as in the original; 'virsh domif-setlink' connects it"
+                )
             note = "as the option nic_model says" if self.options.nic_model else rule.note
             if "pcnet32" in subtypes and model != "pcnet" and not self.options.nic_model:
                 note = "there is no PCnet card on this machine type"
@@ -355,7 +374,7 @@ class _Builder:
         return "".join(letter for letter in mapped if ord(letter) >= 32).replace("/", "_") or "unnamed"
 
     def _usb(self, devices: etree._Element) -> None:
-        items = [item for item in self.items if item.type == ovf.USB and item.fields.get("UsbPolicy", "") != "Disabled"]
+        items = [item for item in self.items if item.type == ovf.USB and item.fields.get("UsbPolicy", "").lower() != "disabled"]
         models = []
         for item in items:
             rule = mapping.rule(mapping.USB_CONTROLLERS, ovf.USB, item.subtypes)
@@ -450,8 +469,7 @@ def _add(parent: etree._Element, tag: str, text: str = "", **attributes: str) ->
 
 def _mac(text: str) -> str:
     """A fixed address as libvirt writes it; "" for what is none, or that of a group or of nobody."""
-    plain = text.strip().lower()
-    digits = re.sub(r"[:-]", "", plain)
-    if not _MAC.fullmatch(plain) or len(digits) != 12 or int(digits[1], 16) & 1 or not int(digits, 16):
+    digits = _SEPARATORS.sub("", text.strip().lower())
+    if not _MAC.fullmatch(digits) or int(digits[1], 16) & 1 or not int(digits, 16):
         return ""
     return ":".join(digits[index : index + 2] for index in range(0, 12, 2))

@@ -23,7 +23,8 @@ class Rule:
     """One device of another product: `pc` and `q35` name its counterpart on each machine type, "" for none.
 
     `subtypes`: in lower case, one with a `*` is a beginning; () takes every device of the type that no rule above has taken.
-    `rank`: disks on controllers of a lower one come first. `warning`: what a user must know, "" where a line in the report will do.
+    `rank`: disks on controllers of a lower one come first. `native`: KVM has the very same device.
+    `warning`: what a user must know, "" where a line in the report will do.
     """
 
     type: int
@@ -33,6 +34,7 @@ class Rule:
     rank: int = 0
     note: str = ""
     warning: str = ""
+    native: bool = False
 
     def on(self, machine: str) -> str:
         """The counterpart on a machine type."""
@@ -47,10 +49,11 @@ CONTROLLERS = (
     Rule(IDE, (), "ide", "sata", 0),
     Rule(SCSI, ("lsilogic", "lsilogicsas", "buslogic"), "sata", "sata", 1, _NO_DRIVERS),
     Rule(SCSI, ("virtualscsi", "pvscsi"), "sata", "sata", 1, _NO_DRIVERS),
-    Rule(SCSI, ("virtio-scsi", "virtioscsi"), "scsi", "scsi", 1),
+    Rule(SCSI, ("virtio-scsi", "virtioscsi"), "scsi", "scsi", 1, native=True),
+    Rule(SCSI, ("virtio", "virtio-blk"), "virtio", "virtio", 1, native=True),
     Rule(SCSI, (), "sata", "sata", 1, _NO_DRIVERS),
-    Rule(STORAGE, ("ahci", "vmware.sata.ahci"), "sata", "sata", 2),
-    Rule(STORAGE, ("virtioscsi", "virtio-scsi"), "scsi", "scsi", 2),
+    Rule(STORAGE, ("ahci", "vmware.sata.ahci", "sata"), "sata", "sata", 2, native=True),
+    Rule(STORAGE, ("virtioscsi", "virtio-scsi"), "scsi", "scsi", 2, native=True),
     Rule(
         STORAGE,
         ("vmware.nvme.controller", "nvme", "nvmexpress"),
@@ -64,12 +67,12 @@ CONTROLLERS = (
 
 #: Models of network cards.
 NICS = (
-    Rule(NIC, ("virtio", "virtio-net"), "virtio", "virtio"),
+    Rule(NIC, ("virtio", "virtio-net", "virtio-net-pci"), "virtio", "virtio", native=True),
     Rule(NIC, ("vmxnet3", "vmxnet2", "vmxnet", "flexible"), "e1000e", "e1000e", note=_NO_DRIVERS),
     Rule(NIC, ("pcnet32", "pcnet"), "pcnet", "e1000"),
-    Rule(NIC, ("e1000e",), "e1000e", "e1000e"),
-    Rule(NIC, ("e1000", "82540em", "82543gc", "82545em"), "e1000", "e1000"),
-    Rule(NIC, ("rtl8139",), "rtl8139", "rtl8139"),
+    Rule(NIC, ("e1000e", "82574l"), "e1000e", "e1000e", native=True),
+    Rule(NIC, ("e1000", "82540em", "82543gc", "82545em"), "e1000", "e1000", native=True),
+    Rule(NIC, ("rtl8139", "8139"), "rtl8139", "rtl8139", native=True),
     Rule(NIC, (), "e1000e", "e1000e", note="the model is not known"),
 )
 
@@ -140,7 +143,7 @@ SETTINGS = (
 #: Settings that are understood.
 UNDERSTOOD = (
     "firmware", "bootoptions.efisecurebootenabled", "videoramsizeinkb", "enable3dsupport", "bios.bootorder", "bios.hddorder",
-    "usb.present",
+    "usb.present", "uefi.secureboot.enabled",
 )  # fmt: skip
 
 #: libosinfo's names of guests, where the original names a release and not just a family.
@@ -176,18 +179,36 @@ SYSTEMS = {
     "windows9_64guest": "http://microsoft.com/win/10",
     "windows9guest": "http://microsoft.com/win/10",
     "windows9server64guest": "http://microsoft.com/win/2k16",
+    "windows11_64guest": "http://microsoft.com/win/11",
     "winxpproguest": "http://microsoft.com/win/xp",
 }
 
+#: The same for the numbers of CIM's operating systems, where the descriptor has nothing more exact.
+SYSTEMS_BY_ID = {
+    "58": "http://microsoft.com/win/2k",
+    "67": "http://microsoft.com/win/xp",
+    "69": "http://microsoft.com/win/2k3",
+    "70": "http://microsoft.com/win/2k3",
+    "71": "http://microsoft.com/win/xp",
+    "73": "http://microsoft.com/win/vista",
+    "74": "http://microsoft.com/win/vista",
+    "76": "http://microsoft.com/win/2k8",
+    "77": "http://microsoft.com/win/2k8",
+    "103": "http://microsoft.com/win/2k8r2",
+    "105": "http://microsoft.com/win/7",
+}
+WINDOWS_IDS = frozenset(
+    map(str, (15, 16, 17, 18, 58, 63, 67, *range(69, 78), 103, 105, *range(111, 122)))
+)
+
 
 def rule(rules: tuple[Rule, ...], type_: int, subtypes: tuple[str, ...]) -> Rule | None:
-    """The rule for a device: that of the first of its subtypes that any rule names, else the one for all of its type."""
+    """The rule for a device. Several subtypes are alternatives, the best first: the first that KVM has as well, else the first that
+    any rule names, else the rule for all of the type."""
     own = [each for each in rules if each.type == type_]
-    for subtype in subtypes:
-        for each in own:
-            if any(_is(subtype, known) for known in each.subtypes):
-                return each
-    return next((each for each in own if not each.subtypes), None)
+    named = [each for subtype in subtypes for each in own if any(_is(subtype, known) for known in each.subtypes)]
+    candidates = [*(each for each in named if each.native), *named, *(each for each in own if not each.subtypes)]
+    return candidates[0] if candidates else None
 
 
 def _is(subtype: str, known: str) -> bool:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +65,6 @@ class ConvertRequest:
                 self.networks,
                 self.firmware,
                 self.machine,
-                kvm=os.path.exists("/dev/kvm"),
             ),
         )
 

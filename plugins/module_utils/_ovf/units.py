@@ -10,8 +10,7 @@ import re
 MAX_NUMBER = 2**63 - 1
 MAX_EXPONENT = 62
 _NAMES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "p": 2**50}
-_WORDS = {"kilo": 2**10, "mega": 2**20, "giga": 2**30, "tera": 2**40, "peta": 2**50}
-_LEGACY = re.compile(r"(kilo|mega|giga|tera|peta)-?bytes?|([kmgtp]?)i?b|bytes?")
+_LEGACY = re.compile(r"(kilo|mega|giga|tera|peta|kibi|mebi|gibi|tebi|pebi|[kmgtp]?)-?bytes?|([kmgtp]?)i?b")
 _FACTOR = re.compile(r"\*(\d{1,20})(?:\^(\d{1,9}))?")
 
 
@@ -27,7 +26,7 @@ def factor(unit: str) -> int | None:
     plain = re.sub(r"\s+", "", unit).lower()
     legacy = _LEGACY.fullmatch(plain)
     if legacy:
-        return _WORDS[legacy.group(1)] if legacy.group(1) else _NAMES[legacy.group(2) or ""]
+        return _NAMES[(legacy.group(1) or legacy.group(2) or "")[:1]]
     if not plain.startswith("byte"):
         return None
     rest = plain[len("bytes") :] if plain.startswith("bytes") else plain[len("byte") :]

@@ -341,6 +341,12 @@ def _capabilities(conn: Connection, root: etree._Element, vms: Iterable[Existing
     )
 
 
+def has_kvm(conn: Connection) -> bool:
+    """Whether this host runs PCs with hardware virtualization."""
+    host = _xml.parse(conn.getCapabilities(), "the capabilities of this host")
+    return host.find("guest/arch[@name='x86_64']/domain[@type='kvm']") is not None
+
+
 def _devices(details: etree._Element) -> dict[str, frozenset[str]]:
     """What the host has of each kind in `needs.DEVICES`."""
     found = {}

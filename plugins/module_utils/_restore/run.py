@@ -50,7 +50,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._restore.transaction
 def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
     """One run of ``vm_restore``; the module's return values. Raises KvmopsError; nothing has changed then."""
     conn = connect_to_change(request.uri)
-    with _source(request, conn) as (archive, configuration):
+    with _source(request, conn) as (archive, stored):
+        configuration = packages.for_host(stored, kvm=facts.has_kvm(conn))
         if request.check_mode:
             for notice in recovery.pending(request.uri, everywhere=True):
                 context.warn(notice)
@@ -77,6 +78,8 @@ def restore(request: RestoreRequest, context: Context) -> dict[str, Any]:
                 result = run(conn, archive, plan, context.progress, request.uri, source=request.source)
     if configuration.conversion and result.changed:
         context.warn(CHECK)
+        if configuration is not stored:
+            context.warn(packages.NO_KVM)
     for notice in (*plan.warnings, *plan.lacking, *plan.left_out):
         context.warn(notice)
     for image in result.repaired:

@@ -33,7 +33,7 @@ SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 #: Why descriptors are refused, and how many of the corpus are: docs/OVA.md has this table.
 REASONS = {
     "a template with placeholders instead of values": (
-        r"is no number|is the property .*, which has no value|two of its items have the id '#UUID#'|0 bytes of memory", 38,
+        r"is no number|is the property .*, which has no value|two of its items have the InstanceID '#UUID#'|0 bytes of memory", 38,
     ),
     "no well-formed XML": (r"not well-formed", 3),
     "no descriptor, but another document": (r"is no OVF descriptor", 2),

@@ -351,7 +351,7 @@ def test_efi(hardware_: str, system: str, secure: bool) -> None:
 
 def test_network_cards() -> None:
     cases = {"VmxNet3": "e1000e", "vmxnet": "e1000e", "PCNet32": "pcnet", "E1000": "e1000", "E1000e": "e1000e",
-             "VMXNET3 virtio": "e1000e",
+             "VMXNET3 virtio": "virtio",
              "virtio": "virtio", "unheard-of": "e1000e", "something, E1000": "e1000"}  # fmt: skip
     for subtype, model in cases.items():
         data = packages.descriptor(
@@ -432,12 +432,14 @@ def test_other_devices() -> None:
 @pytest.mark.parametrize("bus", ["", "virtio", "scsi"])
 def test_valid_and_harmless(data: bytes, kvm: bool, bus: str) -> None:
     """libvirt's schema takes it, and a restore that does not trust the package keeps all of it."""
-    made = plan(data, kvm=kvm, disk_bus=bus)
-    parsed = _xml.parse(made.domain_xml, "the definition")
+    made = plan(data, disk_bus=bus)
+    domain_xml = made.domain_xml if kvm else hardware.emulated(made.domain_xml)
+    parsed = _xml.parse(domain_xml, "the definition")
+    assert parsed.get("type") == ("kvm" if kvm else "qemu") and ("host-model" in domain_xml) == kvm
     assert not host_exposure.only_allowed(parsed).skipped
     if SCHEMA.exists():
         schema = etree.RelaxNG(etree.parse(str(SCHEMA)))
-        schema.assertValid(etree.fromstring(made.domain_xml))
+        schema.assertValid(etree.fromstring(domain_xml))
 
 
 PPC = "<x:architecture xmlns:x='y'>ppc64le</x:architecture>"
