@@ -117,6 +117,9 @@ class _Builder:
         for slot in sorted(slots, key=lambda each: (each.device != "disk", each.target)):
             self._drive(devices, slot)
         self._controllers(devices, slots)
+        if self.windows and self.options.disk_bus in ("virtio", "scsi"):
+            lost = f"Windows starts from a {self.options.disk_bus} disk only if its driver is installed already (virtio-win)"
+            self.report.warn(Code.OTHER_HARDWARE, f"{lost}; disk_bus: sata needs none")
         self._nics(devices)
         self._usb(devices)
         self._others(devices)

@@ -85,7 +85,8 @@ def locate(package: Package, row: ovf.File) -> Located:
                 part = package.file(f"{name}.{number:09}")
                 parts += [part] if part else []
             return Located(row, joined, tuple(parts))
-    raise ArchiveError(what, f"it is not there ({package.directory})", "Copy the whole package.")
+    where = "in the package" if package.kind is Kind.OVA else f"in {package.directory}"
+    raise ArchiveError(what, f"it is not {where}", "Copy the whole package, under the names that its descriptor has.")
 
 
 @contextlib.contextmanager

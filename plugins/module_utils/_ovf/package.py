@@ -25,11 +25,12 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     KvmopsError,
     SourceError,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf import manifest
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import manifest, mistaken
 
 _MAX_FILES = 20_000
 _MAX_CHUNKS = 10_000
 _FRESH_S = 60
+_PACK_AGAIN = "Pack it again: tar --format=ustar -cf VM.ova VM.ovf DISK.vmdk. Or name the directory with the files."
 
 
 class Kind(str, Enum):
@@ -216,6 +217,9 @@ class Package:
 
     def _walk(self, fd: int) -> None:
         size = os.fstat(fd).st_size
+        known = mistaken.file(self.path, os.pread(fd, tar.BLOCK, 0))
+        if known is not None:
+            raise ArchiveError(self.what, f"it is no package, but {known[0]}", known[1])
 
         def fetch(offset: int, length: int) -> bytes:
             return os.pread(fd, length, offset)
@@ -225,7 +229,9 @@ class Package:
                 self._entries[entry.name] = entry
         except DamagedError as error:
             if not self._entries and "ends" not in error.why:
-                raise ArchiveError(self.what, f"it is no OVA: {error.why}", "An OVA is an uncompressed tar.") from error
+                raise ArchiveError(
+                    self.what, f"it is no OVA: {error.why}", "An OVA is a tar, not compressed. Unpack it with gunzip or the like."
+                ) from error
             if "ends" not in error.why:
                 raise ArchiveError(self.what, error.why, error.hint) from error
             now = os.fstat(fd)
@@ -235,9 +241,7 @@ class Package:
                 self.what, f"{state}: {error.why}", "Wait for the copy to end, or copy it again."
             ) from error
         except KvmopsError as error:
-            raise HostileError(
-                f"{self.what}, {error.what}", error.why, "Such a thing has no place in an OVA."
-            ) from error
+            raise HostileError(f"{self.what}, {error.what}", error.why, _PACK_AGAIN) from error
 
     def _listed(self) -> list[str]:
         found = []
@@ -258,7 +262,10 @@ class Package:
                 self.what, f"it has {len(names)} descriptors ({', '.join(names[:5])})", "Name one of these files."
             )
         if not names:
-            raise ArchiveError(self.what, "no descriptor (.ovf) is in it")
+            known = mistaken.listed(self.files if self.kind is Kind.OVA else os.listdir(self._root))
+            if known is not None:
+                raise ArchiveError(self.what, f"no descriptor (.ovf) is in it, but {known[0]}", known[1])
+            raise ArchiveError(self.what, "no descriptor (.ovf) is in it", "Name the .ovf, its directory, or an .ova.")
         return names[0]
 
     def _sibling(self, suffix: str) -> str:

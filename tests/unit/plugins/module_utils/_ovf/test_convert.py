@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import archive 
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.convert import convert
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
-from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages
+from ansible_collections.kvmops.backup.tests.unit.plugins.module_utils._ovf import packages, test_vmdk
 
 HERE = Path(__file__).parent
 MAX_RSS_KIB = 300 * 1024
@@ -507,12 +509,74 @@ def hostile(work: Path) -> dict[str, dict[str, bytes]]:
     }  # fmt: skip
 
 
+def hostile_tars() -> dict[str, bytes]:
+    """Tars with a member that no OVA has, beside honest ones, and descriptors that contradict themselves."""
+    honest = {"vm.ovf": packages.descriptor(), "disk1.vmdk": packages.stream_vmdk(DATA)}
+
+    def tar(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", pax: str = "") -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT if pax else tarfile.USTAR_FORMAT) as archive:
+            for file, data in honest.items():
+                info = tarfile.TarInfo(file)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.pax_headers = kind, link, {"path": pax} if pax else {}
+            archive.addfile(info)
+        return out.getvalue()
+
+    def lying(size: int) -> bytes:
+        """The disk's header names another size; its checksum is right."""
+        data = bytearray(tar("other"))
+        at = data.index(b"disk1.vmdk")
+        data[at + 124 : at + 136] = b"%011o\0" % size
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+        return bytes(data)
+
+    return {
+        "14 parent directory": tar("../outside"), "14 pax path": tar("innocent", pax="../outside"),
+        "15 absolute": tar("/etc/passwd"),
+        "16 symbolic link": tar("link", tarfile.SYMTYPE, "/etc/passwd"),
+        "17 hard link": tar("link", tarfile.LNKTYPE, "/etc/passwd"),
+        "18 device": tar("device", tarfile.CHRTYPE), "18 FIFO": tar("fifo", tarfile.FIFOTYPE), "19 duplicate": tar("vm.ovf"),
+        "20 larger than the tar": lying(1 << 40), "20 smaller than it is": lying(1000),
+    }  # fmt: skip
+
+
+def contradictions() -> dict[str, dict[str, bytes]]:
+    """Descriptors in which two rows have one id, or a controller stands on itself."""
+    disk = packages.stream_vmdk(DATA)
+    row = '<Disk ovf:diskId="d1" ovf:fileRef="file1"/>'
+    file = '<File ovf:id="file1" ovf:href="disk1.vmdk"/>'
+    cycle = packages.item(7, 6, Parent=8) + packages.item(8, 6, Parent=7)
+    descriptors = {
+        "26 files": packages.descriptor(files=file * 2),
+        "26 disks": packages.descriptor(disks=row * 2),
+        "26 items": packages.descriptor(packages.BASE + packages.item(4, 10)),
+        "27 cycle": packages.descriptor(packages.BASE + cycle),
+    }
+    return {name: {"vm.ovf": data, "disk1.vmdk": disk} for name, data in descriptors.items()}
+
+
 def test_hostile_packages(tmp_path: Path) -> None:
-    """Refused, each with a reason, in bounded memory and time, nothing left, and nothing outside of the package opened (strace)."""
+    """All 33 kinds, as OVAs: refused, each with a reason, in bounded memory and time. Nothing is left, and strace sees nothing
+    opened outside of the package."""
     target, trace = tmp_path / "to", tmp_path / "trace"
     target.mkdir()
-    inputs = hostile(tmp_path)
-    sources = [packages.ova(tmp_path / f"{number}.ova", files) for number, files in enumerate(inputs.values())]
+    without_size = packages.descriptor(disks='<Disk ovf:diskId="d1" ovf:fileRef="file1"/>')
+    disks = {
+        f"{name} (VMDK)": {"vm.ovf": without_size, "disk1.vmdk": data}
+        for name, data in test_vmdk.HOSTILE.items()
+    }
+    inputs = {**hostile(tmp_path), **disks, **contradictions(), **hostile_tars()}
+    assert {int(name.split()[0]) for name in inputs if name[0].isdigit()} == set(range(1, 34))
+    sources = [tmp_path / f"{number}.ova" for number in range(len(inputs))]
+    for source, files in zip(sources, inputs.values()):
+        if isinstance(files, bytes):
+            source.write_bytes(files)
+        else:
+            packages.ova(source, files)
     strace = ["strace", "-f", "-qq", "-e", "trace=openat,open,connect", "-o", trace]
     done = subprocess.run(
         [*strace, sys.executable, HERE / "driver.py", target, "plain", *sources],

@@ -167,7 +167,22 @@ def test_what_is_no_package(tmp_path: Path) -> None:
     (tmp_path / "gzip.ova").write_bytes(b"\x1f\x8b" + bytes(2000))
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo.ova")
+    for name in ("subdirectory.ova", "sparse.ova"):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.addfile(special("vm", tarfile.DIRTYPE) if name.startswith("sub") else special("disk", tarfile.GNUTYPE_SPARSE))
+        with pytest.raises(HostileError, match="Pack it again: tar"):
+            Package(str(tmp_path / name))
+    for name, head in (("vm.vmx", b'.encoding = "UTF-8"'), ("vm.vbox", b"<?xml"), ("vm.vmdk", b"KDMV"), ("zip.ova", b"PK\3\4")):
+        (tmp_path / name).write_bytes(head)
+    packages.ova(tmp_path / "vmware.ova", {"vm.vmx": b"", "vm.vmdk": b""})
+    (tmp_path / "hyperv" / "Virtual Hard Disks").mkdir(parents=True)
     for name, why in (
+        ("vm.vmx", "the configuration of a VMware VM.*ovftool"),
+        ("vm.vbox", "the configuration of a VirtualBox VM.*VBoxManage export"),
+        ("vm.vmdk", "a disk without its VM"),
+        ("zip.ova", "a ZIP archive"),
+        ("vmware.ova", "no descriptor.*vm.vmx: the configuration of a VMware VM.*ovftool"),
+        ("hyperv", "no descriptor.*Hyper-V"),
         ("text.ova", "no OVA"),
         ("gzip.ova", "gzip"),
         ("empty", "no descriptor"),

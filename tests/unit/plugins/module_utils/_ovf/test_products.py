@@ -273,6 +273,7 @@ PRODUCTS = {
         D(os=guest("<vbox:OSType>Windows10_64</vbox:OSType>", ovf_id="120"), family=VBOX), has=("clock[@offset='localtime']",),
     ),
     "Linux by number": Becomes(D(os=guest("", ovf_id="94")), has=("clock[@offset='utc']",), has_not=("features/hyperv",)),
+    "nothing said of the guest": Becomes(D(os="", family="")),
     "no disks at all": Becomes(D(CPU + MEMORY + NIC, disks="", files=""), disks=""),
 }  # fmt: skip
 
@@ -308,6 +309,14 @@ def test_what_it_becomes(name: str) -> None:
     assert not host_exposure.only_allowed(_xml.parse(made.domain_xml, name)).skipped
     if SCHEMA.exists():
         etree.RelaxNG(etree.parse(str(SCHEMA))).assertValid(root)
+
+
+def test_windows_on_virtio() -> None:
+    """A likely mistake, which only shows when the guest does not start."""
+    windows = D(os=guest("", vmw_osType="windows9_64Guest"))
+    for bus, told in (("virtio", True), ("scsi", True), ("sata", False), ("", False)):
+        made = hardware.plan(descriptor.parse(windows, "x"), windows, "x", hardware.Options(disk_bus=bus))
+        assert any("virtio-win" in notice.text for notice in made.report.warnings) == told, bus
 
 
 @pytest.mark.parametrize(
