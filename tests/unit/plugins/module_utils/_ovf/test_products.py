@@ -178,6 +178,11 @@ PRODUCTS = {
         D(CPU + MEMORY + LSI + DISK + nic(5, "E1000e", AutomaticAllocation="false")), nics="e1000e VM Network",
         told=("card 5 is not connected",), has=("devices/interface/link[@state='down']",),
     ),
+    "NICs in another order than their slots": Becomes(
+        D(CPU + MEMORY + LSI + DISK + nic(5, "E1000", "c", AddressOnParent=9) + nic(6, "E1000", "a", AddressOnParent=7)
+          + nic(7, "E1000", "b", AddressOnParent=8) + nic(8, "E1000", "none")),
+        nics="e1000 a, e1000 b, e1000 c, e1000 none",
+    ),
     "NICs of all models": Becomes(
         D(CPU + MEMORY + LSI + DISK + "".join(
             nic(30 + at, model, f"n{at}", AddressOnParent=at)
