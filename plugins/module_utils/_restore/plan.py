@@ -300,7 +300,9 @@ def _draft(
     )
     outcome = rewrite.Rewritten() if fate.problems else rewrite.rewrite(root, fate.fates, files.tops, now, who.macs)
     if outcome.lacking:
-        problems.append("this host does not have " + ", ".join(outcome.lacking))
+        other = any(each.startswith(("the network ", "the bridge ")) for each in outcome.lacking)
+        way_out = " (the option 'networks' maps networks to those of this host)" if other else ""
+        problems.append(f"this host does not have {', '.join(outcome.lacking)}{way_out}")
     of_tree = states.plan(decided.tree, files, now, heads)
     warnings = [
         # how the members were matched with the disks
