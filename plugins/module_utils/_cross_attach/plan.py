@@ -17,7 +17,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules
     VOLUME_MANAGERS,
     PlaceKind,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import SeenAtReceiver
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.disk_ids import VmDisk
 
@@ -75,7 +75,7 @@ class ReceiverFacts:
     marked: bool
     saved: bool
     targets: frozenset[str]
-    seen: Seen
+    seen: SeenAtReceiver
     port: bool = True
 
 
@@ -250,7 +250,7 @@ class Reconciliation:
         return not self.kept
 
 
-def reconcile(record: Record, seen: Mapping[str, Seen]) -> Reconciliation:
+def reconcile(record: Record, seen: Mapping[str, SeenAtReceiver]) -> Reconciliation:
     """Compare a record with what the receivers have (by serial)."""
     kept, freed = [], []
     for each in record.attachments:
@@ -262,7 +262,7 @@ def reconcile(record: Record, seen: Mapping[str, Seen]) -> Reconciliation:
     return Reconciliation(tuple(kept), tuple(freed))
 
 
-def _why_gone(attachment: Attachment, seen: Seen) -> str:
+def _why_gone(attachment: Attachment, seen: SeenAtReceiver) -> str:
     name = attachment.receiver_name
     if not seen.defined:
         return f"the VM {name} is not defined any more"
@@ -271,7 +271,7 @@ def _why_gone(attachment: Attachment, seen: Seen) -> str:
     return f"the VM {name} does not have it any more"
 
 
-def pending(record: Record, seen: Mapping[str, Seen]) -> list[str]:
+def pending(record: Record, seen: Mapping[str, SeenAtReceiver]) -> list[str]:
     """What the next run would put right, one sentence each."""
     found = reconcile(record, seen)
     texts = [about_freed(record, each) for each in found.freed]
@@ -298,7 +298,7 @@ def about_leases(record: Record, now: float) -> list[Notice]:
     ]
 
 
-def status(attachment: Attachment, seen: Seen) -> str:
+def status(attachment: Attachment, seen: SeenAtReceiver) -> str:
     """As the results have it."""
     if not seen.holds:
         return "gone"

@@ -196,7 +196,7 @@ def _receiver_facts(conn: Connection, domain: Domain, record: Record | None, dis
         marked=any(mark.is_marked_xml(text) for text in texts),
         saved=persistent and not running and bool(domain.hasManagedSaveImage(0)),
         targets=frozenset(disk.target for text in texts for disk in domain_xml.parse(text).disks),
-        seen=receivers.look(conn, there) if there else receivers.Seen(True, running, persistent),
+        seen=receivers.look(conn, there) if there else receivers.SeenAtReceiver(True, running, persistent),
         port=not running or devices.has_port(texts[0]),
     )
 

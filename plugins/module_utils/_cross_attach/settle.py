@@ -29,14 +29,14 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
     unless_gone,
 )
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import SeenAtReceiver
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice, Warn
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.operations import LastingOperation
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import merge
 
 
-def seen_of(conn: Connection, record: Record) -> dict[str, Seen]:
+def seen_of(conn: Connection, record: Record) -> dict[str, SeenAtReceiver]:
     """What every receiver has, by serial."""
     return {each.serial: receivers.look(conn, each) for each in record.attachments}
 

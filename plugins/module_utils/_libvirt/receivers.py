@@ -25,7 +25,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.domain impo
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenAtReceiver:
     """Where a receiver has an attached disk: in the running guest, in its definition. `saved`: it has a managed-save image."""
 
     defined: bool
@@ -55,11 +55,11 @@ def names_of(conn: Connection, vm: str) -> set[str]:
     return names
 
 
-def look(conn: Connection, attachment: Attachment) -> Seen:
+def look(conn: Connection, attachment: Attachment) -> SeenAtReceiver:
     """Where the receiver has the disk now. Raises KvmopsError where libvirt does not say: that is not known then."""
     domain = by_uuid(conn, attachment.receiver_uuid)
     if domain is None:
-        return Seen(defined=False)
+        return SeenAtReceiver(defined=False)
     try:
         running, persistent = bool(domain.isActive()), bool(domain.isPersistent())
         live = element_of(domain.XMLDesc(0), attachment.serial) if running else None
@@ -68,9 +68,9 @@ def look(conn: Connection, attachment: Attachment) -> Seen:
         saved = persistent and not running and bool(domain.hasManagedSaveImage(0))
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return Seen(defined=False)
+            return SeenAtReceiver(defined=False)
         raise translate(error, f"The VM {attachment.receiver_name}") from error
-    return Seen(True, running, persistent, live is not None, config is not None, saved)
+    return SeenAtReceiver(True, running, persistent, live is not None, config is not None, saved)
 
 
 def element_of(xml: str, serial: str) -> etree._Element | None:

@@ -39,7 +39,7 @@ def choice(name: str = "", system: str = "", configuration: str = "") -> opened.
 
 
 def point_of(
-    described: opened.Described, drives: Sequence[opened.Drive], warnings: Sequence[Notice] = ()
+    described: opened.Described, drives: Sequence[opened.OpenDrive], warnings: Sequence[Notice] = ()
 ) -> Configuration:
     """The one point of a package, as of an archive made elsewhere."""
     vm = described.hardware
@@ -115,7 +115,7 @@ class PackageArchive:
         return total
 
 
-def _copy(drive: opened.Drive, sink: ImageSink, threads: int, progress: Progress) -> int:
+def _copy(drive: opened.OpenDrive, sink: ImageSink, threads: int, progress: Progress) -> int:
     source = drive.source
 
     def copy(offset: int) -> int:

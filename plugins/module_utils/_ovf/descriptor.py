@@ -48,7 +48,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskRow:
     """A row of the disk section. `file` "": an empty disk; `capacity_bytes` None: not told; `interface`: oVirt's bus."""
 
     id: str
@@ -134,7 +134,7 @@ class Descriptor:
     system: System
     systems: tuple[str, ...]
     files: Mapping[str, File]
-    disks: Mapping[str, Disk]
+    disks: Mapping[str, DiskRow]
     networks: tuple[str, ...]
     configuration: str = ""
     configurations: tuple[str, ...] = ()
@@ -377,8 +377,8 @@ class _Parser:
             )
         return found
 
-    def _disks(self) -> dict[str, Disk]:
-        found: dict[str, Disk] = {}
+    def _disks(self) -> dict[str, DiskRow]:
+        found: dict[str, DiskRow] = {}
         for each in (e for section in _children(self.root, "DiskSection") for e in _children(section, "Disk")):
             id_ = attribute(each, "diskId")
             if id_ in found:
@@ -387,7 +387,7 @@ class _Parser:
             of = f"the capacity of the disk {id_}"
             if capacity and not unit and self._is_of_ovirt():
                 unit = "byte * 2^30" if units.number(capacity) is not None and int(capacity) < 2**20 else ""
-            found[id_] = Disk(
+            found[id_] = DiskRow(
                 id_,
                 attribute(each, "fileRef"),
                 self._bytes(self._number(capacity, of), unit, of) if capacity else None,

@@ -13,7 +13,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import Archi
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor as ovf
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import mapping, units
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf.report import Report
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.report import HardwareReport
 
 _IDE_DRIVES = 4
 _PREFIXES = {"ide": "hd", "virtio": "vd"}
@@ -21,7 +21,7 @@ _HDD = re.compile(r"(ide|scsi|sata|nvme)(\d{1,4}):(\d{1,4})")
 
 
 @dataclass(eq=False)
-class Slot:
+class DriveSlot:
     """A drive on its way: `key` orders drives as the original's firmware counts them."""
 
     item: ovf.Item
@@ -30,26 +30,26 @@ class Slot:
     key: tuple[int, int, int, int, int]
     label: str
     note: str = ""
-    disk: ovf.Disk = field(default_factory=lambda: ovf.Disk(""))
+    disk: ovf.DiskRow = field(default_factory=lambda: ovf.DiskRow(""))
     file: str = ""
     target: str = ""
     family: str = ""
 
 
-def plan(described: ovf.Descriptor, what: str, machine: str, disk_bus: str, report: Report) -> list[Slot]:
+def plan(described: ovf.Descriptor, what: str, machine: str, disk_bus: str, report: HardwareReport) -> list[DriveSlot]:
     """The drives, disks first, each as the original's firmware counts them. Raises ArchiveError for references that lead nowhere,
     RefusedError for disks that stand on others."""
     return _Planner(described, what, machine, disk_bus, report).plan()
 
 
 class _Planner:
-    def __init__(self, described: ovf.Descriptor, what: str, machine: str, disk_bus: str, report: Report) -> None:
+    def __init__(self, described: ovf.Descriptor, what: str, machine: str, disk_bus: str, report: HardwareReport) -> None:
         self.described, self.system, self.what, self.report = described, described.system, what, report
         self.machine, self.disk_bus = machine, disk_bus
         self.items = self.system.items
         self.by_id = {item.id: item for item in self.items if item.id}
 
-    def plan(self) -> list[Slot]:
+    def plan(self) -> list[DriveSlot]:
         slots = []
         floppies = 0
         for item in self.items:
@@ -62,7 +62,7 @@ class _Planner:
                 floppies += 1
                 self._floppy(item)
                 if floppies <= 2:
-                    slots.append(Slot(item, "floppy", "fdc", (9, 0, 0, 0, item.position), str(item)))
+                    slots.append(DriveSlot(item, "floppy", "fdc", (9, 0, 0, 0, item.position), str(item)))
         disks = sorted((slot for slot in slots if slot.device == "disk"), key=lambda slot: slot.key)
         for first, second in zip(disks, disks[1:]):
             if first.key[:4] == second.key[:4] and first.item.parent:
@@ -100,7 +100,7 @@ class _Planner:
             item.position,
         )
 
-    def _disk_slot(self, item: ovf.Item) -> Slot | None:
+    def _disk_slot(self, item: ovf.Item) -> DriveSlot | None:
         disk = self._disk_of(item)
         if disk is None:
             self.report.ignore(str(item), "it names no disk and has no size")
@@ -126,7 +126,7 @@ class _Planner:
             kind = disk.interface
         else:
             bus, note = "sata", "it names no controller that is known"
-        return Slot(
+        return DriveSlot(
             item,
             "disk",
             bus,
@@ -147,22 +147,22 @@ class _Planner:
         )
         return f"{kind}{units.number(controller.address) or 0}"
 
-    def _disk_of(self, item: ovf.Item) -> ovf.Disk | None:
+    def _disk_of(self, item: ovf.Item) -> ovf.DiskRow | None:
         for resource in item.resources:
             kind, id_ = ovf.reference(resource)
             if kind == "file":
                 if id_ not in self.described.files:
                     raise ArchiveError(self.what, f"{item} names the file {id_!r}, which the descriptor does not have")
                 known = (disk for disk in self.described.disks.values() if disk.file == id_)
-                return next(known, ovf.Disk("", id_))
+                return next(known, ovf.DiskRow("", id_))
             disk = self.described.disks.get(id_) or self.described.disks.get(id_.rpartition("/")[2])
             if disk is None:
                 raise ArchiveError(self.what, f"{item} names the disk {id_!r}, which the descriptor does not have")
             return self._with_file(disk, item)
         size = ovf.quantity_bytes(item, self.what)
-        return None if not size else ovf.Disk("", "", size)
+        return None if not size else ovf.DiskRow("", "", size)
 
-    def _with_file(self, disk: ovf.Disk, item: ovf.Item) -> ovf.Disk:
+    def _with_file(self, disk: ovf.DiskRow, item: ovf.Item) -> ovf.DiskRow:
         if not disk.file:
             if not disk.capacity_bytes:
                 raise ArchiveError(self.what, f"the disk {disk.id} of {item} has neither a file nor a capacity")
@@ -177,7 +177,7 @@ class _Planner:
             )
         return replace(disk, file=name)
 
-    def _cd_slot(self, item: ovf.Item) -> Slot:
+    def _cd_slot(self, item: ovf.Item) -> DriveSlot:
         controller, rule = self._controller(item)
         file = ""
         for resource in item.resources:
@@ -189,7 +189,7 @@ class _Planner:
         if not file:
             self._no_medium(item, "CD drive")
         bus = "ide" if self.machine == "pc" and rule is not None and rule.pc == "ide" else "sata"
-        return Slot(item, "cdrom", bus, self._key(item, controller, rule), str(item), file=file)
+        return DriveSlot(item, "cdrom", bus, self._key(item, controller, rule), str(item), file=file)
 
     def _floppy(self, item: ovf.Item) -> None:
         for kind, id_ in map(ovf.reference, item.resources):
@@ -210,7 +210,7 @@ class _Planner:
             self.report.ignore(f"medium of {item}", "it is not in the package")
             self.report.replace(str(item), f"an empty {what}")
 
-    def _name_targets(self, slots: Sequence[Slot]) -> None:
+    def _name_targets(self, slots: Sequence[DriveSlot]) -> None:
         for slot in [each for each in slots if each.bus == "ide"][_IDE_DRIVES:]:
             slot.bus, slot.note = "sata", f"an IDE controller takes {_IDE_DRIVES} drives"
         # CDs keep the last place of an IDE channel free for nobody: names only have to be unique and in order
@@ -223,7 +223,7 @@ class _Planner:
                 self.report.replace(slot.label, f"{slot.bus} disk {slot.target}", slot.note)
 
 
-def boot_order(system: ovf.System, slots: Sequence[Slot]) -> dict[int, int]:
+def boot_order(system: ovf.System, slots: Sequence[DriveSlot]) -> dict[int, int]:
     """Place in the boot order by the position of the item: what the descriptor names, then its order of kinds, then disks and CDs.
 
     Firmware passes over empty drives. A network card boots only where the descriptor says so.

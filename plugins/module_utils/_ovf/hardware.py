@@ -17,8 +17,8 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libraries import et
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import descriptor as ovf
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf import drives, mapping, units
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf.drives import Slot
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf.report import Report, tell_ignored
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.drives import DriveSlot
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf.report import HardwareReport, tell_ignored
 
 CHECK = Notice(
     Code.OTHER_HARDWARE, "Check the VM's configuration before its first start: it stands on replaced hardware."
@@ -55,7 +55,7 @@ class Drive:
     target: str
     device: str
     file: str
-    disk: ovf.Disk
+    disk: ovf.DiskRow
     item: ovf.Item
     boots: bool = False
 
@@ -68,7 +68,7 @@ class Hardware:
     uuid: str
     domain_xml: str
     drives: tuple[Drive, ...]
-    report: Report
+    report: HardwareReport
     efi: bool
 
 
@@ -95,7 +95,7 @@ class _Builder:
     def __init__(self, described: ovf.Descriptor, data: bytes, what: str, options: Options) -> None:
         self.described, self.system, self.what, self.options = described, described.system, what, options
         self.machine_ = self.system.machine or ovf.Machine()
-        self.report = Report(warnings=list(described.warnings))
+        self.report = HardwareReport(warnings=list(described.warnings))
         self.items = self.system.items
         self.by_id = {item.id: item for item in self.items if item.id}
         self._refuse_other_architectures()
@@ -301,7 +301,7 @@ class _Builder:
         return size
 
 
-    def _drive(self, devices: etree._Element, slot: Slot) -> None:
+    def _drive(self, devices: etree._Element, slot: DriveSlot) -> None:
         element = _add(devices, "disk", type="file", device=slot.device)
         _add(element, "driver", name="qemu", type="qcow2" if slot.device == "disk" else "raw")
         _add(element, "target", dev=slot.target, bus=slot.bus)
@@ -316,7 +316,7 @@ class _Builder:
         if item.position in self.boot:
             _add(element, "boot", order=str(self.boot[item.position]))
 
-    def _controllers(self, devices: etree._Element, slots: Sequence[Slot]) -> None:
+    def _controllers(self, devices: etree._Element, slots: Sequence[DriveSlot]) -> None:
         count = sum(slot.bus == "scsi" for slot in slots)
         for index in range(-(-count // _PER_SCSI)):
             _add(devices, "controller", type="scsi", index=str(index), model="virtio-scsi")

@@ -152,7 +152,7 @@ def _inflate(file: PackageFile, fd: int, limit: int, directory: str, what: str) 
 
 
 @dataclass(frozen=True)
-class Image:
+class DiskImage:
     """A disk file that was looked at: `kind` for people; `disk` what a guest sees, None for what is taken byte for byte."""
 
     kind: str
@@ -175,7 +175,7 @@ def nobody(_offset: int) -> None:
     """Nobody wants to know."""
 
 
-def look(package: Package, file: PackageFile, row: ovf.Disk, reached: Reached) -> tuple[str, int]:
+def look(package: Package, file: PackageFile, row: ovf.DiskRow, reached: Reached) -> tuple[str, int]:
     """What a disk file is and its virtual size, without laying anything out. Raises as `open_image`."""
     info = _probe(package, file, row)
     if info.format == "vmdk" and not vmdk.is_text(file.read_at(0, 512)):
@@ -186,7 +186,7 @@ def look(package: Package, file: PackageFile, row: ovf.Disk, reached: Reached) -
     return info.format, info.virtual_size_bytes
 
 
-def open_image(package: Package, file: PackageFile, row: ovf.Disk, reached: Reached) -> Image:
+def open_image(package: Package, file: PackageFile, row: ovf.DiskRow, reached: Reached) -> DiskImage:
     """Makes a qcow2 member of a disk file. Raises ImageError for images that are damaged, hostile or of a kind that is not read."""
     what = f"disk image {file.name}"
     info = _probe(package, file, row)
@@ -195,7 +195,7 @@ def open_image(package: Package, file: PackageFile, row: ovf.Disk, reached: Reac
         if info.encrypted:
             raise ImageError(what, "it is encrypted, and its key is not in the package")
         _check_qcow2(file)
-        return Image("qcow2", info.virtual_size_bytes, WindowSource(file, reached))
+        return DiskImage("qcow2", info.virtual_size_bytes, WindowSource(file, reached))
     disk: GuestDisk
     kind = info.format
     if info.format == "vmdk":
@@ -210,13 +210,13 @@ def open_image(package: Package, file: PackageFile, row: ovf.Disk, reached: Reac
             raise ImageError(
                 what, f"a disk of {disk.size_bytes} bytes is larger than the {MAX_BYTES} that an archive takes"
             )
-        return Image(kind, -(-disk.size_bytes // 512) * 512, AsQcow2Source(disk), disk)
+        return DiskImage(kind, -(-disk.size_bytes // 512) * 512, AsQcow2Source(disk), disk)
     except BaseException:
         disk.close()
         raise
 
 
-def _probe(package: Package, file: PackageFile, row: ovf.Disk) -> probe.ImageInfo:
+def _probe(package: Package, file: PackageFile, row: ovf.DiskRow) -> probe.ImageInfo:
     what = f"disk image {file.name}"
     if file.size_bytes == 0:
         raise ImageError(what, "it is empty")
@@ -370,9 +370,9 @@ class EmptyDisk:
         return False
 
 
-def empty(size_bytes: int) -> Image:
+def empty(size_bytes: int) -> DiskImage:
     """A new, empty disk."""
     if size_bytes > MAX_BYTES:
         raise ArchiveError("an empty disk", f"{size_bytes} bytes are more than the {MAX_BYTES} that an archive takes")
     disk = EmptyDisk(size_bytes)
-    return Image("empty", disk.size_bytes, AsQcow2Source(disk), disk)
+    return DiskImage("empty", disk.size_bytes, AsQcow2Source(disk), disk)

@@ -51,7 +51,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Drive:
+class OpenDrive:
     """A disk or CD of the VM as a member: what it is made from, and the files that are read for it.
 
     `least_bytes`: what it takes in a plain archive in any case; it may have zeros besides, which take nothing.
@@ -69,7 +69,7 @@ class Opened:
     """A VM with its files open. `others`: what the manifest names besides; `warnings` are in the order of their discovery."""
 
     described: Described
-    drives: tuple[Drive, ...]
+    drives: tuple[OpenDrive, ...]
     others: tuple[hashing.Wanted, ...]
     warnings: tuple[Notice, ...]
 
@@ -173,13 +173,13 @@ def _open(
     scratch: str,
     stack: contextlib.ExitStack,
     warnings: list[Notice],
-) -> Drive:
+) -> OpenDrive:
     capacity, reached = drive.disk.capacity_bytes, images.Reached()
     if located is None:
         image = images.empty(capacity or 0)
         stack.callback(image.source.close)
         warnings.append(Notice(Code.ODD_PACKAGE, f"the disk {drive.target} has no file in the package; it is new and empty"))
-        return Drive(_disk_member(drive, image), image.source, (), reached)
+        return OpenDrive(_disk_member(drive, image), image.source, (), reached)
     row, size = located.row, located.file.size_bytes
     if row.size_bytes is not None and row.size_bytes != size:
         text = f"{row.href} has {size} bytes, the descriptor says {row.size_bytes}; the file counts"
@@ -193,7 +193,7 @@ def _open(
             f"1_{names.stem(name)[:80]}" if name.lower().endswith(".iso") else f"1_{names.stem(name)[:76]}.iso",
             Role.ISO, file.size_bytes, target=drive.target, image_format="raw", original_format="raw", active=True,
         )  # fmt: skip
-        return Drive(member, source, hashed, reached)
+        return OpenDrive(member, source, hashed, reached)
     image = images.open_image(described.package, file, drive.disk, reached)
     stack.callback(image.source.close)
     virtual = image.virtual_size_bytes
@@ -214,10 +214,10 @@ def _open(
         warnings.append(Notice(Code.OTHER_HARDWARE, text))
     # a sparse image has no grain without data, as a rule
     least = image.source.size_bytes if isinstance(image.disk, vmdk.SparseVmdk) or image.disk is None else 0
-    return Drive(_disk_member(drive, image), image.source, hashed, reached, least)
+    return OpenDrive(_disk_member(drive, image), image.source, hashed, reached, least)
 
 
-def _disk_member(drive: hardware.Drive, image: images.Image) -> Member:
+def _disk_member(drive: hardware.Drive, image: images.DiskImage) -> Member:
     return Member(
         f"{drive.target}_0.qcow2",
         Role.DISK,
@@ -230,7 +230,7 @@ def _disk_member(drive: hardware.Drive, image: images.Image) -> Member:
     )
 
 
-def unique(drives: Sequence[Drive]) -> tuple[Drive, ...]:
+def unique(drives: Sequence[OpenDrive]) -> tuple[OpenDrive, ...]:
     """With members of different names: one CD image may be in two drives, and others may be called alike."""
     seen: set[str] = set()
     found = []
@@ -245,7 +245,7 @@ def unique(drives: Sequence[Drive]) -> tuple[Drive, ...]:
     return tuple(found)
 
 
-def peek(described: Described) -> tuple[Drive, ...]:
+def peek(described: Described) -> tuple[OpenDrive, ...]:
     """The disks as far as they are told by the descriptor and their headers, for people. What cannot be read has no size."""
     drives = []
     for drive in described.hardware.drives:
@@ -261,7 +261,7 @@ def peek(described: Described) -> tuple[Drive, ...]:
             else os.path.basename(described.descriptor.files[drive.file].href)
         )
         member = Member(name, role, 0, target=drive.target, virtual_size_bytes=size, image_format="qcow2", active=True)
-        drives.append(Drive(member, images.empty(0).source, (), images.Reached()))
+        drives.append(OpenDrive(member, images.empty(0).source, (), images.Reached()))
     return tuple(drives)
 
 

@@ -14,7 +14,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._ovf import mapping,
 
 
 @dataclass
-class Report:
+class HardwareReport:
     """What became of the original's hardware: rows as the modules return them."""
 
     replaced: list[dict[str, str]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Report:
             self.warnings.append(notice)
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: HardwareReport) -> Iterator[str]:
     """The report as text, a line for each row."""
     for row in report.replaced:
         note = f" ({row['note']})" if row["note"] else ""
@@ -45,7 +45,7 @@ def lines(report: Report) -> Iterator[str]:
         yield f"{row['item']}: ignored, {row['note']}"
 
 
-def tell_ignored(report: Report, described: ovf.Descriptor, *, efi: bool) -> None:
+def tell_ignored(report: HardwareReport, described: ovf.Descriptor, *, efi: bool) -> None:
     """Rows for everything in the descriptor that has no part in the VM here."""
     _hardware(report, described.system)
     for section in described.sections:
@@ -53,7 +53,7 @@ def tell_ignored(report: Report, described: ovf.Descriptor, *, efi: bool) -> Non
     _files(report, described, efi)
 
 
-def _hardware(report: Report, system: ovf.System) -> None:
+def _hardware(report: HardwareReport, system: ovf.System) -> None:
     known = {
         ovf.CPU, ovf.MEMORY, ovf.NIC, ovf.FLOPPY, ovf.CD, ovf.DVD, *ovf.DISKS, *ovf.CONTROLLERS, ovf.SERIAL, ovf.PARALLEL,
         ovf.USB, ovf.GRAPHICS, ovf.SOUND, ovf.OTHER,
@@ -74,7 +74,7 @@ def _hardware(report: Report, system: ovf.System) -> None:
         report.ignore(f"vmw:Config {key} of devices", mapping.why_ignored(key.lower()))
 
 
-def _files(report: Report, described: ovf.Descriptor, efi: bool) -> None:
+def _files(report: HardwareReport, described: ovf.Descriptor, efi: bool) -> None:
     used = {described.disks[id_].file for id_ in described.disks} | {
         ovf.reference(each)[1] for item in described.system.items for each in item.resources
     }

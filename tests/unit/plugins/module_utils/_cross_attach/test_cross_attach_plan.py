@@ -21,7 +21,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.plan i
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import PlaceKind
-from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import Seen
+from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.receivers import SeenAtReceiver
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots.disk_ids import VmDisk, lowest_own
 
 WEB, APPLIANCE = "6f1a2b3c-9d43-4c43-9b1e-0f5b9a9c7d11", "0a0d3f3c-19f4-4d4a-8a6b-7a4e4c1f5b0e"
@@ -43,7 +43,7 @@ def source(**changes: Any) -> SourceFacts:
 
 
 def receiver(**changes: Any) -> ReceiverFacts:
-    seen = Seen(True, running=True, persistent=True)
+    seen = SeenAtReceiver(True, running=True, persistent=True)
     facts = ReceiverFacts(
         APPLIANCE, "appliance", running=True, marked=False, saved=False, targets=frozenset({"vda", "vdc"}), seen=seen
     )
@@ -114,7 +114,7 @@ def test_of_a_template_there_is_no_snapshot() -> None:
 
 
 def test_the_same_again_is_no_change_unless_something_of_it_is_missing() -> None:
-    there, complete = record(attached()), Seen(True, True, True, live=True, config=True)
+    there, complete = record(attached()), SeenAtReceiver(True, True, True, live=True, config=True)
     again = make(receiver_facts=receiver(seen=complete), known=there)
     assert not again.changes and again.attachment == there.attachments[0]
     assert make(receiver_facts=receiver(seen=replace(complete, config=False)), known=there).changes
@@ -162,20 +162,20 @@ def test_refused_receivers(facts: ReceiverFacts, why: str) -> None:
         make(receiver_facts=facts)
 
 
-GONE = Seen(defined=False)
-AT = {"live": Seen(True, True, True, live=True), "config": Seen(True, False, True, config=True),
-      "saved": Seen(True, False, True, saved=True)}  # fmt: skip
-NOT = {"gone": GONE, "taken out": Seen(True, True, True), "off": Seen(True, False, True)}
+GONE = SeenAtReceiver(defined=False)
+AT = {"live": SeenAtReceiver(True, True, True, live=True), "config": SeenAtReceiver(True, False, True, config=True),
+      "saved": SeenAtReceiver(True, False, True, saved=True)}  # fmt: skip
+NOT = {"gone": GONE, "taken out": SeenAtReceiver(True, True, True), "off": SeenAtReceiver(True, False, True)}
 
 
 @pytest.mark.parametrize("seen", AT.values(), ids=AT)
-def test_what_a_receiver_may_still_have_is_kept(seen: Seen) -> None:
+def test_what_a_receiver_may_still_have_is_kept(seen: SeenAtReceiver) -> None:
     found = plan.reconcile(record(attached()), {attached().serial: seen})
     assert found.kept == (attached(),) and not found.freed and not found.ends
 
 
 @pytest.mark.parametrize("seen", NOT.values(), ids=NOT)
-def test_what_it_does_not_have_is_freed_and_the_snapshot_goes_after_the_last(seen: Seen) -> None:
+def test_what_it_does_not_have_is_freed_and_the_snapshot_goes_after_the_last(seen: SeenAtReceiver) -> None:
     other = attached(serial="kvmops00000000000000", disk_id="other")
     both = record(attached(), other)
     found = plan.reconcile(both, {attached().serial: seen, other.serial: AT["live"]})
