@@ -254,7 +254,7 @@ def _attempt(run: Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
         except QuiesceError as error:
             if number == _ATTEMPTS or not agent or request.consistency is not ConsistencyWish.AUTO:
                 raise
-            text = f"{error}; the backup has a memory image instead of frozen file systems"
+            text = f"{error.what}: {error.why}; the backup has a memory image instead of frozen file systems"
             context.warn(Notice(Code.LOWER_CONSISTENCY, text))
             agent = False
         except ArchiveError as error:
@@ -264,7 +264,7 @@ def _attempt(run: Run) -> tuple[BackupPlan, _Done, tuple[str, ...]]:
         except SourceError as error:
             if number == _ATTEMPTS or planned.running or planned.snapshot or not run.domain.isActive():
                 raise
-            text = f"{error}; the VM was started meanwhile, so it is backed up as a running one"
+            text = f"{error.what}: {error.why}; the VM was started meanwhile, so it is backed up as a running one"
             context.warn(Notice(Code.NOT_AS_DEFINED, text))
     raise AssertionError("the loop returns or raises")
 

@@ -266,7 +266,8 @@ def _freeze(run: _Run, domain: Domain, record: Record) -> Record:
         except QuiesceError as error:
             if request.consistency is not FreezeWish.AUTO:
                 raise
-            context.warn(Notice(Code.LOWER_CONSISTENCY, f"{error}; the disks are attached as after a power failure"))
+            text = f"{error.what}: {error.why}; the disks are attached as after a power failure"
+            context.warn(Notice(Code.LOWER_CONSISTENCY, text))
             quiesce = False
             taken = snapshot.take(run.conn, domain, replace(planned, quiesce=False), journal)
         consistency = "agent" if quiesce else "crash" if running else "off"
@@ -339,6 +340,7 @@ def _detached(run: _Run) -> dict[str, Any]:
     changed, gone = False, []
     for record, attachment in found:
         if request.check_mode:
+            _foresee(run, record.source_uuid, attachment.receiver_uuid)
             gone.append((record, attachment))
             changed = True
             continue
@@ -348,6 +350,12 @@ def _detached(run: _Run) -> dict[str, Any]:
         gone.append((record, attachment))
     values = [info.describe(record, each, "detached") for record, each in gone]
     return {"changed": changed, "vdisks": values}
+
+
+def _foresee(run: _Run, *uuids: str) -> None:
+    """Check mode: tells what a run would settle first. The VMs may be gone."""
+    for notice in recovery.pending(run.request.uri, *uuids):
+        run.context.warn(notice)
 
 
 def _finished(run: _Run) -> bool:
@@ -368,6 +376,7 @@ def _finished(run: _Run) -> bool:
     if record.attachments:
         return False
     if request.check_mode:
+        _foresee(run, chosen.vm_uuid)
         return True
     with _held(run, [chosen.vm_uuid], f"detaching {chosen.disk.disk.target} of VM {chosen.vm_name}") as conn:
         left = _attachments.load(chosen.vm_uuid)
@@ -449,6 +458,7 @@ def _reconciled(run: _Run) -> dict[str, Any]:
             continue
         expired = [each for each in record.attachments if request.expired and each.expired(time.time())]
         if request.check_mode:
+            _foresee(run, record.source_uuid)
             seen = settle.seen_of(run.conn, record)
             gone = [each.attachment for each in plan.reconcile(record, seen).freed]
             changed = bool(expired or plan.pending(record, seen)) or changed

@@ -127,6 +127,8 @@ def test_taken_out_by_hand_or_with_the_receiver(module_lab, source, receiver, at
     assert [each["status"] for each in told["vdisks"]] == ["gone", "attached"] and "is free again" in told.warnings[0]
     foreseen = run_module("vdisk_cross_attach", state="reconciled", check_mode=True)
     assert foreseen.changed and statuses() == ["gone", "attached"]
+    for predicted in (foreseen, attach("detached", check_mode=True)):
+        assert any("The next run" in text and "is free again" in text for text in predicted.warnings)
     done = run_module("vdisk_cross_attach", state="reconciled")
     assert done.changed and [each["target"] for each in done["vdisks"]] == ["vda"]
     assert foreseen["vdisks"] == done["vdisks"]
