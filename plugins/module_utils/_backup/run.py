@@ -466,7 +466,7 @@ def _write(
         tree = vm_facts.own_states(run.domain, secrets=run.request.include_secrets)
         configuration = replace(configuration, snapshots=in_archive(tree))
     if taken:
-        time.sleep(_SETTLED_S)
+        time.sleep(max(0.0, taken.since + _SETTLED_S - time.monotonic()))
     before = {each.path: _vm_state.evidence(each.path) for each in planned.members if each.path not in held}
     below = {**planned.below, **{path: each.stat[:-1] for path, each in proved.items()}}
     with run.request.priority.lowered():

@@ -56,11 +56,15 @@ OPERATION = "a snapshot"  # of vm_snapshot
 
 @dataclass(frozen=True)
 class Taken:
-    """The snapshot as libvirt describes it; the guest was frozen for at most ``frozen_ms``; ``timestamp`` is unix time."""
+    """The snapshot as libvirt describes it; the guest was frozen for at most ``frozen_ms``; ``timestamp`` is unix time.
+
+    At ``since`` (monotonic, in seconds) nobody wrote to the disks below it any more.
+    """
 
     snapshot_xml: str
     frozen_ms: int
     timestamp: int
+    since: float
 
 
 def take(conn: Connection, domain: Domain, plan: SnapshotPlan, journal: Journal[SnapshotFacts]) -> Taken:
@@ -140,7 +144,7 @@ def _create(domain: Domain, plan: SnapshotPlan, watchdog: Watchdog | None) -> Ta
                 agent.thaw(domain)
     else:
         xml = snapshots.create(domain, document, memory=memory, quiesce=False)
-    return Taken(xml, frozen_ms, snapshots.describe(xml, current=True).created)
+    return Taken(xml, frozen_ms, snapshots.describe(xml, current=True).created, time.monotonic())
 
 
 def require_ready(conn: Connection, domain: Domain, plan: SnapshotPlan) -> None:
