@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.kvmops.backup.benchmarks import data
+from ansible_collections.kvmops.backup.benchmarks.limits import compressing_alone
 from ansible_collections.kvmops.backup.benchmarks.measure import Contender, Goal, Job, Jobs, same
 from ansible_collections.kvmops.backup.tests.lab.loopfs import LoopFileSystem
 from ansible_collections.kvmops.backup.tests.lab.modules import module_argv
@@ -149,6 +151,7 @@ def compressed(source: Source, work: Path) -> Jobs:
             ),
             (Goal(1, goal),),
             (source.qcow2,),
+            note=functools.partial(compressing_alone, source.qcow2, level),
         )
 
     _pack(source, archive, 2)
