@@ -172,9 +172,9 @@ def _readable(*, take: bool) -> list[LeftBehind]:
     directory = _directory()
     found = []
     for name in sorted(os.listdir(directory) if os.path.isdir(directory) else ()):
-        if not name.endswith(".json"):
-            continue
         path = os.path.join(directory, name)
+        if not name.endswith(".json") or os.path.islink(path) or not os.path.isfile(path):
+            continue
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libraries import jmespath
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import domain as domain_xml
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection import (
@@ -22,6 +22,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     libvirt,
     translate,
 )
+from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
 from ansible_collections.kvmops.backup.plugins.module_utils._recovery.recovery import pending, reminders
 from ansible_collections.kvmops.backup.plugins.module_utils._snapshots import disk_ids
@@ -29,6 +30,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._template import mar
 
 _STATES = ("no state", "running", "blocked", "paused", "in shutdown", "shut off", "crashed", "suspended")
 _GLOB = "*?["
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def info(request: VmsRequest, context: Context) -> dict[str, Any]:
     Raises RefusedError for an expression that is none, KvmopsError where libvirt does not answer.
     """
     conn = connect(request.uri)
-    known = [facts for facts in (_facts(conn, domain) for domain in conn.listAllDomains()) if facts]
+    known = [facts for facts in (_facts(conn, domain, context) for domain in conn.listAllDomains()) if facts]
     named, unmatched = choose(known, request.vms)
     chosen = select(named, request.select) if request.select else named
     for notice in pending(request.uri, *(facts["uuid"] for facts in chosen), everywhere=True):
@@ -88,23 +90,33 @@ def select(known: Iterable[dict[str, Any]], expression: str) -> list[dict[str, A
     return [facts for facts, result in results if result not in (None, "", [], {}) and result is not False]
 
 
-def _facts(conn: Connection, domain: Domain) -> dict[str, Any] | None:
+def _facts(conn: Connection, domain: Domain, context: Context) -> dict[str, Any] | None:
     """A VM as ``vm_info`` returns it; None if it is gone meanwhile."""
     try:
-        return _gather(conn, domain)
+        return _gather(conn, domain, context)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise translate(error, f"The VM {domain.name()}") from error
 
 
-def _gather(conn: Connection, domain: Domain) -> dict[str, Any]:
+def _readable(what: str, read: Callable[[], _Read], context: Context) -> _Read | None:
+    """What is read; None, with a warning, where a file is damaged: one VM must not hide all the others."""
+    try:
+        return read()
+    except (KvmopsError, OSError) as error:
+        context.warn(Notice(Code.NOT_LOOKED_AT, f"{what} is not known: {error}"))
+        return None
+
+
+def _gather(conn: Connection, domain: Domain, context: Context) -> dict[str, Any]:
     xml = domain.XMLDesc(0)
     view = domain_xml.parse(xml)
     state = domain.state()[0]
     persistent = bool(domain.isPersistent())
-    record = _attachments.load(view.uuid)
-    ids = {each.disk.target: each.id for each in disk_ids.of_vm(conn, domain, view)}
+    record = _readable(f"what of VM {view.name} is attached", lambda: _attachments.load(view.uuid), context)
+    disks = _readable(f"the ids of disks of VM {view.name}", lambda: disk_ids.of_vm(conn, domain, view), context)
+    ids = {each.disk.target: each.id for each in disks or ()}
     return {
         "name": view.name,
         "uuid": view.uuid,

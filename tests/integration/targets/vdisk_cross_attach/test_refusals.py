@@ -159,6 +159,10 @@ def test_the_record_is_lost(source, receiver, attach, run_module):
         assert "backup01 (vdb)" in attach(state, fails=True).message
     run_module("vm_snapshot", vm="web01", snapshot="all", state="absent", fails=True)  # QEMU's lock
     assert appliance.standing(source) == standing and len(appliance.held(receiver)[0]) == 1
+    record.write_text("damaged")
+    assert "cannot be read" in attach("detached", fails=True).message
+    told = run_module("vm_info")  # the weekly policy begins with it
+    assert any("what of VM web01 is attached is not known" in text for text in told.warnings)
     aside.rename(record)
     attach("detached")
 

@@ -242,3 +242,15 @@ def test_killed_while_recording(state):
             assert journal.facts.step >= 0
             journal.done()
         assert files(state) == []
+
+
+def test_what_is_no_file_is_no_journal(state):
+    """A directory of that name made every run of every module fail."""
+    Journal.open("vm-1", "an operation", Facts()).close()
+    directory = pathlib.Path(_paths.state_dir()) / "journal"
+    (directory / "a.json").mkdir()
+    (directory / "b.json").symlink_to("/etc/passwd")
+    os.mkfifo(directory / "c.json")
+    assert [found.head.key for found in Journal.peek(lambda _found: True)] == ["vm-1"]
+    (taken,) = Journal.left_behind(lambda _found: True)
+    taken.close()

@@ -9,13 +9,27 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _vms
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import KvmopsError, RefusedError
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 
 KNOWN: list[dict[str, Any]] = [
     {"name": "web01", "uuid": "u1", "state": "running", "autostart": True, "snapshots": [], "vcpus": 0},
     {"name": "web02", "uuid": "u2", "state": "shut off", "autostart": True, "snapshots": ["a"], "vcpus": 1},
     {"name": "Web[1]", "uuid": "u3", "state": "running", "autostart": False, "snapshots": [], "vcpus": 2},
 ]
+
+
+def test_what_cannot_be_read_of_one_vm_hides_no_other() -> None:
+    """The weekly policy asks for all VMs: a damaged file of one must not cost the night's backup of all."""
+
+    def damaged() -> None:
+        raise KvmopsError("The record /x.json", "it cannot be read")
+
+    told: list[str] = []
+    context = Context(Progress(), lambda notice: told.append(notice.text))
+    assert _vms._readable("what of VM web is attached", damaged, context) is None
+    assert told == ["what of VM web is attached is not known: The record /x.json: it cannot be read"]
+    assert _vms._readable("x", lambda: 5, context) == 5 and len(told) == 1
 
 
 @pytest.mark.parametrize(
