@@ -50,7 +50,7 @@ def copying() -> dict[str, int]:
             status = json.loads(path.read_text())
         except FileNotFoundError:
             continue
-        if status["phase"] == "copy" and status["bytes_done"]:
+        if status["phase"] == "copy":
             found[status["vm"]] = status["pid"]
     return found
 
@@ -67,7 +67,7 @@ def parent(pid: int) -> int:
 
 
 def task(target: Path, bandwidth: str, *vms: dict[str, Any], **options: Any) -> str:
-    defaults = {"path": str(target), "bandwidth": bandwidth}
+    defaults = {"path": str(target), "bandwidth": bandwidth, "include_boot_files": False}
     arguments = {"vms": list(vms) or [{"vm": name} for name in VMS], "defaults": defaults, **options}
     step = {"name": "many", "kvmops.backup.vm_backup_many": arguments, "register": "many"}
     return "- " + json.dumps({"hosts": "all", "gather_facts": False, "tasks": [step]})
