@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import convert, frames, tar
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.verify import verify_file
@@ -111,6 +112,17 @@ def test_every_member_begins_at_4096(tmp_path: Path) -> None:
         assert len(reader.entries) == 5
         assert all(entry.offset % 4096 == 0 for entry in reader.entries)
         assert reader.end % 4096 == 0 and reader.end + 4096 == path.stat().st_size
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_writing_back_does_not_wait_for_the_fsync(
+    compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(_files, "start_writing_back", lambda _fd, _offset, length: begun.append(length))
+    content = {"vda_0.qcow2": archives.noise(9 * 2**20)}
+    written = archives.write(tmp_path, content, compressed=compressed).bytes_written
+    assert sum(begun) >= 0.99 * written
 
 
 @pytest.mark.parametrize("vm_name", ODD_NAMES)
