@@ -81,7 +81,7 @@ def _backing_file(path: str) -> str:
         return ""
     try:
         info = _probe(fd, path)
-    except KvmopsError:
+    except (KvmopsError, OSError):
         return ""
     finally:
         os.close(fd)

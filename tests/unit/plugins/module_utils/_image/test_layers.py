@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -34,6 +35,20 @@ def test_what_is_no_qcow2(tmp_path: Path) -> None:
     for name in ("a", "missing"):
         with pytest.raises(ImageError):
             layers.has_data(str(tmp_path / name))
+
+
+def test_a_file_that_cannot_be_read_ends_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of all VMs are looked at in every run: a failing disk of one must not stop the backup of all others."""
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", str(base), "1M")
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay))
+    assert layers.below(str(overlay)) == [str(overlay), str(base)]
+
+    def failing(_fd: int, _length: int, _offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert layers.below(str(overlay)) == [str(overlay)]
 
 
 @pytest.mark.parametrize(
