@@ -40,7 +40,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._errors import (
     TargetError,
 )
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt import connection, storage
-from ansible_collections.kvmops.backup.plugins.module_utils._ovf import hardware, hashing, images, opened
+from ansible_collections.kvmops.backup.plugins.module_utils._ovf import hardware, hashing, images, mistaken, opened
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.archive import conversion_of
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.manifest import Digest
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.package import Package
@@ -97,7 +97,7 @@ def _target(request: ConvertRequest, source: str) -> str:
         return storage.resolve_target(conn, pool=request.pool, path=path).path
     own = source if os.path.isdir(source) else os.path.dirname(source)
     if not os.path.lexists(source):
-        raise ArchiveError(f"package {source}", "there is no such file")
+        raise ArchiveError(f"package {request.source}", "there is no such file", mistaken.NOT_HERE)
     try:
         return storage.resolve_target(conn, path=own).path
     except TargetError as error:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+#: For a path that leads nowhere, such as a URL.
+NOT_HERE = "The path is one on the managed host. Copy or download the package there first (ansible.builtin.copy, get_url)."
 _VMWARE = "Export the VM as an OVA, in VMware's menu or with 'ovftool VM.vmx VM.ova'."
 _VIRTUALBOX = "Export the VM as an OVA: 'VBoxManage export VM -o VM.ova'."
 _DISK = "Name the .ovf or .ova that it belongs to."

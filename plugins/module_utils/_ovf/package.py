@@ -181,7 +181,8 @@ class Package:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise ArchiveError(self.what, f"it cannot be opened ({error.strerror})") from error
+            hint = mistaken.NOT_HERE if error.errno == errno.ENOENT else ""
+            raise ArchiveError(self.what, f"it cannot be opened ({error.strerror})", hint) from error
         self._fds[fd] = _evidence(fd)
         mode = os.fstat(fd).st_mode
         lone = ""

@@ -355,6 +355,14 @@ def test_what_backup_info_shows(tmp_path: Path) -> None:
 # what goes wrong
 
 
+@pytest.mark.parametrize("source", ["/nowhere/vm.ova", "https://example.com/vm.ova"])
+def test_what_is_not_on_the_host(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=rf"package {source}: there is no such file.*on the managed host"):
+        convert(ConvertRequest(source=source), Context(Progress(), lambda _notice: None))
+    with pytest.raises(ArchiveError, match=r"cannot be opened.*on the managed host"):
+        convert(ConvertRequest(source=source, path=str(tmp_path)), Context(Progress(), lambda _notice: None))
+
+
 def driver(source: Path, target: Path, form: str = "plain", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(HERE / "driver.py"), str(target), form, str(source)],
