@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import random
 import zlib
@@ -17,7 +18,7 @@ SIZE = 65536
 WORDS = b" ".join(b"%d word" % number for number in range(9000))[:SIZE]
 
 
-@pytest.fixture(params=["libz", "zlib", "isal"])
+@pytest.fixture(params=["libz", "libdeflate", "zlib", "isal"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> inflate.Inflate:
     """The way that a host takes which has just this library."""
     if request.param == "isal":
@@ -26,11 +27,24 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> infl
         assert isinstance(chosen, functools.partial) and chosen.args == (isal,)  # it is taken where it is installed
         return chosen
     monkeypatch.setattr(_libraries, "isal_zlib", None, raising=False)
+    if request.param == "libdeflate":
+        chosen = inflate._of_libdeflate()
+        if chosen is None:
+            pytest.skip("libdeflate is not installed here")
+        assert inflate.best() is chosen
+        return chosen
+    monkeypatch.setattr(inflate, "_of_libdeflate", lambda: None)
     if request.param == "libz":
-        assert not isinstance(inflate.best(), functools.partial)
+        assert inflate.best() is inflate._of_libz() is not None
     else:
         monkeypatch.setattr(inflate, "_of_libz", lambda: None)
     return inflate.best()
+
+
+def test_by_many_threads(way: inflate.Inflate) -> None:
+    stream = zlib.compress(WORDS)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _number: inflated(way, stream), range(400))) == {WORDS}
 
 
 def inflated(way: inflate.Inflate, stream: bytes, size: int = SIZE) -> bytes:
