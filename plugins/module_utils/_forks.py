@@ -79,6 +79,7 @@ def side_by_side(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     try:
         while True:
+            reason = reason or stopped()
             while waiting and len(children) < at_once and not reason:
                 try:
                     child = _fork(waiting[0], work, mask, children)
@@ -95,7 +96,6 @@ def side_by_side(
                 if received and received.si_signo in STOP_SIGNALS:
                     reason = f"signal {signal.Signals(received.si_signo).name}"
                     _signal(children, received.si_signo)
-            reason = reason or stopped()
             for pid, status in _ended():
                 child = children.pop(pid)
                 end = _end(child, status)

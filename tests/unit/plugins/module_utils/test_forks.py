@@ -152,10 +152,12 @@ def test_a_host_that_starts_no_more_processes(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_is_begun_once_it_shall_stop() -> None:
-    found = ends(4, lambda number: {}, stopped="cancelled by the controller")
-    stopped = [end for end in found.values() if end.cancelled]
-    assert len(stopped) == 2
-    assert {end.why for end in stopped} == {"stopped before it began: cancelled by the controller"}
+    assert all(end.cancelled for end in ends(4, lambda number: {}, stopped="cancelled by the controller").values())
+    answers = iter(["", "cancelled by the controller"])
+    ended = list(_forks.side_by_side(4, lambda number: {}, at_once=2, stopped=lambda: next(answers)))
+    cancelled = [end for end in ended if end.cancelled]
+    assert len(cancelled) == 2
+    assert {end.why for end in cancelled} == {"stopped before it began: cancelled by the controller"}
 
 
 def test_whoever_asks_no_more_leaves_no_child() -> None:
