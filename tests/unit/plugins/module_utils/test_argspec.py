@@ -29,7 +29,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request imp
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._notices import Code, Notice
 from ansible_collections.kvmops.backup.plugins.module_utils._ovf.request import ConvertRequest
-from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context
+from ansible_collections.kvmops.backup.plugins.module_utils._progress import Context, Progress
 from ansible_collections.kvmops.backup.plugins.module_utils._restore import request as restore_request
 
 MODULES = Path(_argspec.__file__).parents[1] / "modules"
@@ -209,6 +209,44 @@ def test_a_signal_stops_it_at_the_next_step(
     code, result = run(monkeypatch, capsys, operation)
     assert (code, result["cancelled"], cleaned_up) == (1, True, [True])
     assert number.name in result["msg"]
+
+
+def test_a_module_within_another_returns_what_it_would_have_printed() -> None:
+    """The same checks, conversions and errors, and its own warnings."""
+    seen: dict[str, Any] = {}
+
+    def operation(params: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        seen.update(params)
+        context.warn(Notice(Code.SPACE, "tight\n"))
+        if params["vm"] == "lost":
+            raise RefusedError("The VM lost", "it is not there", "Look for it.")
+        return {"changed": 1, "notes": ("a", "\x1b")}
+
+    def within(**arguments: Any) -> dict[str, Any]:
+        spec = {**SPEC, "count": {"type": "int", "default": 3}}
+        handlers = {number: signal.getsignal(number) for number in _argspec.STOP_SIGNALS}
+        try:
+            return _argspec.run_within(
+                "kvmops.backup.other", spec, arguments, operation, lambda _vm: Progress(), check_mode=True, diff=False,
+                required_one_of=[["vm", "query"]],
+            )  # fmt: skip
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    assert within(vm="web01", count="7") == {"changed": True, "notes": ["a", "%1B"], "warnings": ["tight"]}
+    assert seen == {"vm": "web01", "query": None, "count": 7, "check_mode": True, "diff": False}
+    lost = within(vm="lost")
+    assert (lost["failed"], lost["msg"], lost["warnings"]) == (True, "The VM lost: it is not there. Look for it.", ["tight"])
+    seen.clear()
+    for wrong, text in (
+        ({"vm": "a", "other": 1}, "Unsupported parameters for (kvmops.backup.other) module: other. Supported parameters"),
+        ({"vm": "a", "count": "many"}, "argument 'count' is of type"),
+        ({}, "one of the following is required: vm, query"),
+    ):
+        result = within(**wrong)
+        assert result["failed"] and result["changed"] is False and result["msg"].startswith(text), result
+    assert not seen
 
 
 def test_a_missing_library_is_named_with_its_packages(
