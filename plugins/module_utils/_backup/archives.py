@@ -31,7 +31,7 @@ class VmArchives:
         for path in catalog.find([directory]):
             if catalog.surely_of_others(path, self._uuid):
                 continue
-            with suppress(KvmopsError, FileNotFoundError):
+            with suppress(KvmopsError, OSError):
                 seen = (path, _files.evidence(path))
                 if seen in self._of_others:
                     continue

@@ -18,7 +18,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils._archive.model impor
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import index, shown, verified
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.view import ArchiveView, points_of
-from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError
+from ansible_collections.kvmops.backup.plugins.module_utils._errors import ArchiveError, SourceError
 from ansible_collections.kvmops.backup.plugins.module_utils._progress import Progress
 
 SUFFIXES = (names.PLAIN_SUFFIX, names.COMPRESSED_SUFFIX)
@@ -62,6 +62,9 @@ def look(path: str, *, refresh: bool = False) -> ArchiveView:
         return (_of_index(path) if known and known.slow else None) or _look_at_archive(path)
     except FileNotFoundError as error:  # retention has removed it while it was read
         raise ArchiveError(f"archive {path}", "it is not there any more") from error
+    except (SourceError, OSError) as error:
+        why = error.why if isinstance(error, SourceError) else f"it cannot be looked at ({error.strerror})"
+        raise ArchiveError(f"archive {path}", why) from error
 
 
 def glance(path: str, progress: Progress | None = None) -> ArchiveView:
@@ -82,7 +85,7 @@ def surely_of_others(path: str, uuid: str) -> bool:
     """Whether the index knows the file as it is now, and as an archive of another VM than this."""
     try:
         known = _line(path, os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False
     return known is not None and known.vm_uuid not in ("", uuid)
 

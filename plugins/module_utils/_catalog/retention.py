@@ -205,8 +205,8 @@ def _views(
         if of_vm and catalog.surely_of_others(path, of_vm):
             continue
         with contextlib.suppress(FileNotFoundError):
-            evidence[path] = _files.evidence(path)
             try:
+                evidence[path] = _evidence(path)
                 if of_vm or all_read:
                     context.progress.phase("read", path)
                     view = catalog.look(path)
@@ -221,6 +221,16 @@ def _views(
             else:
                 views.append(view)
     return views, unknown
+
+
+def _evidence(path: str) -> tuple[int, ...]:
+    """Raises FileNotFoundError, ArchiveError where the storage does not answer."""
+    try:
+        return _files.evidence(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ArchiveError(f"archive {path}", f"it cannot be looked at ({error.strerror})") from error
 
 
 def _read(path: str, twins: Sequence[str]) -> tuple[ArchiveView | None, _retention.ArchiveFacts]:

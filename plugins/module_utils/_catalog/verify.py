@@ -87,14 +87,25 @@ def _all_checked(selected: Sequence[str], request: VerifyRequest, context: Conte
         try:
             with archive_locks.reading(path) if os.path.isfile(path) else contextlib.nullcontext():  # it is not deleted meanwhile
                 _check(path, request, context, found)
+        except OSError as error:
+            found.not_checked.append(ArchiveError(f"Archive {path}", f"it cannot be looked at ({error.strerror})"))
         except (ArchiveError, BusyError, RefusedError) as error:
             if request.selection.archive:
                 raise
-            if os.path.lexists(path):
+            if not _is_gone(path):
                 found.not_checked.append(error)
             else:
                 context.warn(Notice(Code.NOT_LOOKED_AT, f"{path} is not checked: it is not there any more"))
     return found
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a file is surely not there. Storage that does not answer (EIO, ESTALE) says nothing of it."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _selected(selection: Selection, context: Context) -> Iterator[str]:
@@ -120,7 +131,7 @@ def _check(path: str, request: VerifyRequest, context: Context, found: _Found) -
     try:
         report = archive_verify.verify_file(path, progress=context.progress, threads=request.threads)
     except (ArchiveError, OSError) as error:
-        if not os.path.lexists(path):
+        if _is_gone(path):
             raise ArchiveError(f"Archive {path}", "it is not there any more") from error
         size = os.stat(path).st_size
         report = archive_verify.VerifyReport(False, archive_verify.STRUCTURE, 0, size, (Damage("", 0, size, (), str(error)),))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pytest
 from ansible_collections.kvmops.backup.plugins.module_utils import _files
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, convert, sidecars
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.model import TemplateDisk, TemplateRequirement
+from ansible_collections.kvmops.backup.plugins.module_utils._backup.archives import VmArchives
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog, retention
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import (
     RetentionRequest,
@@ -70,6 +72,24 @@ def test_check_mode_leaves_nothing_at_all(tmp_path: Path, own_directories: Path,
     history(tmp_path, [1, 0])
     assert run(tmp_path, told, keep_last=1, check_mode=True)["changed"]
     assert not list((own_directories / "state_dir").iterdir())
+
+
+def test_a_file_that_nobody_can_look_at_stays_and_stops_nothing(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, lost, new = history(tmp_path, [2, 1, 0])
+    real = os.stat
+
+    def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if path == str(lost):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert [view.path for view in VmArchives(UUID).views(str(tmp_path))] == [str(old), str(new)]
+    result = run(tmp_path, told, keep_last=1)
+    assert paths(result["removed"]) == {old.name}
+    assert "cannot be looked at (Stale" in next(each["reason"] for each in result["kept"] if each["path"] == str(lost))
 
 
 def test_keeps_the_newest_and_says_why(tmp_path: Path, told: Told) -> None:

@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from ansible_collections.kvmops.backup.plugins.module_utils._archive import archive_locks, digests
 from ansible_collections.kvmops.backup.plugins.module_utils._archive.reader import open_archive
+from ansible_collections.kvmops.backup.plugins.module_utils._catalog import catalog
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog import verify as catalog_verify
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.catalog import describe, iso_time
 from ansible_collections.kvmops.backup.plugins.module_utils._catalog.request import Selection, VerifyRequest
@@ -326,6 +328,30 @@ def test_what_is_no_archive_is_not_called_damaged(tmp_path: Path, told: Told, na
     path = write(tmp_path).rename(tmp_path / name)
     with pytest.raises(RefusedError, match="not an archive, but a package or a Domain XML"):
         verify(request(path), told)
+
+
+def test_a_file_that_nobody_can_look_at_costs_the_others_nothing_and_is_no_success(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, good = write(tmp_path), write(tmp_path, name="db")
+    real = {name: getattr(os, name) for name in ("stat", "lstat", "open")}
+
+    def failing(name: str) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            if path == str(lost):
+                raise OSError(errno.ESTALE, "Stale file handle", path)
+            return real[name](path, *args, **options)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, failing(name))
+    with pytest.raises(ArchiveError, match=f"{lost}: it cannot be looked at .Stale file handle"):
+        catalog.look(str(lost))
+    assert not catalog.surely_of_others(str(lost), "x")
+    found = verify(request(tmp_path), told)
+    assert found["failed"] and str(lost) in found["msg"]
+    assert [each["path"] for each in found["archives"] if each["ok"]] == [str(good)]
 
 
 def anchored(directory: Path, path: Path, expected: Any, **options: Any) -> VerifyRequest:
