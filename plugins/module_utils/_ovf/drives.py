@@ -179,17 +179,17 @@ class _Planner:
 
     def _cd_slot(self, item: ovf.Item) -> DriveSlot:
         controller, rule = self._controller(item)
-        file = ""
+        file, disk = "", ovf.DiskRow("")
         for resource in item.resources:
             kind, id_ = ovf.reference(resource)
             if kind == "file" and id_ in self.described.files:
                 file = id_
             elif kind == "disk" and id_ in self.described.disks and self.described.disks[id_].file:
-                file = self._with_file(self.described.disks[id_], item).file
+                file, disk = self._with_file(self.described.disks[id_], item).file, ovf.DiskRow(id_)
         if not file:
             self._no_medium(item, "CD drive")
         bus = "ide" if self.machine == "pc" and rule is not None and rule.pc == "ide" else "sata"
-        return DriveSlot(item, "cdrom", bus, self._key(item, controller, rule), str(item), file=file)
+        return DriveSlot(item, "cdrom", bus, self._key(item, controller, rule), str(item), disk=disk, file=file)
 
     def _floppy(self, item: ovf.Item) -> None:
         for kind, id_ in map(ovf.reference, item.resources):
