@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach import appliance
+from ansible_collections.kvmops.backup.tests.lab._run import wait_for
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
 
@@ -124,9 +125,12 @@ def test_a_lease_that_is_over(module_lab, source, attach, run_module):
     before = appliance.standing(source)
     module_lab.create_vm("late", start=False)
     attach(vm="late", lease="1s")
-    told = run_module("vdisk_cross_attach_info", source_vm="web01")
-    while not any("past its lease" in text for text in told.warnings):
-        told = run_module("vdisk_cross_attach_info", source_vm="web01")
+
+    def told():
+        warnings = run_module("vdisk_cross_attach_info", source_vm="web01").warnings
+        return any("past its lease" in text for text in warnings)
+
+    wait_for("the end of the lease", told, 60)
     target = str(module_lab.path("late-backups"))
     for touched in (
         run_module("vm_info", vms=["web01"]),
