@@ -33,8 +33,8 @@ options:
     default: {}
   at_once:
     description:
-      - How many backups of this task run at the same time; V(0) means all, as far as the host allows: four for each
-        of its cores and at least eight, if there is enough free memory.
+      - How many backups of this task run at the same time; V(0) means all, but not more than the host allows.
+        That is four for each of its cores and at least eight, if there is enough free memory.
         O(kvmops.backup.vm_backup#module:max_parallel) also counts the backups of other tasks that write to the same place.
     type: int
     default: 0

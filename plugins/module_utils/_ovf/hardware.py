@@ -300,7 +300,6 @@ class _Builder:
             raise ArchiveError(self.what, f"{size} bytes of memory make no sense")
         return size
 
-
     def _drive(self, devices: etree._Element, slot: DriveSlot) -> None:
         element = _add(devices, "disk", type="file", device=slot.device)
         _add(element, "driver", name="qemu", type="qcow2" if slot.device == "disk" else "raw")
