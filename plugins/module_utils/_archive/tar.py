@@ -226,6 +226,7 @@ _REFUSED = {
 }
 _FILES = (b"0", b"\0", b"7")  # "contiguous" is a file to whoever does not know better (POSIX)
 _OTHER_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+_AT_THE_BEGINNING = "Name a tar archive, plain or compressed by zstd. If it is one, its beginning is damaged."
 
 
 class Walk:
@@ -301,6 +302,16 @@ class Walk:
 
     def _block(self, position: int) -> Optional[bytes]:
         """The header at `position`, None for the end marker."""
+        try:
+            return self._checked(position)
+        except DamagedError as error:
+            if position or error.hint:
+                raise
+            raise DamagedError(
+                error.what, error.why, _AT_THE_BEGINNING, offset=error.offset, length=error.length
+            ) from error
+
+    def _checked(self, position: int) -> Optional[bytes]:
         block = self._fetch(position, BLOCK)
         if len(block) < BLOCK:
             raise DamagedError(

@@ -275,6 +275,8 @@ def test_a_disk_matched_by_the_beginning_of_its_name_is_named(products: Path, tm
         ("mkdir more; tar -G -cf OUT .", "tar -C DIRECTORY"),
         ("tar -cM -L 700 -f first -f OUT * </dev/null", "Extract all volumes"),
         ("tar -cM -L 700 --format=posix -f first -f OUT * </dev/null", "Extract all volumes"),
+        ("printf x > OUT", "Name a tar archive"),
+        ("cp vda_0.qcow2 OUT", "Name a tar archive"),
         ("truncate -s 9M vda_0.qcow2; tar -S -cf OUT *", "without tar's -S"),
         ("truncate -s 9M vda_0.qcow2; tar -S --format=posix -cf OUT *", "without tar's -S"),
     ],
