@@ -36,13 +36,16 @@ class Model:
         self.states: dict[str, Content] = {}
         self.points: dict[str, dict[int, Content]] = {}
         self.doubtful: list[Content] = []  # what a killed run may have made a point of
+        self.settled = True  # no run has been killed since the last change by a module
         self.content = self.now()
 
     def now(self) -> Content:
         return {target: truth.content_sha256(path, "qcow2") for target, path in self.vm.disks().items()}
 
     def module(self, name, **arguments):
-        return modules.run_module(name, vm="model", **arguments)
+        result = modules.run_module(name, vm="model", **arguments)
+        self.settled = True
+        return result
 
     def write(self):
         path = self.chance.choice(list(self.vm.disks().values()))
@@ -95,7 +98,7 @@ class Model:
             arguments["increment_limit_deletes"] = "own"
         if self.chance.random() < 0.3:
             arguments["compress"] = True
-        result = modules.run_module("vm_backup", vm="model", **arguments)
+        result = self.module("vm_backup", **arguments)
         print("   ", result["mode"], result["reason"], result["merged_snapshots"])
         self.points.setdefault(result["archive"]["path"], {})[result["point"]] = self.content
         if result["archive"]["incrementable"]:
@@ -111,6 +114,7 @@ class Model:
         arguments = {"vm": "model", "path": str(self.target), "mode": "auto"}
         kills.kill_at_system_call("vm_backup", arguments, name, self.chance.randint(1, KILLED_AT[name]))
         self.doubtful.append(self.content)
+        self.settled = False
 
     def verify(self):
         for archive in modules.run_module("backup_verify", path=str(self.target))["archives"]:
@@ -132,6 +136,8 @@ class Model:
         """Nothing that is done to the VM changes what its disks hold, unless that is what was asked for."""
         assert self.now() == self.content
         for state in self.vm.domain.listAllSnapshots():
+            if state.getName().startswith("kvmops-") and not self.settled:
+                continue  # the killed run may have been merging it: its content is no longer of use, its name goes next
             known = self.states.get(state.getName())
             root = etree.fromstring(state.getXMLDesc().encode())
             external = {disk.get("name") for disk in root.findall("disks/disk[@snapshot='external']")}

@@ -80,8 +80,8 @@ def test_clock(lab, run_module):
 #: Runs a module that believes an archive to be full with fewer bytes of configurations.
 _SMALL = """
 import runpy, sys
-from ansible_collections.kvmops.backup.plugins.module_utils._archive import append
-append.MAX_CONFIGURATION_BYTES = int(sys.argv[1])
+from ansible_collections.kvmops.backup.plugins.module_utils._archive import append, reader
+append.MAX_CONFIGURATION_BYTES = reader.MAX_CONFIGURATION_BYTES = int(sys.argv[1])
 sys.argv = sys.argv[2:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
@@ -331,7 +331,8 @@ def killed_at_each(places, vm, run_module, arguments, scratch):
         )
         known[result["point"]] = chains.frozen_now(vm)
         assert len(vm.domain.snapshotListNames()) == len(result["archive"]["points"])
-        assert os.listdir("/var/lib/kvmops-backup/journal") == []
+        journals = [path.read_text() for path in Path("/var/lib/kvmops-backup/journal").iterdir()]
+        assert journals == []
     found = chains.digests_of_points(archive, scratch)
     assert known.items() <= found.items()
     done = run_module("vm_backup", increment_limit=2, **arguments)
