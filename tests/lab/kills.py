@@ -36,12 +36,18 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-class Steps:
-    """Counts the calls of functions, from 1, and kills this process before call number ``kill_at`` (0: never)."""
+def _kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, places: Sequence[tuple[Any, str]], kill_at: int) -> None:
+
+class Steps:
+    """Counts the calls of functions, from 1, and kills before call number ``kill_at`` (0: never): this process, or as told."""
+
+    def __init__(
+        self, places: Sequence[tuple[Any, str]], kill_at: int, kill: Callable[[], None] = _kill_this_process
+    ) -> None:
         self.count = 0
-        self._kill_at = kill_at
+        self._kill_at, self._kill = kill_at, kill
         for owner, name in places:
             setattr(owner, name, self._counted(getattr(owner, name)))
 
@@ -49,7 +55,7 @@ class Steps:
         def call(*arguments: Any, **named: Any) -> Any:
             self.count += 1
             if self.count == self._kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._kill()
             return original(*arguments, **named)
 
         return call

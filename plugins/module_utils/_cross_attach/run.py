@@ -239,6 +239,9 @@ def _undo(run: _Run, source_uuid: str, attachment: Attachment) -> None:
     """After a failed attach; what cannot be undone stays in the record, for the next run."""
     with suppress(KvmopsError):
         conn = renewed(run.conn)
+        # a snapshot that libvirtd died of: without the record nobody would look for it before the next change
+        recovery.settle_vm(conn, source_uuid, run.context)
+        conn = renewed(conn)
         record = _attachments.load(source_uuid)
         if record is None:
             return

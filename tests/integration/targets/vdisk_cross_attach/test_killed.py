@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 
 import pytest
 
@@ -18,7 +17,7 @@ from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_att
 from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach.stepwise import (
     stepwise as run_stepwise,
 )
-from ansible_collections.kvmops.backup.tests.lab import daemons
+from ansible_collections.kvmops.backup.tests.integration.targets.vdisk_cross_attach.stepwise import with_libvirtd_killed
 from ansible_collections.kvmops.backup.tests.lab.modules import module_argv
 from ansible_collections.kvmops.backup.tests.lab.vm import Disk
 
@@ -85,23 +84,14 @@ def test_worker_killed(source, receiver, run_module, chosen, power):
 def test_libvirtd_killed(source, receiver, run_module, chosen, state):
     source.start(wait=False)
     before = appliance.standing(source)
-    arguments = {"vm": "backup02", "source_vm": "db01", "vdisk": "vda"}
-    begin = time.monotonic()
-    run_module("vdisk_cross_attach", **arguments)
-    took_s = time.monotonic() - begin
-    run_module("vdisk_cross_attach", state="detached", **arguments)
-    for step in chosen(12)[1:-1]:
+    counts = {each: stepwise(0, each) for each in ("attached", "detached")}
+    for kill_at in chosen(counts[state]):
         if state == "detached":
-            run_module("vdisk_cross_attach", **arguments)
-        worker = subprocess.Popen(
-            module_argv("vdisk_cross_attach", {"state": state, **arguments}), stdout=subprocess.DEVNULL
-        )
-        time.sleep(took_s * step / 12)
-        daemons.kill()
-        daemons.start()
-        worker.wait(120)
+            stepwise(0, "attached")
+        with_libvirtd_killed(kill_at, "backup02", "db01", "vda", state)
+        print(f"libvirtd killed before {kill_at} of {counts[state]} ({state})")
         settled(run_module, source, receiver, before)
-        run_module("vdisk_cross_attach", state="detached", **arguments)
+        stepwise(0, "detached")
         assert not settled(run_module, source, receiver, before)
     source.destroy()
 
