@@ -13,12 +13,6 @@ from ansible_collections.kvmops.backup.plugins.module_utils._text import printab
 from ansible_collections.kvmops.backup.plugins.module_utils._units import human_bytes
 from ansible_collections.kvmops.backup.plugins.plugin_utils import _progress_action as base
 
-_ARGUMENT_SPEC = {
-    "vms": {"type": "list", "elements": "dict", "required": True},
-    "defaults": {"type": "dict", "default": {}},
-    "at_once": {"type": "int", "default": 0},
-}
-
 
 class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-ignore]
     """See the documentation of the module of the same name."""
@@ -27,7 +21,7 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """All backups; a failed one never stops the others."""
-        _checked, options = self.validate_argument_spec(_ARGUMENT_SPEC)  # starting a module adds to the arguments
+        _checked, options = self.validate_argument_spec(_backup_results.ARGUMENT_SPEC)  # starting a module adds to the arguments
         self._vms = [str({**options["defaults"], **each}.get("vm", "")) for each in options["vms"]]
         return super().run(tmp, task_vars)
 

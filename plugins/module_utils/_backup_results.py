@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: kvmops.backup contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # This file is private to the kvmops.backup collection.
-"""What vm_backup_many returns, and what it tells meanwhile: for the module on the host, and for the action plugin.
+"""What vm_backup_many takes and returns, and what it tells meanwhile: for the module on the host, and for the action plugin.
 
 In the control directory, ``at_work/<number>`` are links to the status files of those at work, and ``results.jsonl`` has a
 line ``[number, process id, result]`` for each that has ended, as soon as it has. ``looked``: when the controller has looked last.
@@ -13,6 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import CancelledError, KvmopsError
+
+ARGUMENT_SPEC = {
+    "vms": {"type": "list", "elements": "dict", "required": True},
+    "defaults": {"type": "dict", "default": {}},
+    "at_once": {"type": "int", "default": 0},
+}
 
 AT_WORK = "at_work"
 RESULTS = "results.jsonl"

@@ -73,12 +73,7 @@ from ansible_collections.kvmops.backup.plugins.module_utils import _operations
 from ansible_collections.kvmops.backup.plugins.module_utils._argspec import run_module
 from ansible_collections.kvmops.backup.plugins.module_utils._backup_many import backups
 from ansible_collections.kvmops.backup.plugins.module_utils._backup_options import LIBRARIES
-
-ARGUMENT_SPEC = {
-    "vms": {"type": "list", "elements": "dict", "required": True},
-    "defaults": {"type": "dict", "default": {}},
-    "at_once": {"type": "int", "default": 0},
-}
+from ansible_collections.kvmops.backup.plugins.module_utils._backup_results import ARGUMENT_SPEC
 
 
 def main() -> None:
