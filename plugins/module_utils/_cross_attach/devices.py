@@ -23,6 +23,10 @@ from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.connection 
     translate,
 )
 
+MORE_PORTS = (
+    "Shut the receiver down for the attach, or give it places for more disks while it is off: controllers of model "
+    "pcie-root-port (q35), or one of model pci-bridge (pc)."
+)
 _PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
 UNPLUG_S = 30.0  # a guest that has just seen the disk, or is just booting, may need some seconds
 _POLL_S = 0.1
@@ -88,10 +92,7 @@ def _way_out(text: str) -> str:
     if "No PCI buses" in text:
         return "A machine without PCI takes no virtio disk: name another VM."
     if "PCI" in text and ("slot" in text or "port" in text):
-        return (
-            "Shut the receiver down for the attach, or give it places for more disks while it is off: controllers of model "
-            "pcie-root-port (q35), or one of model pci-bridge (pc)."
-        )
+        return MORE_PORTS
     return ""
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.kvmops.backup.plugins.module_utils import _attachments
 from ansible_collections.kvmops.backup.plugins.module_utils._attachments import Attachment, Record
-from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.devices import free_target
+from ansible_collections.kvmops.backup.plugins.module_utils._cross_attach.devices import MORE_PORTS, free_target
 from ansible_collections.kvmops.backup.plugins.module_utils._errors import RefusedError
 from ansible_collections.kvmops.backup.plugins.module_utils._libvirt.place_rules import (
     NAMES,
@@ -162,8 +162,7 @@ def _refuse_port(receiver: ReceiverFacts) -> None:
         raise RefusedError(
             f"The VM {receiver.name}",
             "it runs, and has no free PCI port for another disk",
-            "Shut it down for the attach, or give it ports for more disks while it is off: "
-            "<controller type='pci' model='pcie-root-port'/>, one for each disk.",
+            MORE_PORTS,
         )
 
 
