@@ -21,7 +21,8 @@ class ActionModule(base.ProgressActionModule):  # type: ignore[misc, unused-igno
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """All backups; a failed one never stops the others."""
-        _checked, options = self.validate_argument_spec(_backup_results.ARGUMENT_SPEC)  # starting a module adds to the arguments
+        # before the module is started, which adds to the arguments
+        _checked, options = self.validate_argument_spec(_backup_results.ARGUMENT_SPEC)
         self._vms = [str({**options["defaults"], **each}.get("vm", "")) for each in options["vms"]]
         return super().run(tmp, task_vars)
 
